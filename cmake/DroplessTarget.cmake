@@ -1,0 +1,41 @@
+# What all targets share: language level, warnings, sanitizers, output folders.
+if(PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+  set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+  set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
+  set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
+endif()
+
+# dropless_options(TARGET): applied to every target of the project.
+function(dropless_options target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF POSITION_INDEPENDENT_CODE ON)
+  # No contraction to FMA behind our back: sample order and the reference kernels are exact to the bit.
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -ffp-contract=off>
+    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${DROPLESS_WERROR}>>:-Werror>)
+  if(DROPLESS_SANITIZE)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${DROPLESS_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined>)
+    target_link_options(${target} PUBLIC -fsanitize=${DROPLESS_SANITIZE})
+  endif()
+endfunction()
+
+# dropless_room(NAME SOURCES a.cc ... DEPS target ...): the static library of one folder of train/.
+function(dropless_room name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(dropless_${name} STATIC ${arg_SOURCES})
+  dropless_options(dropless_${name})
+  target_include_directories(dropless_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(dropless_${name} PUBLIC ${arg_DEPS})
+endfunction()
+
+# dropless_test(NAME SOURCES a.cc ... DEPS target ...): one GoogleTest program, its cases found by CTest.
+function(dropless_test name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  dropless_options(${name})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600)
+endfunction()

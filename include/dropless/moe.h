@@ -1,0 +1,86 @@
+// The whole dropless mixture-of-experts layer.
+//
+// For each token x (a row of x_TD), with router weights Wr and K selected experts e_1..e_K:
+//
+//   logits   = Wr x                                   (fp32)
+//   p        = softmax(logits)                        over all E experts, fp32
+//   s_k      = p[e_k]                                 the K largest; equal values: lowest index first
+//   s_k     /= (sum_j |s_j|^q)^(1/q)                  if normalize_p = q > 0
+//   h        = act(W1_e x) * (V1_e x)   (GLU)   or    act(W1_e x)   (MLP)
+//   out      = sum_k s_k * (h W2_{e_k})               in the order k = 1..K, accumulated in fp32
+//
+// Every token reaches all of its experts: there is no capacity and nothing is dropped. (MegaBlocks,
+// Gale et al. 2022, arXiv:2211.15841; the layer's semantics are that package's `dMoE`.)
+//
+// Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K rows.
+//
+// Memory: the caller owns everything. Between forward and backward only x, the pre-activations and 12
+// bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are recomputed.
+// Nothing is allocated inside: both directions take a workspace whose size is queried first.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dropless/activation.h"
+#include "dropless/view.h"
+
+namespace dropless {
+
+struct MoEConfig {
+  std::int64_t num_experts = 8;
+  std::int64_t top_k = 2;
+  std::int64_t d_model = 0;
+  std::int64_t d_ffn = 0;  // of one expert
+  Activation activation = Activation::kSilu;
+  bool glu = true;           // act(x W1^T) * (x V1^T); false: act(x W1^T)
+  double normalize_p = 0.0;  // q of the q-norm that divides the K selected weights; 0: off
+};
+
+// All weights and x have one dtype (fp32 or fp64; bf16 and fp16 with fp32 accumulation).
+struct MoEWeights {
+  ConstTensorView router_ED;
+  ConstTensorView w1_EFD;  // gate (GLU) or up (MLP)
+  ConstTensorView v1_EFD;  // up (GLU); absent for MLP
+  ConstTensorView w2_EFD;  // down; note the layout: out = h W2, not h W2^T
+};
+
+// What backward needs besides x and the weights. Routed rows are sorted by expert, in token order
+// within an expert.
+struct MoESaved {
+  TensorView gate_RF;          // pre-activation x W1^T, x's dtype
+  TensorView up_RF;            // x V1^T, x's dtype; absent for MLP
+  TensorView weights_TK;       // fp32 (fp64 for fp64 layers): s_k after normalisation
+  TensorView indices_TK;       // int32: e_k
+  TensorView rows_TK;          // int32: the routed row of each (token, k)
+  TensorView offsets_E1;       // int64 [E + 1]: rows of expert e are [offsets[e], offsets[e + 1])
+};
+
+// Gradients; each is overwritten. Rows of experts that received no token are exactly zero.
+struct MoEGradients {
+  TensorView x_TD;
+  TensorView router_ED;
+  TensorView w1_EFD;
+  TensorView v1_EFD;  // absent for MLP
+  TensorView w2_EFD;
+};
+
+// Bytes of workspace for `num_tokens` tokens of type `dtype`.
+std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens, DType dtype);
+std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens, DType dtype);
+
+// out_TD: x's dtype. losses_2: fp32 (fp64 for fp64 layers) [2], may be absent:
+//   losses[0] = E / (T K) * sum_e n_e * mean_t p[t, e]    load-balancing loss; 1 at perfect balance
+//   losses[1] = mean_t logsumexp(logits_t)^2              router z-loss
+// Both unweighted; 0 for T = 0. tokens_per_expert_E: int32 [E], may be absent.
+// `workspace` is 64-byte aligned. Throws Error(kInvalidArgument) naming the tensor and the shapes.
+void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
+                 TensorView out_TD, TensorView losses_2, TensorView tokens_per_expert_E,
+                 const MoESaved& saved, void* workspace, std::size_t workspace_bytes);
+
+// d_out_TD: x's dtype. d_losses_2: gradients of the two losses (same type as losses_2), may be absent.
+void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
+                  const MoESaved& saved, ConstTensorView d_out_TD, ConstTensorView d_losses_2,
+                  const MoEGradients& grads, void* workspace, std::size_t workspace_bytes);
+
+}  // namespace dropless
