@@ -1,0 +1,15 @@
+// The verbs of the command: each function adds one subcommand whose callback runs it.
+//
+// A callback throws dropless::Error; main turns it into a message and an exit code. A callback that
+// has reported damage by itself (`data verify`) throws CLI::RuntimeError(1).
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace dropless::apps {
+
+void add_data_verb(CLI::App& app);  // data text | cat | info
+
+}  // namespace dropless::apps
