@@ -8,7 +8,8 @@
 
 namespace dropless::train {
 
-void log_line(std::string_view prefix, std::string_view text);  // "prefix" + text + newline, one write
+void log_line(std::string_view prefix,
+              std::string_view text);  // "prefix" + text + newline, one write
 // While a progress line stands on the terminal, log_line clears it first through this hook.
 void set_log_hook(void (*before)());
 

@@ -1,8 +1,11 @@
 // YAML configuration, read strictly: every key must be asked for, once, with the right type.
 //
-// LLM Foundry's dialect: `${variables.x}` (any absolute dotted path) interpolation, `key.path=value`
-// overrides, merge keys refused, `1e-3` and `6.0e-4` are numbers. Errors carry file:line:column
-// and, for a misspelt key, the nearest known one.
+// LLM Foundry's dialect: `${variables.x}` (any absolute dotted path) interpolation,
+// `key.path=value` overrides, anchors and merge keys (`<<`), `1e-3` and `6.0e-4` are numbers; `yes`
+// and `on` are not bools, quoted scalars are strings. Errors carry file:line:column and, for a
+// misspelt key, the nearest known one. yaml-cpp only scans: duplicate keys, limits (1 MiB, 100,000
+// nodes, 100 levels), types and interpolation are checked here, so that no input costs more than
+// its size.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +22,9 @@ class YamlMap;
 // A parsed file with overrides applied and interpolations resolved. Cheap to copy (shared).
 class YamlDocument {
  public:
-  // Throws Error(kInvalidArgument): absent file, syntax, duplicate key, unknown or cyclic ${}, bad override.
+  // Throws Error(kInvalidArgument): absent file, syntax, duplicate key, unknown or cyclic ${}, bad
+  // override. An override's value is YAML; a mapping merges into the one there, all else replaces;
+  // absent keys are created. Its place in messages is `override "a.b=1"`.
   static YamlDocument load(const std::string& path, const std::vector<std::string>& overrides = {});
   static YamlDocument parse(const std::string& text, const std::string& file_name,
                             const std::vector<std::string>& overrides = {});
@@ -34,16 +39,18 @@ class YamlDocument {
   std::shared_ptr<const Node> root_;
 };
 
-// One mapping of the document. Remembers which keys were read, so that finish() can refuse the rest.
-// Copies share that memory.
+// One mapping of the document. Remembers which keys were asked for, so that finish() can refuse the
+// rest. The memory belongs to the document: copies, and a second map() of the same key, share it.
 class YamlMap {
  public:
   bool has(std::string_view key) const;  // present and not null; does not count as read
   std::vector<std::string> keys() const;
 
-  // T: bool, int64_t, int, double, std::string, std::vector of those. Throws Error(kInvalidArgument)
-  // with the place when the key is absent (get without fallback) or of another type. Integers take
-  // `5` and `5.0`; bools take true/false only; a string key refuses mappings and sequences.
+  // T: bool, int64_t, int, double, std::string, std::vector of those (but bool). Throws
+  // Error(kInvalidArgument) with the place when the key is absent or null (get without fallback) or
+  // of another type. Integers take `5`, `5.0`, `3e4`, `1_000`; bools take true/false only; a string
+  // key takes any scalar as it is written and refuses mappings and sequences; a vector takes a
+  // sequence.
   template <class T>
   T get(std::string_view key) const;
   template <class T>
@@ -51,11 +58,13 @@ class YamlMap {
   template <class T>
   std::optional<T> find(std::string_view key) const;
 
-  YamlMap map(std::string_view key) const;                // absent: error
+  YamlMap map(std::string_view key) const;                      // absent: error
   std::optional<YamlMap> find_map(std::string_view key) const;  // absent or null: nullopt
   std::vector<YamlMap> maps(std::string_view key) const;  // a sequence of mappings, or one mapping
-  bool is_map(std::string_view key) const;
+  bool is_map(std::string_view key) const;                // none of these three counts as read
   bool is_sequence(std::string_view key) const;
+  bool is_string(std::string_view key)
+      const;  // a quoted scalar, or a plain one that is no number, bool or null
 
   // The key is accepted but changes nothing here; present: one warning saying why.
   void no_effect(std::string_view key, std::string_view why) const;
@@ -66,17 +75,19 @@ class YamlMap {
   // mapping's when the key is absent or empty).
   [[noreturn]] void fail(std::string_view key, const std::string& message,
                          const std::string& hint = {}) const;
-  // Every key that nobody read is an error with a "did you mean".
+  // Every key that nobody read, here and in every mapping below that was reached through map(),
+  // find_map() or maps(), is an error with a "did you mean" out of the keys asked for there.
   void finish() const;
 
-  std::string path() const;   // "model.ffn_config", "" for the root
-  std::string where() const;  // "file:line:column" of the mapping
+  std::string path() const;                       // "model.ffn_config", "" for the root
+  std::string where() const;                      // "file:line:column" of the mapping
+  std::string where(std::string_view key) const;  // of the key's value; of the mapping when absent
 
  private:
   friend class YamlDocument;
-  struct Impl;
-  explicit YamlMap(std::shared_ptr<Impl> impl);
-  std::shared_ptr<Impl> impl_;
+  YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node);
+  std::shared_ptr<const YamlDocument::Node> root_;  // keeps the document alive
+  const YamlDocument::Node* node_;
 };
 
 }  // namespace dropless::train

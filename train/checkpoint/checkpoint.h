@@ -1,0 +1,90 @@
+// Checkpoints of a run: `step-N/` folders that are either complete or not there, and `latest`.
+//
+// Written as `step-N.tmp/`: each file fsynced, then `manifest.json` (sizes and XXH3-128 of the
+// others, and of itself), then the folder; renamed to `step-N/`, the run folder fsynced, and the
+// relative symlink `latest` replaced. A crash at any point leaves the old or the new complete
+// checkpoint (docs/checkpoints.md). This folder knows files and named bytes, not models: the
+// trainer decides what goes in.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "train/checkpoint/safetensors.h"
+
+namespace dropless::train {
+
+inline constexpr int kCheckpointVersion = 1;
+
+struct CheckpointFile {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::string xxh3;
+};
+
+struct Manifest {
+  std::int64_t step = 0;
+  std::int64_t sequence = 0;  // counts the saves of a run folder: the highest is the newest
+  std::vector<CheckpointFile> files;
+};
+
+class CheckpointWriter {
+ public:
+  // Makes `run_folder/step-N.tmp`. expected_bytes (0: unknown) are checked against the free space
+  // at once.
+  CheckpointWriter(std::string run_folder, std::int64_t step, std::uint64_t expected_bytes = 0);
+  ~CheckpointWriter();  // without commit(): removes the temporary folder
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  // `file` is a plain name such as "model.safetensors"; each once.
+  void add_tensors(const std::string& file, std::vector<NamedTensor> tensors,
+                   const TensorMetadata& metadata = {});
+  void add_text(const std::string& file, std::string_view text);
+  // Publishes; an older step-N is replaced. Returns "run_folder/step-N".
+  std::string commit();
+
+ private:
+  std::string path(const std::string& file) const;
+  std::string run_folder_;
+  std::string temporary_;
+  std::int64_t step_;
+  std::vector<CheckpointFile> files_;
+  bool committed_ = false;
+};
+
+std::string step_folder_name(std::int64_t step);  // "step-40"
+// Steps that have a `step-N` folder, ascending; complete or not is not looked at.
+std::vector<std::int64_t> list_steps(const std::string& run_folder);
+
+// At the start of a run, by one process: removes what crashed saves left (`*.tmp`), and puts back a
+// checkpoint caught in the middle of its replacement. Returns a line for each thing done.
+std::vector<std::string> sweep_stale(const std::string& run_folder);
+// Keeps the `keep` newest checkpoints and what `latest` points to; -1 keeps all. Returns what it
+// removed.
+std::vector<std::string> prune_checkpoints(const std::string& run_folder, int keep);
+
+// A checkpoint folder is one that holds a manifest. Takes one, or a run folder (its `latest`; where
+// that is missing or dangling, its newest). Throws kInvalidArgument when there is none.
+std::string resolve_checkpoint(const std::string& path);
+
+// Reads manifest.json alone. kInvalidArgument: absent, or an unknown format or version; kDamaged:
+// altered.
+Manifest read_manifest(const std::string& folder);
+// Reads every byte: kDamaged names the first file that is missing, of another size or altered.
+Manifest verify_checkpoint(const std::string& folder);
+
+struct RejectedCheckpoint {
+  std::string folder;
+  std::string reason;
+};
+struct NewestGood {
+  std::optional<std::string> folder;         // nullopt: none verifies
+  std::vector<RejectedCheckpoint> rejected;  // newer ones that do not: warn loudly
+};
+NewestGood find_newest_good(const std::string& run_folder);
+
+}  // namespace dropless::train
