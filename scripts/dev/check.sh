@@ -1,0 +1,136 @@
+# Tests, format and lint, benchmarks, GPU runs.
+
+# Of ctest's output, all but the lines on starting and passed tests: failures with their output, and the end.
+ctest_essentials() { grep -vE '^ *Start +[0-9]+: |^ *[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed |^Test project |^Internal ctest'; }
+
+# run_tests PRESET CTEST_ARG...: results to standard output, the whole output to a log.
+run_tests() {
+  local preset=$1 log=$log_dir/test-$1.log start=$EPOCHREALTIME status=0
+  shift
+  mkdir -p "$log_dir"
+  : >"$log"
+  paint_progress test "$log" "$start" &
+  painter=$!
+  (cd "$root/build/$preset" && "$venv/bin/ctest" -j2 --output-on-failure --no-tests=error "$@") \
+    >"$log" 2>&1 </dev/null || status=$?
+  stop_painter
+  printf '%-12s %6s s%s\n' test "$(seconds_since "$start")" "$( ((status)) && echo '  FAILED')" >&2
+  ctest_essentials <"$log" || true
+  ((status == 0)) || fail 1 "tests failed (preset $preset); the whole log: ${log#"$root"/}" \
+    "one test alone: ./dev test -R NAME"
+}
+
+verb_test() {
+  local preset nightly=
+  if [[ ${1:-} == --nightly ]]; then
+    nightly=1
+    shift
+  fi
+  preset=$(default_preset)
+  # Tests read this: random and fuzz cases run longer.
+  [[ -z $nightly ]] || export DROPLESS_NIGHTLY=1
+  build_all "$preset"
+  run_tests "$preset" "$@"
+  [[ -n $nightly ]] || return 0
+  # libgomp is not instrumented and torch is not built with sanitizers: what lies in them is not ours.
+  export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1
+  export TSAN_OPTIONS=suppressions=$root/scripts/tsan.supp:ignore_noninstrumented_modules=1
+  for preset in asan tsan; do
+    say "preset $preset"
+    build_all "$preset"
+    run_tests "$preset" "$@"
+  done
+  verb_check --all
+}
+
+ensure_check_tools() {
+  take_lock
+  ensure_packages build check
+  ensure_python build
+  ensure_python check
+  release_lock
+}
+
+tracked_sources() { git -C "$root" ls-files -- '*.h' '*.cc' '*.cu' '*.cuh'; }
+
+# Sources that differ from the main branch, or from HEAD where there is none to compare with.
+changed_sources() {
+  local base
+  base=$(git -C "$root" merge-base HEAD origin/main 2>/dev/null) || base=HEAD
+  {
+    git -C "$root" diff --name-only --diff-filter=d "$base" -- '*.cc'
+    git -C "$root" ls-files --others --exclude-standard -- '*.cc'
+  } | sort -u
+}
+
+check_format() { cd "$root" && tracked_sources | xargs -r "$venv/bin/clang-format" --dry-run -Werror; }
+check_layers() { "$venv/bin/python" "$root/scripts/check_layers.py"; }
+check_spelling() { cd "$root" && git ls-files -- '*.h' '*.cc' '*.cu' '*.md' '*.py' '*.sh' dev | xargs -r "$venv/bin/codespell" -L "$(<scripts/codespell-ignore.txt)"; }
+check_tidy() { (cd "$root" && xargs -r -n 1 -P "$(nproc)" clang-tidy --quiet -p "build/$1"); }
+
+verb_check() {
+  local preset files=changed_sources
+  case "${1:-}" in
+    "") ;;
+    --all) files=tracked_cc ;;
+    *) fail 2 "check takes no argument but --all, got: $*" "./dev check lints changed files; --all every file" ;;
+  esac
+  preset=$(default_preset)
+  ensure_check_tools
+  stage layers "who may include whom: scripts/check_layers.py" check_layers
+  stage format "./dev format mends it" check_format
+  stage spelling "names that are right: scripts/codespell-ignore.txt" check_spelling
+  take_lock
+  ensure_configured "$preset"
+  release_lock
+  stage lint "the checks: .clang-tidy" lint "$preset" "$files"
+}
+
+tracked_cc() { git -C "$root" ls-files -- '*.cc'; }
+# Only what this preset compiles: others have no compile command.
+lint() {
+  local preset=$1 files=$2 file
+  for file in $("$files"); do
+    grep -qF "\"$root/$file\"" "$root/build/$preset/compile_commands.json" && printf '%s\n' "$file"
+  done | check_tidy "$preset"
+}
+
+verb_format() {
+  ensure_check_tools
+  cd "$root"
+  tracked_sources | xargs -r "$venv/bin/clang-format" -i
+}
+
+benchmarks_of() { find "$root/build/$1/bin" -maxdepth 1 -type f -executable -name '*_benchmark' | sort; }
+
+run_benchmarks() {  # run_benchmarks PRESET ARG...: each program in turn, ARG for Google Benchmark
+  local preset=$1 program found=
+  shift
+  for program in $(benchmarks_of "$preset"); do
+    found=1
+    say "== ${program##*/}"
+    "$program" "$@" || fail 1 "${program##*/} failed"
+  done
+  [[ -n $found ]] || fail 2 "no benchmark is built (build/$preset/bin/*_benchmark)"
+}
+
+verb_bench() {
+  local preset
+  preset=$(default_preset)
+  build_all "$preset"
+  run_benchmarks "$preset" "$@"
+}
+
+verb_gpu() {
+  has_gpu || fail 2 "this machine has no NVIDIA GPU (no /dev/nvidia0)" \
+    "run ./dev gpu on a machine with one; ./dev build cuda compiles the kernels anywhere with nvcc"
+  check_preset cuda
+  build_all cuda
+  run_tests cuda -L gpu
+  run_benchmarks cuda "$@"
+}
+
+verb_wheel() {
+  fail 2 "the Python wheel comes with a later version; this one has the library and the command" \
+    "./dev build builds the command"
+}

@@ -1,0 +1,49 @@
+# The demo: Python's standard library as corpus, a small dropless mixture-of-experts model trained on it,
+# evaluated, sampled, and set beside n-grams of the same files.
+
+demo_corpus() {  # demo_corpus DROPLESS SEQUENCE_LENGTH: runs/demo-data/{train,val} and the two lists of files
+  local dropless=$1 length=$2 data=$root/runs/demo-data part files
+  rm -rf "$data"
+  "$venv/bin/python" "$root/scripts/demo_corpus.py" "$data" || return 1
+  for part in train:train val:held_out; do
+    mapfile -t files <"$data/${part#*:}.txt"
+    "$dropless" data text "${files[@]}" --out "$data/${part%:*}" --tokenizer bytes --concat-tokens "$length" ||
+      return 1
+  done
+}
+
+demo_ngram() {
+  local data=$root/runs/demo-data
+  "$1" "$data/train.txt" "$data/held_out.txt" >"$data/ngram.json"
+}
+
+# The sequence length stands in the config alone.
+config_value() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" "$root/$2"; }
+
+verb_demo() {
+  local name=demo preset dropless config length start=$EPOCHREALTIME
+  case "${1:-}" in
+    "") ;;
+    --tiny) name=demo-tiny ;;
+    *) fail 2 "demo takes no argument but --tiny, got: $*" "./dev demo, about 5 minutes; ./dev demo --tiny, under 40 s" ;;
+  esac
+  config=configs/$name.yaml
+  preset=$(default_preset)
+  build_command "$preset" bin/dropless_ngram
+  dropless=$(command_of "$preset")
+  start=$EPOCHREALTIME
+  length=$(config_value max_seq_len "$config")
+  stage corpus "see the log" demo_corpus "$dropless" "$length"
+  stage n-gram "see the log" demo_ngram "${dropless}_ngram"
+  rm -rf "runs/$name"
+  say "training: dropless train $config"
+  # Not a stage: the command shows its own progress.
+  "$dropless" train "$config" >&2 || fail 1 "training failed" "the message above; the data: runs/demo-data"
+  stage sample "dropless generate --help" demo_sample "$dropless" "$name"
+  "$venv/bin/python" scripts/demo_summary.py "runs/$name" runs/demo-data/ngram.json
+  say "demo took $(seconds_since "$start") s after set-up"
+}
+
+demo_sample() {
+  "$1" generate "runs/$2" --prompt "def read_" --max-new-tokens 160 --temperature 0.7 --seed 1 >"runs/$2/sample.txt"
+}
