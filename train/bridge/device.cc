@@ -1,0 +1,68 @@
+// libtorch_cuda registers its kernels when it is loaded. It is not linked, so that one binary starts fast
+// on machines without a GPU and trains on those with one.
+#include "train/bridge/device.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <dlfcn.h>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+// Why CUDA cannot be used; empty when it can.
+std::string load_cuda() {
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL) == nullptr) return "no NVIDIA driver is installed";
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    return std::string("libtorch_cuda cannot be loaded: ") + dlerror();
+  }
+  if (!at::globalContext().hasCUDA()) return "libtorch sees no CUDA device";
+  return "";
+}
+
+const std::string& cuda_problem() {
+  static const std::string problem = load_cuda();
+  return problem;
+}
+
+}  // namespace
+
+bool cuda_available() { return cuda_problem().empty(); }
+
+at::Device choose_device(const std::string& name) {
+  if (name == "cpu") return at::kCPU;
+  if (name == "auto") return cuda_available() ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (name == "cuda" || name.starts_with("cuda:")) {
+    if (!cuda_available()) {
+      throw Error(ErrorKind::kInvalidArgument, "device " + name + ": " + cuda_problem(),
+                  "use device cpu, or auto");
+    }
+    int index = 0;
+    if (name.size() > 5) {
+      const std::string digits = name.substr(5);
+      if (digits.size() > 3 || digits.find_first_not_of("0123456789") != std::string::npos) {
+        throw Error(ErrorKind::kInvalidArgument, "device " + name + " is not of the form cuda:N");
+      }
+      index = std::stoi(digits);
+    }
+    const int count = at::detail::getCUDAHooks().deviceCount();
+    if (index >= count) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  "device " + name + ": this machine has " + std::to_string(count) + " GPU(s)");
+    }
+    return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+  }
+  throw Error(ErrorKind::kInvalidArgument, "unknown device " + name,
+              "one of: auto, cpu, cuda, cuda:N");
+}
+
+std::string describe_device(const at::Device& device) {
+  if (device.is_cpu()) {
+    const int threads = at::get_num_threads();
+    return "CPU, " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+  }
+  return "GPU " + device.str();
+}
+
+}  // namespace dropless::train

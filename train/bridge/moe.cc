@@ -1,0 +1,109 @@
+#include "train/bridge/moe.h"
+
+#include <utility>
+
+#include "train/bridge/views.h"
+
+namespace dropless::train {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Scratch for one call: 64-byte aligned by libtorch's allocator, returned to its cache afterwards.
+at::Tensor make_workspace(std::size_t bytes, const at::Tensor& like) {
+  return at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
+}
+
+// Carries the configuration from forward to backward through the node's saved data.
+struct ConfigHolder : torch::CustomClassHolder {
+  explicit ConfigHolder(const MoEConfig& config) : config(config) {}
+  MoEConfig config;
+};
+
+struct SavedTensors {
+  at::Tensor gate_RF, up_RF, weights_TK, indices_TK, rows_TK, offsets_E1;
+
+  MoESaved views() const {
+    return {view_of(gate_RF),    view_of(up_RF),   view_of(weights_TK),
+            view_of(indices_TK), view_of(rows_TK), view_of(offsets_E1)};
+  }
+};
+
+SavedTensors make_saved(const MoEConfig& config, const at::Tensor& x_TD) {
+  const std::int64_t tokens = x_TD.size(0);
+  const std::int64_t rows = tokens * config.top_k;
+  const auto ints = x_TD.options().dtype(at::kInt);
+  const auto probability = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  SavedTensors saved;
+  saved.gate_RF = at::empty({rows, config.d_ffn}, x_TD.options());
+  if (config.glu) saved.up_RF = at::empty({rows, config.d_ffn}, x_TD.options());
+  saved.weights_TK = at::empty({tokens, config.top_k}, x_TD.options().dtype(probability));
+  saved.indices_TK = at::empty({tokens, config.top_k}, ints);
+  saved.rows_TK = at::empty({tokens, config.top_k}, ints);
+  saved.offsets_E1 = at::empty({config.num_experts + 1}, x_TD.options().dtype(at::kLong));
+  return saved;
+}
+
+struct MoEFunction : torch::autograd::Function<MoEFunction> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x_TD,
+                               const at::Tensor& router_ED, const at::Tensor& w1_EFD,
+                               const at::Tensor& v1_EFD, const at::Tensor& w2_EFD,
+                               const MoEConfig& config) {
+    const SavedTensors saved = make_saved(config, x_TD);
+    const auto loss_options = saved.weights_TK.options();
+    at::Tensor out_TD = at::empty_like(x_TD);
+    at::Tensor losses_2 = at::empty({2}, loss_options);
+    at::Tensor tokens_per_expert_E = at::empty({config.num_experts}, x_TD.options().dtype(at::kInt));
+    const MoEWeights weights{view_of(router_ED), view_of(w1_EFD), view_of(v1_EFD), view_of(w2_EFD)};
+    const std::size_t bytes =
+        moe_forward_workspace_bytes(config, x_TD.size(0), view_of(x_TD).dtype);
+    at::Tensor workspace = make_workspace(bytes, x_TD);
+    moe_forward(config, view_of(x_TD), weights, view_of(out_TD), view_of(losses_2),
+                view_of(tokens_per_expert_E), saved.views(), workspace.data_ptr(), bytes);
+
+    ctx->save_for_backward({x_TD, router_ED, w1_EFD, v1_EFD, w2_EFD, saved.gate_RF, saved.up_RF,
+                            saved.weights_TK, saved.indices_TK, saved.rows_TK, saved.offsets_E1});
+    ctx->mark_non_differentiable({tokens_per_expert_E});
+    ctx->set_materialize_grads(true);
+    ctx->saved_data["config"] =
+        c10::IValue::make_capsule(c10::make_intrusive<ConfigHolder>(config));
+    return {out_TD, losses_2, tokens_per_expert_E};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const MoEConfig config =
+        c10::static_intrusive_pointer_cast<ConfigHolder>(ctx->saved_data["config"].toCapsule())
+            ->config;
+    const variable_list kept = ctx->get_saved_variables();
+    const at::Tensor &x_TD = kept[0], &router_ED = kept[1], &w1_EFD = kept[2], &v1_EFD = kept[3],
+                     &w2_EFD = kept[4];
+    const SavedTensors saved{kept[5], kept[6], kept[7], kept[8], kept[9], kept[10]};
+    const MoEWeights weights{view_of(router_ED), view_of(w1_EFD), view_of(v1_EFD), view_of(w2_EFD)};
+
+    const at::Tensor d_out_TD = grads[0].contiguous();
+    const at::Tensor d_losses_2 = grads[1].contiguous();
+    at::Tensor d_x = at::empty_like(x_TD), d_router = at::empty_like(router_ED),
+               d_w1 = at::empty_like(w1_EFD), d_w2 = at::empty_like(w2_EFD);
+    at::Tensor d_v1 = config.glu ? at::empty_like(v1_EFD) : at::Tensor();
+    const MoEGradients out{view_of(d_x), view_of(d_router), view_of(d_w1), view_of(d_v1),
+                           view_of(d_w2)};
+    const std::size_t bytes =
+        moe_backward_workspace_bytes(config, x_TD.size(0), view_of(x_TD).dtype);
+    at::Tensor workspace = make_workspace(bytes, x_TD);
+    moe_backward(config, view_of(x_TD), weights, saved.views(), view_of(d_out_TD),
+                 view_of(d_losses_2), out, workspace.data_ptr(), bytes);
+    return {d_x, d_router, d_w1, d_v1, d_w2, at::Tensor()};
+  }
+};
+
+}  // namespace
+
+MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
+                    const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
+  const variable_list out =
+      MoEFunction::apply(x_TD.contiguous(), router_ED, w1_EFD, v1_EFD, w2_EFD, config);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,16 @@
+// libtorch tensors as dropless views: no copy, no ownership.
+#pragma once
+
+#include "dropless/view.h"
+#include "train/bridge/torch.h"
+
+namespace dropless::train {
+
+// Throws Error(kInvalidArgument) for element types dropless has no name for. The tensor must be
+// row-major with a last stride of 1 and outlive the view. An undefined tensor gives an absent view.
+TensorView view_of(const at::Tensor& tensor);
+
+DType dtype_of(const at::Tensor& tensor);
+at::ScalarType scalar_type_of(DType dtype);
+
+}  // namespace dropless::train

@@ -1,0 +1,38 @@
+// The dense feed-forward network: down(act(up(x))), or down(act(gate(x)) * up(x)) for GLU
+// (Shazeer 2020, arXiv:2002.05202).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "dropless/activation.h"
+#include "train/nn/init.h"
+
+namespace dropless::train {
+
+struct FfnConfig {
+  std::int64_t d_model = 0;
+  std::int64_t d_ffn = 0;
+  Activation activation = Activation::kGelu;
+  bool glu = false;
+  bool bias = true;
+};
+
+// `ffn_act_fn: {name: silu}` or `ffn_act_fn: silu`; absent: `fallback`.
+Activation activation_from_yaml(const YamlMap& map, Activation fallback);
+
+// act(gate) * up (or act(gate) where `up` is undefined) by libtorch's kernels.
+at::Tensor apply_activation(Activation activation, const at::Tensor& gate, const at::Tensor& up);
+
+class Ffn {
+ public:
+  // Parameters NAME.up_proj, NAME.down_proj and, for GLU, NAME.gate_proj (.weight, .bias).
+  Ffn(const FfnConfig& config, const std::string& name, ParameterMaker& maker);
+  at::Tensor forward(const at::Tensor& x) const;
+
+ private:
+  FfnConfig config_;
+  at::Tensor gate_, gate_bias_, up_, up_bias_, down_, down_bias_;
+};
+
+}  // namespace dropless::train

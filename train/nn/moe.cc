@@ -1,0 +1,139 @@
+#include "train/nn/moe.h"
+
+#include "dropless/error.h"
+#include "train/bridge/moe.h"
+#include "train/nn/ffn.h"
+#include "train/nn/moe_torch.h"
+#include "train/nn/precision.h"
+
+namespace dropless::train {
+namespace {
+
+MoEBackend backend_from_yaml(const YamlMap& map) {
+  const std::string name = map.get<std::string>("backend", "auto");
+  if (name == "auto") return MoEBackend::kAuto;
+  if (name == "reference") return MoEBackend::kReference;
+  if (name == "torch") return MoEBackend::kTorch;
+  map.fail("backend", "unknown backend " + name, "one of: auto, reference, torch");
+}
+
+// Arguments of MegaBlocks that change the result and that this version does not have.
+void refuse_unsupported(const YamlMap& map) {
+  const auto refuse_if = [&](const char* key, bool set) {
+    if (set) map.fail(key, std::string(key) + " is not supported by this version");
+  };
+  refuse_if("moe_jitter_eps", map.has("moe_jitter_eps"));
+  refuse_if("shared_expert", map.get<bool>("shared_expert", false));
+  refuse_if("uniform_expert_assignment", map.get<bool>("uniform_expert_assignment", false));
+  map.skip("moe_jitter_eps");
+  map.skip("uniform_expert_assignment");
+  const std::int64_t world = map.get<std::int64_t>("moe_world_size", 1);
+  if (world != 1) {
+    map.fail("moe_world_size", "moe_world_size " + std::to_string(world) +
+                                   " needs that many processes; this version trains in one");
+  }
+}
+
+}  // namespace
+
+MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_model,
+                                         std::int64_t default_d_ffn, bool bias) {
+  const bool megablocks = map.get<std::string>("ffn_type") == "mb_dmoe";
+  MoELayerConfig config;
+  MoEConfig& moe = config.moe;
+  moe.d_model = d_model;
+  moe.num_experts = map.get<std::int64_t>("moe_num_experts", 1);
+  moe.top_k = map.get<std::int64_t>("moe_top_k", 1);
+  moe.d_ffn = map.get<std::int64_t>("ffn_hidden_size", default_d_ffn);
+  // MegaBlocks' default activation is tanh-gelu; torch_dmoe's is the exact one.
+  moe.activation =
+      activation_from_yaml(map, megablocks ? Activation::kGeluTanh : Activation::kGelu);
+  const std::string mlp_type = map.get<std::string>("mlp_type", "mlp");
+  if (mlp_type != "mlp" && mlp_type != "glu") {
+    map.fail("mlp_type", "unknown mlp_type " + mlp_type, "one of: mlp, glu");
+  }
+  moe.glu = mlp_type == "glu";
+  moe.normalize_p = map.get<double>("moe_normalize_expert_weights", 0.0);
+  config.bias = megablocks && bias;
+  config.loss_weight = map.get<double>("moe_loss_weight", megablocks ? 0.1 : 0.0);
+  config.zloss_weight = map.get<double>("moe_zloss_weight", 0.0);
+  config.backend = backend_from_yaml(map);
+
+  if (moe.num_experts < 1) map.fail("moe_num_experts", "moe_num_experts must be at least 1");
+  if (moe.top_k < 1 || moe.top_k > moe.num_experts) {
+    map.fail("moe_top_k", "moe_top_k " + std::to_string(moe.top_k) +
+                              " is not between 1 and moe_num_experts " +
+                              std::to_string(moe.num_experts));
+  }
+  if (moe.d_ffn < 1) map.fail("ffn_hidden_size", "ffn_hidden_size must be at least 1");
+  if (moe.normalize_p < 0) {
+    map.fail("moe_normalize_expert_weights", "moe_normalize_expert_weights must not be negative");
+  }
+  if (config.loss_weight < 0) map.fail("moe_loss_weight", "moe_loss_weight must not be negative");
+  if (config.zloss_weight < 0) map.fail("moe_zloss_weight", "moe_zloss_weight must not be negative");
+  refuse_unsupported(map);
+  const std::string impl = map.get<std::string>("mlp_impl", "grouped");
+  if (impl != "grouped" && impl != "sparse") {
+    map.fail("mlp_impl", "unknown mlp_impl " + impl, "one of: grouped, sparse");
+  }
+  if (impl == "sparse") {
+    map.no_effect("mlp_impl", "both forms compute the same layer; the grouped one runs");
+  }
+  map.no_effect("memory_optimized_mlp", "the layer always keeps only its pre-activations");
+  map.no_effect("moe_lbl_in_fp32", "router losses are always computed in fp32");
+  map.no_effect("moe_zloss_in_fp32", "router losses are always computed in fp32");
+  map.no_effect("lbl_process_group", "there is one process");
+  map.finish();
+  return config;
+}
+
+MoEBackend resolve_backend(MoEBackend wanted, at::Device device) {
+  if (wanted != MoEBackend::kAuto) return wanted;
+  return device.is_cuda() ? MoEBackend::kTorch : MoEBackend::kAuto;
+}
+
+const char* moe_backend_name(MoEBackend backend) {
+  switch (backend) {
+    case MoEBackend::kAuto:
+      return "dropless";
+    case MoEBackend::kReference:
+      return "reference";
+    case MoEBackend::kTorch:
+      return "torch";
+  }
+  return "unknown";
+}
+
+MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker)
+    : config_(config) {
+  const MoEConfig& moe = config.moe;
+  router_ = maker.linear(name + ".router.layer.weight", moe.num_experts, moe.d_model);
+  const std::string mlp = name + ".experts.mlp.";
+  w1_ = maker.experts(mlp + "w1", moe.num_experts, moe.d_ffn, moe.d_model, false);
+  if (moe.glu) v1_ = maker.experts(mlp + "v1", moe.num_experts, moe.d_ffn, moe.d_model, false);
+  w2_ = maker.experts(mlp + "w2", moe.num_experts, moe.d_ffn, moe.d_model, true);
+  if (config.bias) bias_ = maker.constant(name + ".experts.bias", moe.d_model, 0.0);
+}
+
+at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
+  MoEConfig moe = config_.moe;
+  const MoEBackend backend = resolve_backend(config_.backend, x_BSD.device());
+  moe.backend = backend == MoEBackend::kReference ? Backend::kReference : Backend::kAuto;
+  const std::int64_t E = moe.num_experts, F = moe.d_ffn, D = moe.d_model;
+  const auto experts = [&](const at::Tensor& w) {
+    return w.defined() ? to_compute_dtype(w).view({E, F, D}) : w;
+  };
+  const at::Tensor x_TD = to_compute_dtype(x_BSD).reshape({-1, D});
+  const at::Tensor router = to_compute_dtype(router_);
+  const MoEResult result =
+      backend == MoEBackend::kTorch
+          ? moe_layer_torch(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_))
+          : moe_layer(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_));
+  record.losses_2.push_back(result.losses_2);
+  record.tokens_per_expert_E.push_back(result.tokens_per_expert_E);
+  at::Tensor out = result.out_TD;
+  if (bias_.defined()) out = out + bias_;
+  return out.view(x_BSD.sizes());
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,52 @@
+// The mixture-of-experts feed-forward layer of the model: MegaBlocks' dMoE by name, shape and formula.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dropless/moe.h"
+#include "train/nn/init.h"
+
+namespace dropless::train {
+
+enum class MoEBackend {
+  kAuto,       // libdropless where it has kernels for the device, else libtorch
+  kReference,  // libdropless's plain loops
+  kTorch,      // libtorch's grouped products, a loop over experts where they refuse
+};
+
+struct MoELayerConfig {
+  MoEConfig moe;
+  MoEBackend backend = MoEBackend::kAuto;
+  bool bias = false;  // one output bias [D], not weighted by the router
+  double loss_weight = 0.1;
+  double zloss_weight = 0.0;
+
+  // Reads an `ffn_config` with ffn_type mb_dmoe or torch_dmoe. Throws Error(kInvalidArgument).
+  static MoELayerConfig from_yaml(const YamlMap& map, std::int64_t d_model,
+                                  std::int64_t default_d_ffn, bool bias);
+};
+
+// What the routers of one forward pass leave for the loss and the logs, one entry a layer.
+struct RouterRecord {
+  std::vector<at::Tensor> losses_2;             // load-balancing loss and z-loss, unweighted
+  std::vector<at::Tensor> tokens_per_expert_E;  // int32
+};
+
+// The backend that runs on `device`; the one place where the choice is made.
+MoEBackend resolve_backend(MoEBackend wanted, at::Device device);
+const char* moe_backend_name(MoEBackend backend);
+
+class MoE {
+ public:
+  // Parameters NAME.router.layer.weight [E, D], NAME.experts.mlp.{w1,v1,w2} [E * F, D], NAME.experts.bias [D].
+  MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker);
+  at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record) const;
+
+ private:
+  MoELayerConfig config_;
+  at::Tensor router_, w1_, v1_, w2_, bias_;
+};
+
+}  // namespace dropless::train

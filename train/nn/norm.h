@@ -1,0 +1,31 @@
+// LayerNorm: y = (x - mean) / sqrt(var + eps) * weight + bias.  RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "train/nn/init.h"
+
+namespace dropless::train {
+
+enum class NormType { kLayerNorm, kRmsNorm };
+
+struct NormConfig {
+  NormType type = NormType::kLayerNorm;
+  double eps = 1e-5;
+  bool bias = true;  // LayerNorm only
+};
+
+class Norm {
+ public:
+  // Parameters NAME.weight [d] and, for LayerNorm with bias, NAME.bias [d].
+  Norm(const NormConfig& config, const std::string& name, std::int64_t d, ParameterMaker& maker);
+  at::Tensor forward(const at::Tensor& x) const;  // over the last dimension; any leading shape
+
+ private:
+  NormConfig config_;
+  std::int64_t d_;
+  at::Tensor weight_, bias_;
+};
+
+}  // namespace dropless::train

@@ -1,0 +1,41 @@
+#include "train/nn/precision.h"
+
+#include <ATen/autocast_mode.h>
+
+namespace dropless::train {
+
+const char* precision_name(Precision precision) {
+  switch (precision) {
+    case Precision::kFp32:
+      return "fp32";
+    case Precision::kAmpBf16:
+      return "amp_bf16";
+    case Precision::kAmpFp16:
+      return "amp_fp16";
+  }
+  return "unknown";
+}
+
+AutocastGuard::AutocastGuard(Precision precision, at::Device device)
+    : device_(device.type()),
+      was_enabled_(at::autocast::is_autocast_enabled(device_)),
+      previous_dtype_(at::autocast::get_autocast_dtype(device_)) {
+  at::autocast::increment_nesting();
+  at::autocast::set_autocast_enabled(device_, precision != Precision::kFp32);
+  if (precision == Precision::kAmpBf16) at::autocast::set_autocast_dtype(device_, at::kBFloat16);
+  if (precision == Precision::kAmpFp16) at::autocast::set_autocast_dtype(device_, at::kHalf);
+}
+
+AutocastGuard::~AutocastGuard() {
+  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+  at::autocast::set_autocast_enabled(device_, was_enabled_);
+  at::autocast::set_autocast_dtype(device_, previous_dtype_);
+}
+
+at::Tensor to_compute_dtype(const at::Tensor& tensor) {
+  const at::DeviceType device = tensor.device().type();
+  if (!at::autocast::is_autocast_enabled(device)) return tensor;
+  return tensor.to(at::autocast::get_autocast_dtype(device));
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,32 @@
+// Mixed precision: fp32 master weights, matrix products in bf16 or fp16 under libtorch's autocast.
+#pragma once
+
+#include <string>
+
+#include "train/bridge/torch.h"
+
+namespace dropless::train {
+
+enum class Precision { kFp32, kAmpBf16, kAmpFp16 };
+
+const char* precision_name(Precision precision);
+
+// Autocast on `device` for the life of the guard; fp32 leaves it off. Its cache of cast weights is
+// cleared at the end, so that the next step sees the updated weights.
+class AutocastGuard {
+ public:
+  AutocastGuard(Precision precision, at::Device device);
+  ~AutocastGuard();
+  AutocastGuard(const AutocastGuard&) = delete;
+  AutocastGuard& operator=(const AutocastGuard&) = delete;
+
+ private:
+  at::DeviceType device_;
+  bool was_enabled_;
+  at::ScalarType previous_dtype_;
+};
+
+// `tensor` in the element type that products run in here: autocast's where it is on, else unchanged.
+at::Tensor to_compute_dtype(const at::Tensor& tensor);
+
+}  // namespace dropless::train

@@ -1,0 +1,53 @@
+// Learning-rate multipliers, LLM Foundry's formulas; evaluated before each batch.
+//
+//   warm-up:  t < t_warmup: t / t_warmup
+//   cosine_with_warmup:       alpha_f + (1 - alpha_f) (1 + cos(pi tau)) / 2
+//   linear_decay_with_warmup: 1 + tau (alpha_f - 1)
+//   constant_with_warmup:     1
+//   with tau = (t - t_warmup) / (t_max - t_warmup), at most 1
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "train/base/time.h"
+#include "train/base/yaml.h"
+
+namespace dropless::train {
+
+enum class ScheduleType { kCosine, kLinear, kConstant };
+
+struct ScheduleConfig {
+  ScheduleType type = ScheduleType::kCosine;
+  Time t_warmup{0, TimeUnit::kBatch};
+  Time t_max{1, TimeUnit::kDuration};
+  double alpha_f = 0.0;
+
+  // Reads the `scheduler` block. Throws Error(kInvalidArgument).
+  static ScheduleConfig from_yaml(const YamlMap& map);
+};
+
+// A run's length and the sizes that turn every unit of Time into batches.
+struct TrainingLength {
+  std::int64_t max_batches = 0;
+  std::int64_t batches_per_epoch = 0;
+  std::int64_t samples_per_batch = 0;
+  std::int64_t tokens_per_batch = 0;
+
+  // Fractions of a batch are kept (a warm-up of 0.02dur may be 1.5 batches). Throws
+  // Error(kInvalidArgument) for seconds, which are no number of batches.
+  double batches(const Time& time) const;
+};
+
+class Schedule {
+ public:
+  Schedule(const ScheduleConfig& config, const TrainingLength& length);
+  // The factor on the configured learning rate for the batch after `batches_done` finished ones.
+  double multiplier(std::int64_t batches_done) const;
+
+ private:
+  ScheduleType type_;
+  double warmup_, max_, alpha_f_;
+};
+
+}  // namespace dropless::train
