@@ -49,7 +49,7 @@ configure() {  # configure PRESET ARG...
 
 ensure_configured() {
   local preset=$1 stamp=$root/build/$1/.dev-configured nvcc
-  local args=("-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DDROPLESS_TORCH_DIR=$(torch_dir)" -DDROPLESS_BENCHMARKS=ON)
+  local args=("-DPython3_EXECUTABLE=$venv/bin/python" "-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DDROPLESS_TORCH_DIR=$(torch_dir)" -DDROPLESS_BENCHMARKS=ON)
   [[ -d $(torch_dir) ]] || exit 1
   command -v ccache >/dev/null && args+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
   command -v mold >/dev/null && args+=(-DCMAKE_LINKER_TYPE=MOLD)
