@@ -48,9 +48,10 @@ configure() {  # configure PRESET ARG...
 }
 
 ensure_configured() {
-  local preset=$1 stamp=$root/build/$1/.dev-configured nvcc
-  local args=("-DPython3_EXECUTABLE=$venv/bin/python" "-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DDROPLESS_TORCH_DIR=$(torch_dir)" -DDROPLESS_BENCHMARKS=ON)
-  [[ -d $(torch_dir) ]] || exit 1
+  local preset=$1 stamp=$root/build/$1/.dev-configured nvcc torch
+  torch=$(torch_dir)
+  local args=("-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DPython3_EXECUTABLE=$venv/bin/python"
+    "-DDROPLESS_TORCH_DIR=$torch" -DDROPLESS_BENCHMARKS=ON)
   command -v ccache >/dev/null && args+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
   command -v mold >/dev/null && args+=(-DCMAKE_LINKER_TYPE=MOLD)
   if [[ $preset == cuda ]]; then

@@ -9,8 +9,7 @@ run_tests() {
   shift
   mkdir -p "$log_dir"
   : >"$log"
-  paint_progress test "$log" "$start" &
-  painter=$!
+  start_painter test "$log" "$start"
   (cd "$root/build/$preset" && "$venv/bin/ctest" -j2 --output-on-failure --no-tests=error "$@") \
     >"$log" 2>&1 </dev/null || status=$?
   stop_painter

@@ -17,21 +17,28 @@ seconds_since() {  # seconds_since EPOCHREALTIME -> "12.3"
 }
 
 # Shows the log's last line beside the elapsed time: redrawn in place on a terminal, every 30 s elsewhere.
+# Ends by itself when the script is gone ($$ is the script's own process, in this subshell too).
 paint_progress() {
   local name=$1 log=$2 start=$3 tick=0 line width
   while true; do
     # The sleep holds no file open: whoever reads our output must not wait for it.
-    sleep 1 <&- >&- 2>&- || return 0
+    sleep 1 <&- >&- 2>&- 9>&- || return 0
+    kill -0 $$ 2>/dev/null || return 0
     tick=$((tick + 1))
     [[ -t 2 ]] || ((tick % 30 == 0)) || continue
     line=$(tail -c 400 "$log" 2>/dev/null | tr '\r' '\n' | grep -v '^[[:space:]]*$' | tail -n 1 | tr -d '\000-\037') || true
     if [[ -t 2 ]]; then
-      width=$(tput cols 2>/dev/null || echo 80)
+      width=$(tput cols || echo 80)
       printf '\r\033[K%.*s' $((width - 1)) "$(printf '%-12s %6s s  %s' "$name" "$(seconds_since "$start")" "$line")" >&2
     else
       printf '%-12s %6s s  ... %.100s\n' "$name" "$(seconds_since "$start")" "$line" >&2
     fi
   done
+}
+
+start_painter() {  # start_painter NAME LOG START
+  paint_progress "$@" &
+  painter=$!
 }
 
 stop_painter() {
@@ -41,7 +48,6 @@ stop_painter() {
   painter=
   [[ ! -t 2 ]] || printf '\r\033[K' >&2
 }
-trap stop_painter EXIT
 
 # stage NAME HINT COMMAND...: runs COMMAND with its output in build/logs/NAME.log. A function given as
 # COMMAND must chain its steps with &&, as errexit is off inside.
@@ -51,8 +57,7 @@ stage() {
   log=$log_dir/${name// /-}.log
   mkdir -p "$log_dir"
   : >"$log"
-  paint_progress "$name" "$log" "$start" &
-  painter=$!
+  start_painter "$name" "$log" "$start"
   "$@" >"$log" 2>&1 </dev/null || status=$?
   stop_painter
   if ((status == 0)); then
