@@ -4,25 +4,28 @@
 //
 //   logits   = Wr x                                   (fp32)
 //   p        = softmax(logits)                        over all E experts, fp32
-//   s_k      = p[e_k]                                 the K largest; equal values: lowest index first
-//   s_k     /= (sum_j |s_j|^q)^(1/q)                  if normalize_p = q > 0
-//   h        = act(W1_e x) * (V1_e x)   (GLU)   or    act(W1_e x)   (MLP)
-//   out      = sum_k s_k * (h W2_{e_k})               in the order k = 1..K, accumulated in fp32
+//   s_k      = p[e_k]                                 the K largest logits; equal: lowest index
+//   first s_k     /= (sum_j |s_j|^q)^(1/q)                  if normalize_p = q > 0 h        =
+//   act(W1_e x) * (V1_e x)   (GLU)   or    act(W1_e x)   (MLP) out      = sum_k s_k * (h W2_{e_k})
+//   in the order k = 1..K, accumulated in fp32
 //
 // Every token reaches all of its experts: there is no capacity and nothing is dropped. (MegaBlocks,
 // Gale et al. 2022, arXiv:2211.15841; the layer's semantics are that package's `dMoE`.)
 //
-// Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K rows.
+// Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K
+// rows.
 //
-// Memory: the caller owns everything. Between forward and backward only x, the pre-activations and 12
-// bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are recomputed.
-// Nothing is allocated inside: both directions take a workspace whose size is queried first.
+// Memory: the caller owns everything. Between forward and backward only x, the pre-activations and
+// 12 bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are
+// recomputed. Nothing is allocated inside: both directions take a workspace whose size is queried
+// first.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "dropless/activation.h"
+#include "dropless/backend.h"
 #include "dropless/view.h"
 
 namespace dropless {
@@ -35,6 +38,7 @@ struct MoEConfig {
   Activation activation = Activation::kSilu;
   bool glu = true;           // act(x W1^T) * (x V1^T); false: act(x W1^T)
   double normalize_p = 0.0;  // q of the q-norm that divides the K selected weights; 0: off
+  Backend backend = Backend::kAuto;
 };
 
 // All weights and x have one dtype (fp32 or fp64; bf16 and fp16 with fp32 accumulation).
@@ -48,12 +52,12 @@ struct MoEWeights {
 // What backward needs besides x and the weights. Routed rows are sorted by expert, in token order
 // within an expert.
 struct MoESaved {
-  TensorView gate_RF;          // pre-activation x W1^T, x's dtype
-  TensorView up_RF;            // x V1^T, x's dtype; absent for MLP
-  TensorView weights_TK;       // fp32 (fp64 for fp64 layers): s_k after normalisation
-  TensorView indices_TK;       // int32: e_k
-  TensorView rows_TK;          // int32: the routed row of each (token, k)
-  TensorView offsets_E1;       // int64 [E + 1]: rows of expert e are [offsets[e], offsets[e + 1])
+  TensorView gate_RF;     // pre-activation x W1^T, x's dtype
+  TensorView up_RF;       // x V1^T, x's dtype; absent for MLP
+  TensorView weights_TK;  // fp32 (fp64 for fp64 layers): s_k after normalisation
+  TensorView indices_TK;  // int32: e_k
+  TensorView rows_TK;     // int32: the routed row of each (token, k)
+  TensorView offsets_E1;  // int64 [E + 1]: rows of expert e are [offsets[e], offsets[e + 1])
 };
 
 // Gradients; each is overwritten. Rows of experts that received no token are exactly zero.
@@ -65,9 +69,13 @@ struct MoEGradients {
   TensorView w2_EFD;
 };
 
-// Bytes of workspace for `num_tokens` tokens of type `dtype`.
-std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens, DType dtype);
-std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens, DType dtype);
+// Bytes of workspace for `num_tokens` tokens of type `dtype`. On the CPU this counts the OpenMP
+// threads a parallel region would use now; with less (down to one thread's share) fewer threads
+// multiply matrices.
+std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
+                                        DType dtype);
+std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
+                                         DType dtype);
 
 // out_TD: x's dtype. losses_2: fp32 (fp64 for fp64 layers) [2], may be absent:
 //   losses[0] = E / (T K) * sum_e n_e * mean_t p[t, e]    load-balancing loss; 1 at perfect balance
@@ -78,7 +86,8 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
                  TensorView out_TD, TensorView losses_2, TensorView tokens_per_expert_E,
                  const MoESaved& saved, void* workspace, std::size_t workspace_bytes);
 
-// d_out_TD: x's dtype. d_losses_2: gradients of the two losses (same type as losses_2), may be absent.
+// d_out_TD: x's dtype. d_losses_2: gradients of the two losses (same type as losses_2), may be
+// absent.
 void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
                   const MoESaved& saved, ConstTensorView d_out_TD, ConstTensorView d_losses_2,
                   const MoEGradients& grads, void* workspace, std::size_t workspace_bytes);

@@ -1,0 +1,235 @@
+// Entries of the CPU kernels. Each exists twice with the same arguments and the same results up to
+// rounding:
+//
+//   cpu::reference::op   plain single-threaded loops; the math as comments
+//   (src/cpu/reference/op.cc) cpu::op              threaded and vectorised (src/cpu/op.cc over
+//   src/cpu/simd/)
+//
+// Callers (src/ops) have checked shapes, types and contiguity: nothing is checked again here. Raw
+// pointers point to contiguous row-major arrays; a null pointer is an absent tensor. Shape legend:
+// T tokens, D model width, F expert width, E experts, K experts per token, R = T K routed rows;
+// "accumulator" is the type sums are made in: double for fp64 tensors, else float.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dropless/activation.h"
+#include "dropless/backend.h"
+#include "dropless/dtype.h"
+
+namespace dropless::cpu {
+
+// Sums over tokens are made per chunk, then over chunks in order: chunks depend on T only, so the
+// result does not depend on the number of threads.
+inline constexpr std::int64_t kMaxTokenChunks = 64;
+
+struct RouteForwardArgs {
+  DType dtype;  // of logits, weights, losses
+  std::int64_t tokens, experts, top_k;
+  double normalize_p;
+  const void* logits_TE;
+  void* weights_TK;
+  std::int32_t* indices_TK;
+  void* losses_2;  // may be null
+  std::int32_t* tokens_per_expert_E;
+  void* partials;  // route_partials_bytes()
+};
+
+struct RouteBackwardArgs {
+  DType dtype;
+  std::int64_t tokens, experts, top_k;
+  double normalize_p;
+  const void* logits_TE;
+  const std::int32_t* indices_TK;
+  const std::int32_t* tokens_per_expert_E;  // may be null where d_losses_2 is
+  const void* d_weights_TK;
+  const void* d_losses_2;  // may be null
+  void* d_logits_TE;       // may be logits_TE
+};
+
+// Per chunk: sums of p over its tokens [E], of logsumexp^2 [1] (accumulators), counts [E] (int32).
+std::size_t route_partials_bytes(std::int64_t experts, DType dtype);
+
+struct DispatchOrderArgs {
+  std::int64_t tokens, experts, top_k;
+  const std::int32_t* indices_TK;
+  std::int32_t* rows_TK;
+  std::int64_t* offsets_E1;
+  std::int32_t* tokens_R;  // may be null
+  std::int32_t* partials;  // [kMaxTokenChunks, E] row counts
+};
+
+// tokens_R[rows[t, k]] = t
+struct InvertRowsArgs {
+  std::int64_t tokens, top_k;
+  const std::int32_t* rows_TK;
+  std::int32_t* tokens_R;
+};
+
+struct GatherArgs {
+  DType dtype;
+  std::int64_t tokens, top_k, width;
+  const void* x_TD;
+  const std::int32_t* rows_TK;
+  void* x_RD;
+};
+
+// out[t] = sum_k weights[t, k] * y[rows[t, k]] + base[t]
+struct CombineArgs {
+  DType dtype;
+  std::int64_t tokens, top_k, width;
+  const void* y_RD;
+  const void* weights_TK;  // accumulator type; null: all 1
+  const std::int32_t* rows_TK;
+  const void* base_TD;  // accumulator type; null: 0
+  void* out_TD;
+};
+
+struct CombineBackwardArgs {
+  DType dtype;
+  std::int64_t tokens, top_k, width;
+  const void* y_RD;
+  const void* weights_TK;
+  const std::int32_t* rows_TK;
+  const void* d_out_TD;
+  void* d_y_RD;
+  void* d_weights_TK;
+};
+
+// One product a B_e of a grouped GEMM; a and out may be of the storage type of b or of its
+// accumulator.
+struct GroupedGemmTerm {
+  const void* a = nullptr;
+  DType a_dtype{};
+  const std::int32_t* a_rows =
+      nullptr;  // row r of the product reads row a_rows[r] of a; null: row r
+  const void* b = nullptr;
+  DType b_dtype{};
+};
+
+// out[r] = sum over terms of a[r] B_e (transpose_b: a[r] B_e^T), r in group e. The terms share
+// offsets, n, k.
+struct GroupedGemmArgs {
+  std::int64_t groups, n, k;
+  const std::int64_t* offsets;  // [groups + 1]
+  bool transpose_b;
+  int num_terms;
+  GroupedGemmTerm terms[2];
+  void* out;
+  DType out_dtype;
+  void* workspace;  // at least one grouped_gemm_slot_bytes(); one slot per thread is used
+  std::size_t workspace_bytes;
+};
+
+// out_e = sum over rows r of group e of a[r]^T b[b_rows ? b_rows[r] : r]
+struct GroupedGemmWeightGradArgs {
+  std::int64_t groups, m, n;
+  const std::int64_t* offsets;
+  const void* a;
+  DType a_dtype;
+  const void* b;
+  DType b_dtype;
+  const std::int32_t* b_rows;
+  void* out;
+  DType out_dtype;
+  void* workspace;
+  std::size_t workspace_bytes;
+};
+
+// Packing buffers of one thread.
+std::size_t grouped_gemm_slot_bytes();
+
+struct ActivationForwardArgs {
+  DType dtype;
+  Activation activation;
+  std::int64_t size;
+  const void* gate;
+  const void* up;  // may be null
+  void* a;
+};
+
+struct ActivationBackwardArgs {
+  DType dtype;
+  Activation activation;
+  std::int64_t size;
+  const void* gate;
+  const void* up;  // null together with d_up
+  const void* d_a;
+  void* d_gate;
+  void* d_up;
+};
+
+// The elementwise middle of the layer's backward pass, one pass over memory. With g = d_out W2^T
+// (not yet multiplied by the routing weight) and h = act(gate) * up, for each (t, k) and its row r
+// = rows[t, k]:
+//
+//   d_weights[t, k] = <h[r], g[r]>             = <y[r], d_out[t]>, without recomputing y = h W2
+//   scaled_h[r]     = weights[t, k] * h[r]     W2's gradient is scaled_h^T d_out
+//   d_h             = weights[t, k] * g[r];    d_gate[r] = d_h * up * act'(gate), d_up[r] = d_h *
+//   act(gate)
+struct ExpertBackwardArgs {
+  DType dtype;
+  Activation activation;
+  std::int64_t tokens, top_k, width;
+  const void* gate_RF;
+  const void* up_RF;       // null together with d_up_RF
+  const void* weights_TK;  // accumulator type
+  const std::int32_t* rows_TK;
+  const void* g_RF;
+  void* d_gate_RF;  // may be g_RF
+  void* d_up_RF;
+  void* scaled_h_RF;
+  void* d_weights_TK;  // accumulator type
+};
+
+// The entries of one implementation.
+struct KernelTable {
+  void (*route_forward)(const RouteForwardArgs& args);
+  void (*route_backward)(const RouteBackwardArgs& args);
+  void (*dispatch_order)(const DispatchOrderArgs& args);
+  void (*invert_rows)(const InvertRowsArgs& args);
+  void (*gather)(const GatherArgs& args);
+  void (*combine)(const CombineArgs& args);
+  void (*combine_backward)(const CombineBackwardArgs& args);
+  void (*grouped_gemm)(const GroupedGemmArgs& args);
+  void (*grouped_gemm_weight_grad)(const GroupedGemmWeightGradArgs& args);
+  void (*activation_forward)(const ActivationForwardArgs& args);
+  void (*activation_backward)(const ActivationBackwardArgs& args);
+  void (*expert_backward)(const ExpertBackwardArgs& args);
+};
+
+const KernelTable& kernels(Backend backend);
+
+// Threads that a parallel region started now would have.
+int max_threads();
+
+void route_forward(const RouteForwardArgs& args);
+void route_backward(const RouteBackwardArgs& args);
+void dispatch_order(const DispatchOrderArgs& args);
+void invert_rows(const InvertRowsArgs& args);
+void gather(const GatherArgs& args);
+void combine(const CombineArgs& args);
+void combine_backward(const CombineBackwardArgs& args);
+void grouped_gemm(const GroupedGemmArgs& args);
+void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args);
+void activation_forward(const ActivationForwardArgs& args);
+void activation_backward(const ActivationBackwardArgs& args);
+void expert_backward(const ExpertBackwardArgs& args);
+
+namespace reference {
+void route_forward(const RouteForwardArgs& args);
+void route_backward(const RouteBackwardArgs& args);
+void dispatch_order(const DispatchOrderArgs& args);
+void invert_rows(const InvertRowsArgs& args);
+void gather(const GatherArgs& args);
+void combine(const CombineArgs& args);
+void combine_backward(const CombineBackwardArgs& args);
+void grouped_gemm(const GroupedGemmArgs& args);
+void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args);
+void activation_forward(const ActivationForwardArgs& args);
+void activation_backward(const ActivationBackwardArgs& args);
+void expert_backward(const ExpertBackwardArgs& args);
+}  // namespace reference
+
+}  // namespace dropless::cpu

@@ -1,0 +1,81 @@
+// The contract is expect.h.
+#include "src/ops/expect.h"
+
+#include <limits>
+
+#include "src/common/check.h"
+#include "src/common/workspace.h"
+
+namespace dropless {
+void expect_tensor(const char* op, const char* name, const ConstTensorView& view,
+                   const Expected& expected, Device device) {
+  const ConstTensorView& want = expected.view;
+  DROPLESS_CHECK(view.rank == want.rank && view.shape == want.shape && view.dtype == want.dtype,
+                 concat(op, ": ", name, " is ", describe(view), ", expected ", describe(want)));
+  DROPLESS_CHECK(
+      view.device == device,
+      concat(op, ": ", name, " is ", describe(view), ", on another device than the first tensor"),
+      "move all tensors of the call to one device");
+  DROPLESS_CHECK(view.contiguous(),
+                 concat(op, ": ", name, " ", describe(view), " is not contiguous"),
+                 "pass a contiguous copy");
+  DROPLESS_CHECK(view.data != nullptr || view.numel() == 0,
+                 concat(op, ": ", name, " ", describe(view), " has no memory"));
+}
+
+void expect_tensor_or_absent(const char* op, const char* name, const ConstTensorView& view,
+                             const Expected& expected, Device device) {
+  if (view) expect_tensor(op, name, view, expected, device);
+}
+
+void expect_floating(const char* op, const char* name, const ConstTensorView& view, int rank) {
+  const bool floating = view.dtype == DType::kFloat32 || view.dtype == DType::kFloat64 ||
+                        view.dtype == DType::kBFloat16 || view.dtype == DType::kFloat16;
+  DROPLESS_CHECK(view.rank == rank && floating,
+                 concat(op, ": ", name, " is ", describe(view), ", expected ", rank,
+                        " dimensions of float32, float64, bfloat16 or float16"));
+  for (int i = 0; i < rank; ++i) {
+    DROPLESS_CHECK(view.shape[i] >= 0, concat(op, ": ", name, " is ", describe(view)));
+  }
+}
+
+void expect_workspace(const char* op, const void* workspace, std::size_t bytes,
+                      std::size_t needed) {
+  DROPLESS_CHECK(
+      bytes >= needed,
+      concat(op, ": the workspace has ", bytes, " bytes, at least ", needed, " are needed"),
+      concat("allocate what the op's workspace_bytes function returns"));
+  DROPLESS_CHECK(
+      needed == 0 || (workspace != nullptr &&
+                      reinterpret_cast<std::uintptr_t>(workspace) % kWorkspaceAlignment == 0),
+      concat(op, ": the workspace is at ", workspace, ", not aligned to ", kWorkspaceAlignment,
+             " bytes"));
+}
+
+void expect_cpu(const char* op, const ConstTensorView& view) {
+  DROPLESS_CHECK(view.device.type == DeviceType::kCpu,
+                 concat(op, ": this build has no CUDA kernel for ", op),
+                 "keep the tensors on the CPU");
+}
+
+void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k) {
+  DROPLESS_CHECK(
+      top_k == 0 || tokens <= std::numeric_limits<std::int32_t>::max() / top_k,
+      concat(op, ": ", tokens, " tokens x ", top_k, " experts per token reach 2^31 rows"),
+      "split the batch");
+}
+
+void expect_offsets(const char* op, const ConstTensorView& offsets_E1, std::int64_t rows) {
+  const auto* offsets = static_cast<const std::int64_t*>(offsets_E1.data);
+  const std::int64_t groups = offsets_E1.shape[0] - 1;
+  DROPLESS_CHECK(offsets[0] == 0 && offsets[groups] == rows,
+                 concat(op, ": offsets_E1 run from ", offsets[0], " to ", offsets[groups],
+                        ", expected from 0 to the ", rows, " rows"));
+  for (std::int64_t e = 0; e < groups; ++e) {
+    DROPLESS_CHECK(offsets[e] <= offsets[e + 1],
+                   concat(op, ": offsets_E1 decrease from ", offsets[e], " to ", offsets[e + 1],
+                          " at group ", e));
+  }
+}
+
+}  // namespace dropless

@@ -1,0 +1,42 @@
+// Argument checks shared by the ops: each throws Error(kInvalidArgument) naming op, tensor, what it
+// is and what it should be.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "dropless/backend.h"
+#include "dropless/view.h"
+
+namespace dropless {
+
+struct Expected {
+  Expected(std::initializer_list<std::int64_t> dims, DType dtype) : view(nullptr, dtype, dims) {}
+  ConstTensorView view;  // shape and type only
+};
+
+// Shape and type as expected, on `device`, contiguous, and backed by memory unless empty.
+void expect_tensor(const char* op, const char* name, const ConstTensorView& view,
+                   const Expected& expected, Device device);
+
+// As expect_tensor, but absent views pass.
+void expect_tensor_or_absent(const char* op, const char* name, const ConstTensorView& view,
+                             const Expected& expected, Device device);
+
+// The tensor that decides the op's sizes: its rank, and a type out of fp32, fp64, bf16, fp16.
+void expect_floating(const char* op, const char* name, const ConstTensorView& view, int rank);
+
+// Memory of at least `needed` bytes, aligned to kWorkspaceAlignment.
+void expect_workspace(const char* op, const void* workspace, std::size_t bytes, std::size_t needed);
+
+// Until an op has a CUDA kernel: throws for tensors that are not on the CPU.
+void expect_cpu(const char* op, const ConstTensorView& view);
+
+// T K routed rows are numbered by int32.
+void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k);
+
+// Offsets of groups on the CPU: from 0 to `rows`, not decreasing.
+void expect_offsets(const char* op, const ConstTensorView& offsets_E1, std::int64_t rows);
+
+}  // namespace dropless

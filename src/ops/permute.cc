@@ -1,0 +1,143 @@
+// permute.h: checks, then the CPU kernel.
+#include "dropless/permute.h"
+
+#include "src/common/check.h"
+#include "src/common/dispatch.h"
+#include "src/common/workspace.h"
+#include "src/cpu/kernels.h"
+#include "src/ops/expect.h"
+
+namespace dropless {
+namespace {
+
+// Checks x_TD, rows_TK and y_RD of a gather or combine, whichever direction.
+struct Permutation {
+  DType dtype;
+  std::int64_t tokens, top_k, width;
+  const std::int32_t* rows_TK;
+};
+
+Permutation check(const char* op, const char* tokens_name, const ConstTensorView& x_TD,
+                  const char* routed_name, const ConstTensorView& y_RD,
+                  const ConstTensorView& rows_TK) {
+  expect_floating(op, tokens_name, x_TD, 2);
+  expect_cpu(op, x_TD);
+  const std::int64_t T = x_TD.shape[0], D = x_TD.shape[1];
+  DROPLESS_CHECK(rows_TK.rank == 2,
+                 concat(op, ": rows_TK is ", describe(rows_TK), ", expected [T, K]"));
+  const std::int64_t K = rows_TK.shape[1];
+  expect_row_count(op, T, K);
+  expect_tensor(op, tokens_name, x_TD, {{T, D}, x_TD.dtype}, x_TD.device);
+  expect_tensor(op, "rows_TK", rows_TK, {{T, K}, DType::kInt32}, x_TD.device);
+  expect_tensor(op, routed_name, y_RD, {{T * K, D}, x_TD.dtype}, x_TD.device);
+  return {x_TD.dtype, T, K, D, static_cast<const std::int32_t*>(rows_TK.data)};
+}
+
+void run_combine(const Permutation& p, const void* y_RD, const void* weights_TK, void* out_TD,
+                 Backend backend) {
+  const cpu::CombineArgs args{.dtype = p.dtype,
+                              .tokens = p.tokens,
+                              .top_k = p.top_k,
+                              .width = p.width,
+                              .y_RD = y_RD,
+                              .weights_TK = weights_TK,
+                              .rows_TK = p.rows_TK,
+                              .base_TD = nullptr,
+                              .out_TD = out_TD};
+  cpu::kernels(backend).combine(args);
+}
+
+}  // namespace
+
+std::size_t dispatch_order_workspace_bytes(std::int64_t, std::int64_t num_experts) {
+  WorkspaceCarver carver;
+  carver.take<std::int32_t>(cpu::kMaxTokenChunks * num_experts);
+  return carver.used();
+}
+
+void dispatch_order(ConstTensorView indices_TK, TensorView rows_TK, TensorView offsets_E1,
+                    TensorView tokens_R, void* workspace, std::size_t workspace_bytes,
+                    Backend backend) {
+  const char* op = "dispatch_order";
+  expect_cpu(op, indices_TK);
+  DROPLESS_CHECK(indices_TK.rank == 2,
+                 concat(op, ": indices_TK is ", describe(indices_TK), ", expected [T, K]"));
+  DROPLESS_CHECK(
+      offsets_E1.rank == 1 && offsets_E1.shape[0] >= 2,
+      concat(op, ": offsets_E1 is ", describe(offsets_E1), ", expected [E + 1] with E >= 1"));
+  const std::int64_t T = indices_TK.shape[0], K = indices_TK.shape[1], E = offsets_E1.shape[0] - 1;
+  expect_row_count(op, T, K);
+  expect_tensor(op, "indices_TK", indices_TK, {{T, K}, DType::kInt32}, indices_TK.device);
+  expect_tensor(op, "rows_TK", rows_TK, {{T, K}, DType::kInt32}, indices_TK.device);
+  expect_tensor(op, "offsets_E1", offsets_E1, {{E + 1}, DType::kInt64}, indices_TK.device);
+  expect_tensor_or_absent(op, "tokens_R", tokens_R, {{T * K}, DType::kInt32}, indices_TK.device);
+  expect_workspace(op, workspace, workspace_bytes, dispatch_order_workspace_bytes(T, E));
+  const auto* indices = static_cast<const std::int32_t*>(indices_TK.data);
+  for (std::int64_t i = 0; i < T * K; ++i) {
+    DROPLESS_CHECK(indices[i] >= 0 && indices[i] < E,
+                   concat(op, ": indices_TK[", i / K, ", ", i % K, "] is ", indices[i],
+                          ", not one of ", E, " experts"));
+  }
+  WorkspaceCarver carver(workspace, workspace_bytes);
+  const cpu::DispatchOrderArgs args{
+      .tokens = T,
+      .experts = E,
+      .top_k = K,
+      .indices_TK = indices,
+      .rows_TK = static_cast<std::int32_t*>(rows_TK.data),
+      .offsets_E1 = static_cast<std::int64_t*>(offsets_E1.data),
+      .tokens_R = static_cast<std::int32_t*>(tokens_R.data),
+      .partials = carver.take<std::int32_t>(cpu::kMaxTokenChunks * E)};
+  cpu::kernels(backend).dispatch_order(args);
+}
+
+void gather(ConstTensorView x_TD, ConstTensorView rows_TK, TensorView x_RD, Backend backend) {
+  const Permutation p = check("gather", "x_TD", x_TD, "x_RD", x_RD, rows_TK);
+  const cpu::GatherArgs args{.dtype = p.dtype,
+                             .tokens = p.tokens,
+                             .top_k = p.top_k,
+                             .width = p.width,
+                             .x_TD = x_TD.data,
+                             .rows_TK = p.rows_TK,
+                             .x_RD = x_RD.data};
+  cpu::kernels(backend).gather(args);
+}
+
+void gather_backward(ConstTensorView d_x_RD, ConstTensorView rows_TK, TensorView d_x_TD,
+                     Backend backend) {
+  const Permutation p = check("gather_backward", "d_x_TD", d_x_TD, "d_x_RD", d_x_RD, rows_TK);
+  run_combine(p, d_x_RD.data, nullptr, d_x_TD.data, backend);
+}
+
+void combine(ConstTensorView y_RD, ConstTensorView weights_TK, ConstTensorView rows_TK,
+             TensorView out_TD, Backend backend) {
+  const Permutation p = check("combine", "out_TD", out_TD, "y_RD", y_RD, rows_TK);
+  expect_tensor("combine", "weights_TK", weights_TK,
+                {{p.tokens, p.top_k}, accumulator_dtype(p.dtype)}, out_TD.device);
+  run_combine(p, y_RD.data, weights_TK.data, out_TD.data, backend);
+}
+
+void combine_backward(ConstTensorView y_RD, ConstTensorView weights_TK, ConstTensorView rows_TK,
+                      ConstTensorView d_out_TD, TensorView d_y_RD, TensorView d_weights_TK,
+                      Backend backend) {
+  const char* op = "combine_backward";
+  const Permutation p = check(op, "d_out_TD", d_out_TD, "y_RD", y_RD, rows_TK);
+  const std::int64_t rows = p.tokens * p.top_k;
+  const DType sums = accumulator_dtype(p.dtype);
+  expect_tensor(op, "weights_TK", weights_TK, {{p.tokens, p.top_k}, sums}, d_out_TD.device);
+  expect_tensor(op, "d_y_RD", d_y_RD, {{rows, p.width}, p.dtype}, d_out_TD.device);
+  expect_tensor(op, "d_weights_TK", d_weights_TK, {{p.tokens, p.top_k}, sums}, d_out_TD.device);
+  const cpu::CombineBackwardArgs args{.dtype = p.dtype,
+                                      .tokens = p.tokens,
+                                      .top_k = p.top_k,
+                                      .width = p.width,
+                                      .y_RD = y_RD.data,
+                                      .weights_TK = weights_TK.data,
+                                      .rows_TK = p.rows_TK,
+                                      .d_out_TD = d_out_TD.data,
+                                      .d_y_RD = d_y_RD.data,
+                                      .d_weights_TK = d_weights_TK.data};
+  cpu::kernels(backend).combine_backward(args);
+}
+
+}  // namespace dropless

@@ -1,0 +1,42 @@
+// One whole layer with its tensors, run forward and backward; and the same layer written naively in
+// double, token by token, as an independent check of the composition.
+#pragma once
+
+#include "dropless/moe.h"
+#include "tests/ops/tensor.h"
+
+namespace dropless::testing {
+
+struct MoECase {
+  MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std::uint64_t seed);
+
+  MoEConfig config;
+  std::int64_t tokens;
+  DType dtype;
+  Tensor x_TD, router_ED, w1_EFD, v1_EFD, w2_EFD;                      // inputs
+  Tensor out_TD, losses_2, counts_E;                                   // forward
+  Tensor gate_RF, up_RF, weights_TK, indices_TK, rows_TK, offsets_E1;  // saved
+  Tensor d_out_TD, d_losses_2;                                         // backward's inputs
+  Tensor d_x_TD, d_router_ED, d_w1_EFD, d_v1_EFD, d_w2_EFD;            // gradients
+
+  // Copies the inputs, rounded to `dtype`, into a fresh case of that type.
+  MoECase to(DType dtype) const;
+
+  MoEWeights weights() const { return {router_ED, w1_EFD, v1_EFD, w2_EFD}; }
+  MoESaved saved();
+  MoEGradients gradients();
+  // With their own workspaces; the result is whether the canaries around it survived.
+  bool forward();
+  bool backward();
+
+  // sum(out * d_out) + sum(losses * d_losses): the scalar whose gradients backward computes.
+  double objective() const;
+};
+
+// out and losses (double) of the layer for the case's inputs; routing computed here too.
+struct NaiveResult {
+  Tensor out_TD, losses_2, counts_E;
+};
+NaiveResult naive_forward(const MoECase& c);
+
+}  // namespace dropless::testing
