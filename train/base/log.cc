@@ -1,0 +1,30 @@
+#include "train/base/log.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <string>
+
+namespace dropless::train {
+namespace {
+std::atomic<void (*)()> hook{nullptr};
+}  // namespace
+
+void set_log_hook(void (*before)()) { hook = before; }
+
+void log_line(std::string_view prefix, std::string_view text) {
+  if (void (*before)() = hook.load()) before();
+  std::string line;
+  line.reserve(prefix.size() + text.size() + 1);
+  line.append(prefix).append(text).push_back('\n');
+  // One write, so that lines of several threads or ranks do not mix. A closed standard error is no
+  // reason to stop a training run: what cannot be written is dropped.
+  std::size_t at = 0;
+  while (at < line.size()) {
+    const ssize_t wrote = ::write(STDERR_FILENO, line.data() + at, line.size() - at);
+    if (wrote <= 0) return;
+    at += static_cast<std::size_t>(wrote);
+  }
+}
+
+}  // namespace dropless::train

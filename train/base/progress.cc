@@ -1,0 +1,131 @@
+#include "train/base/progress.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+
+#include "train/base/log.h"
+#include "train/base/utf8.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr double kRedrawSeconds = 0.1;
+
+// The line that log messages must clear. The mutex also keeps its drawing apart from them.
+std::mutex active_mutex;
+ProgressLine* active = nullptr;
+
+int terminal_width(int fd) {
+  winsize size = {};
+  if (::ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 80;
+}
+
+void write_text(int fd, const std::string& text) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const ssize_t wrote = ::write(fd, text.data() + at, text.size() - at);
+    if (wrote <= 0) return;  // a closed terminal must not stop the run
+    at += static_cast<std::size_t>(wrote);
+  }
+}
+
+}  // namespace
+
+std::string format_seconds(double seconds) {
+  if (!(seconds >= 0) || seconds > 1e9) return "?";
+  const auto total = static_cast<std::int64_t>(seconds + 0.5);
+  if (total < 60) return fmt::format("{}s", total);
+  if (total < 3600) return fmt::format("{}m{:02}s", total / 60, total % 60);
+  if (total < 86400) return fmt::format("{}h{:02}m", total / 3600, total / 60 % 60);
+  return fmt::format("{}d{:02}h", total / 86400, total / 3600 % 24);
+}
+
+ProgressLine::ProgressLine(Options options)
+    : options_(std::move(options)), done_(options_.start), begin_(Clock::now()), last_(begin_) {
+  terminal_ = options_.enabled && ::isatty(options_.fd) == 1;
+  finished_ = !options_.enabled;
+  if (!terminal_) return;
+  const std::lock_guard lock(active_mutex);
+  active = this;
+  set_log_hook(&ProgressLine::clear_active);
+}
+
+ProgressLine::~ProgressLine() { finish(); }
+
+bool ProgressLine::due(std::uint64_t done) const {
+  if (finished_) return false;
+  if (!printed_ || (options_.total != 0 && done >= options_.total)) return true;
+  const std::chrono::duration<double> since = Clock::now() - last_;
+  return since.count() >= (terminal_ ? kRedrawSeconds : options_.plain_seconds);
+}
+
+void ProgressLine::update(std::uint64_t done, std::string_view text) {
+  if (finished_) return;
+  const bool now = due(done);
+  const std::lock_guard lock(active_mutex);
+  done_ = done;
+  text_ = text;
+  if (!now) return;
+  last_ = Clock::now();
+  printed_ = true;
+  draw();
+}
+
+void ProgressLine::draw() {
+  if (!terminal_) {
+    write_text(options_.fd, render(0) + "\n");
+    return;
+  }
+  // One column stays free: a full last column makes some terminals wrap. \x1b[K clears what was
+  // longer.
+  write_text(options_.fd, "\r" + render(std::max(terminal_width(options_.fd) - 1, 1)) + "\x1b[K");
+  drawn_ = true;
+}
+
+std::string ProgressLine::render(int width) const {
+  std::string line = options_.label;
+  const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
+  if (options_.total == 0) {
+    line += fmt::format("  {}  {}", done_, format_seconds(elapsed));
+  } else {
+    const std::uint64_t made = done_ > options_.start ? done_ - options_.start : 0;
+    const std::uint64_t left = done_ < options_.total ? options_.total - done_ : 0;
+    const double eta =
+        made == 0 ? -1 : elapsed / static_cast<double>(made) * static_cast<double>(left);
+    const int digits = static_cast<int>(std::to_string(options_.total).size());
+    line += fmt::format("  {:>{}}/{}  {:>3}%  ETA {}", done_, digits, options_.total,
+                        std::min<std::uint64_t>(100, 100 * done_ / options_.total),
+                        format_seconds(eta));
+  }
+  if (!text_.empty()) line += "  " + text_;
+  return width == 0 ? line : cut_to_width(line, static_cast<std::size_t>(width));
+}
+
+void ProgressLine::finish() {
+  if (finished_) return;
+  finished_ = true;
+  if (!terminal_) return;
+  const std::lock_guard lock(active_mutex);
+  if (active == this) {
+    active = nullptr;
+    set_log_hook(nullptr);
+  }
+  if (!printed_) return;
+  draw();
+  write_text(options_.fd, "\n");
+}
+
+void ProgressLine::clear_active() {
+  const std::lock_guard lock(active_mutex);
+  if (active == nullptr || !active->drawn_) return;
+  write_text(active->options_.fd, "\r\x1b[K");
+  active->drawn_ = false;
+}
+
+}  // namespace dropless::train

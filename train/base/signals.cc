@@ -1,0 +1,61 @@
+#include "train/base/signals.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+
+namespace dropless::train {
+namespace {
+
+// Handlers may touch only lock-free atomics and async-signal-safe calls (_exit).
+std::atomic<int> stop{0};
+std::atomic<bool> save{false};
+std::atomic<SignalMode> current_mode{SignalMode::kFinishStep};
+static_assert(std::atomic<int>::is_always_lock_free);
+static_assert(std::atomic<SignalMode>::is_always_lock_free);
+
+void on_signal(int signal_number) {
+  if (signal_number == SIGUSR1) {
+    save = true;
+    return;
+  }
+  int none = 0;
+  if (stop.compare_exchange_strong(none, signal_number)) return;
+  // Launchers repeat SIGTERM while a checkpoint is being saved; only a person's Ctrl-C is
+  // impatience.
+  if (signal_number == SIGINT || current_mode == SignalMode::kThrow) _exit(1);
+}
+
+}  // namespace
+
+void install_signal_handlers(SignalMode mode) {
+  current_mode = mode;
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  for (const int number : {SIGINT, SIGTERM, SIGUSR1}) {
+    if (number == SIGUSR1 && mode != SignalMode::kFinishStep) continue;
+    if (sigaction(number, &action, nullptr) == -1) throw_errno("handle", "signals", errno);
+  }
+}
+
+int stop_signal() noexcept { return stop; }
+bool take_save_request() noexcept { return save.exchange(false); }
+
+void check_interrupted() {
+  if (current_mode != SignalMode::kThrow || stop == 0) return;
+  throw Error(ErrorKind::kInterrupted, stop == SIGINT ? "interrupted" : "terminated by SIGTERM");
+}
+
+void reset_signals() noexcept {
+  stop = 0;
+  save = false;
+}
+
+}  // namespace dropless::train
