@@ -68,7 +68,7 @@ check_spelling() { cd "$root" && git ls-files -- '*.h' '*.cc' '*.cu' '*.md' '*.p
 check_tidy() { (cd "$root" && xargs -r -n 1 -P "$(nproc)" clang-tidy --quiet -p "build/$1"); }
 
 verb_check() {
-  local preset files=changed_sources
+  local preset files=changed_sources failed=
   case "${1:-}" in
     "") ;;
     --all) files=tracked_cc ;;
@@ -76,13 +76,15 @@ verb_check() {
   esac
   preset=$(default_preset)
   ensure_check_tools
-  stage layers "who may include whom: scripts/check_layers.py" check_layers
-  stage format "./dev format mends it" check_format
-  stage spelling "names that are right: scripts/codespell-ignore.txt" check_spelling
   take_lock
   ensure_configured "$preset"
   release_lock
-  stage lint "the checks: .clang-tidy" lint "$preset" "$files"
+  # Each in a subshell: one call shows all that is wrong.
+  (stage layers "who may include whom: scripts/check_layers.py" check_layers) || failed=1
+  (stage format "./dev format mends it" check_format) || failed=1
+  (stage spelling "words that are right: scripts/codespell-ignore.txt" check_spelling) || failed=1
+  (stage lint "the checks: .clang-tidy" lint "$preset" "$files") || failed=1
+  [[ -z $failed ]] || exit 1
 }
 
 tracked_cc() { git -C "$root" ls-files -- '*.cc'; }
