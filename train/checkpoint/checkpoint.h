@@ -82,8 +82,9 @@ struct RejectedCheckpoint {
   std::string reason;
 };
 struct NewestGood {
-  std::optional<std::string> folder;         // nullopt: none verifies
-  std::vector<RejectedCheckpoint> rejected;  // newer ones that do not: warn loudly
+  std::optional<std::string> folder;  // nullopt: none verifies
+  std::vector<RejectedCheckpoint>
+      rejected;  // newer ones (or of unknown age) that do not: warn loudly
 };
 NewestGood find_newest_good(const std::string& run_folder);
 

@@ -1,0 +1,288 @@
+#include "train/checkpoint/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <utility>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/hash.h"
+#include "train/base/log.h"
+#include "train/checkpoint/manifest.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr const char* kLatest = "latest";
+constexpr const char* kTemporary = ".tmp";  // being written, or on its way out
+constexpr const char* kReplaced = ".old";   // the former step-N while its successor takes the name
+constexpr std::uint64_t kMaxManifestBytes = 64 << 20;
+
+// N of "step-N" + suffix; nullopt for anything else, leading zeros included.
+std::optional<std::int64_t> parse_step(std::string_view name, std::string_view suffix = "") {
+  constexpr std::string_view kPrefix = "step-";
+  if (!name.starts_with(kPrefix) || !name.ends_with(suffix)) return std::nullopt;
+  if (name.size() <= kPrefix.size() + suffix.size()) return std::nullopt;
+  name = name.substr(kPrefix.size(), name.size() - kPrefix.size() - suffix.size());
+  std::int64_t step = 0;
+  const auto result = std::from_chars(name.data(), name.data() + name.size(), step);
+  if (result.ec != std::errc() || result.ptr != name.data() + name.size() || step < 0) {
+    return std::nullopt;
+  }
+  return std::to_string(step) == name ? std::optional(step) : std::nullopt;
+}
+
+// What `latest` points to, as a path; empty when there is no such link.
+std::string read_latest(const std::string& run_folder) {
+  std::error_code error;
+  const auto target = std::filesystem::read_symlink(join_path(run_folder, kLatest), error);
+  if (error) return {};
+  return target.is_absolute() ? target.string() : join_path(run_folder, target.string());
+}
+
+bool has_manifest(const std::string& folder) {
+  return path_exists(join_path(folder, kManifestName));
+}
+
+struct Candidate {
+  std::string folder;
+  std::int64_t step = 0;
+  std::int64_t sequence = -1;  // -1: the manifest cannot be read; `reason` says why
+  std::string reason;
+};
+
+// All step folders, the newest first; unreadable ones last.
+std::vector<Candidate> candidates(const std::string& run_folder) {
+  std::vector<Candidate> all;
+  for (const std::int64_t step : list_steps(run_folder)) {
+    Candidate candidate{join_path(run_folder, step_folder_name(step)), step, -1, {}};
+    try {
+      candidate.sequence = read_manifest(candidate.folder).sequence;
+    } catch (const Error& error) {
+      candidate.reason = error.what();
+    }
+    all.push_back(std::move(candidate));
+  }
+  std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
+    return std::pair(a.sequence, a.step) > std::pair(b.sequence, b.step);
+  });
+  return all;
+}
+
+// Gives a complete temporary folder its name. Where that name is taken, the two swap in one step,
+// or, on a file system without that, the old one steps aside first (sweep_stale knows what to do
+// after a crash). Returns the folder that holds what was replaced; empty when nothing was.
+std::string publish(const std::string& temporary, const std::string& final_path) {
+  if (!path_exists(final_path)) {
+    rename_path(temporary, final_path);
+    return {};
+  }
+  if (exchange_paths(temporary, final_path)) return temporary;
+  const std::string replaced = final_path + kReplaced;
+  remove_all(replaced);
+  rename_path(final_path, replaced);
+  rename_path(temporary, final_path);
+  return replaced;
+}
+
+}  // namespace
+
+std::string step_folder_name(std::int64_t step) { return fmt::format("step-{}", step); }
+
+std::vector<std::int64_t> list_steps(const std::string& run_folder) {
+  std::vector<std::int64_t> steps;
+  if (!is_folder(run_folder)) return steps;
+  for (const std::string& name : list_folder(run_folder)) {
+    const std::optional<std::int64_t> step = parse_step(name);
+    if (step && is_folder(join_path(run_folder, name))) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+// ---- writing ----
+
+CheckpointWriter::CheckpointWriter(std::string run_folder, std::int64_t step,
+                                   std::uint64_t expected_bytes)
+    : run_folder_(std::move(run_folder)),
+      temporary_(join_path(run_folder_, step_folder_name(step) + kTemporary)),
+      step_(step) {
+  if (step < 0)
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("checkpoint of step {}", step));
+  make_folders(run_folder_);
+  require_free(run_folder_, expected_bytes, "checkpoint " + step_folder_name(step));
+  remove_all(temporary_);
+  make_folders(temporary_);
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (committed_) return;
+  try {
+    remove_all(temporary_);
+  } catch (const std::exception& error) {
+    log_warning("{}; the next run removes it", error.what());
+  }
+}
+
+std::string CheckpointWriter::path(const std::string& file) const {
+  const bool taken = std::any_of(files_.begin(), files_.end(),
+                                 [&](const CheckpointFile& known) { return known.name == file; });
+  if (taken || !is_plain_file_name(file)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("checkpoint file \"{}\" {}", file,
+                            taken ? "is added twice" : "has no plain name"));
+  }
+  return join_path(temporary_, file);
+}
+
+void CheckpointWriter::add_tensors(const std::string& file, std::vector<NamedTensor> tensors,
+                                   const TensorMetadata& metadata) {
+  const std::string target = path(file);
+  require_free(temporary_, safetensors_bytes(tensors, metadata), file);
+  const WrittenFile written = write_safetensors(target, std::move(tensors), metadata);
+  files_.push_back({file, written.bytes, written.xxh3});
+}
+
+void CheckpointWriter::add_text(const std::string& file, std::string_view text) {
+  FileWriter writer(path(file));
+  writer.write(text.data(), text.size());
+  writer.finish();
+  files_.push_back({file, text.size(), xxh3_hex(text)});
+}
+
+std::string CheckpointWriter::commit() {
+  std::int64_t sequence = 0;
+  for (const Candidate& other : candidates(run_folder_)) {
+    sequence = std::max(sequence, other.sequence + 1);
+  }
+  const std::string manifest = make_manifest({step_, sequence, files_});
+  FileWriter writer(join_path(temporary_, kManifestName));
+  writer.write(manifest.data(), manifest.size());
+  writer.finish();
+  fsync_path(temporary_);
+
+  const std::string final_path = join_path(run_folder_, step_folder_name(step_));
+  const std::string replaced = publish(temporary_, final_path);
+  committed_ = true;
+  replace_symlink(join_path(run_folder_, kLatest), step_folder_name(step_));
+  if (!replaced.empty()) {
+    try {
+      remove_all(replaced);
+    } catch (const Error& error) {
+      log_warning("{}; the next run removes it", error.what());
+    }
+  }
+  return final_path;
+}
+
+// ---- keeping the run folder in order ----
+
+std::vector<std::string> sweep_stale(const std::string& run_folder) {
+  std::vector<std::string> done;
+  if (!is_folder(run_folder)) return done;
+  const std::vector<std::string> names = list_folder(run_folder);
+  for (const std::string& name : names) {
+    const std::optional<std::int64_t> step = parse_step(name, kReplaced);
+    if (!step) continue;
+    const std::string replaced = join_path(run_folder, name);
+    const std::string final_path = join_path(run_folder, step_folder_name(*step));
+    if (path_exists(final_path)) {
+      remove_all(replaced);
+      done.push_back("removed " + replaced + ", replaced by a newer save");
+    } else {
+      rename_path(replaced, final_path);
+      done.push_back("put back " + final_path + ", whose replacement was cut off");
+    }
+  }
+  for (const std::string& name : names) {
+    if (!parse_step(name, kTemporary) && name != std::string(kLatest) + kTemporary) continue;
+    remove_all(join_path(run_folder, name));
+    done.push_back("removed " + join_path(run_folder, name) + ", left by a save that was cut off");
+  }
+  return done;
+}
+
+std::vector<std::string> prune_checkpoints(const std::string& run_folder, int keep) {
+  if (keep < -1) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("cannot keep {} checkpoints", keep),
+                "-1 keeps all");
+  }
+  std::vector<std::string> removed;
+  if (keep == -1) return removed;
+  const std::string latest = base_name(read_latest(run_folder));
+  int kept = 0;
+  for (const Candidate& candidate : candidates(run_folder)) {
+    if (kept < keep || base_name(candidate.folder) == latest) {
+      ++kept;
+      continue;
+    }
+    // Out of the way first: a crash in the middle leaves a stale temporary, not half a checkpoint.
+    const std::string leaving = candidate.folder + kTemporary;
+    remove_all(leaving);
+    rename_path(candidate.folder, leaving);
+    remove_all(leaving);
+    removed.push_back(candidate.folder);
+  }
+  return removed;
+}
+
+// ---- reading ----
+
+std::string resolve_checkpoint(const std::string& path) {
+  if (!path_exists(path)) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("no such checkpoint: {}", path));
+  }
+  if (has_manifest(path)) return path;
+  const std::string latest = read_latest(path);
+  if (!latest.empty() && has_manifest(latest)) return latest;
+  for (const Candidate& candidate : candidates(path)) {
+    if (candidate.sequence >= 0) return candidate.folder;
+  }
+  throw Error(ErrorKind::kInvalidArgument, fmt::format("no complete checkpoint in {}", path),
+              "give a step-N folder with a manifest.json, or a run folder that holds one");
+}
+
+Manifest read_manifest(const std::string& folder) {
+  const std::string path = join_path(folder, kManifestName);
+  return parse_manifest(read_file(path, kMaxManifestBytes), path);
+}
+
+Manifest verify_checkpoint(const std::string& folder) {
+  Manifest manifest = read_manifest(folder);
+  for (const CheckpointFile& file : manifest.files) {
+    const std::string path = join_path(folder, file.name);
+    const auto damaged = [&](const std::string& what) {
+      throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, what),
+                  "use an older checkpoint, or copy this one again");
+    };
+    if (!path_exists(path)) damaged("missing; manifest.json lists it");
+    const std::uint64_t bytes = file_bytes(path);
+    if (bytes != file.bytes) damaged(fmt::format("{} bytes, should be {}", bytes, file.bytes));
+    const std::string hash = xxh3_file(path);
+    if (hash != file.xxh3)
+      damaged(fmt::format("altered: XXH3-128 {}, should be {}", hash, file.xxh3));
+  }
+  return manifest;
+}
+
+NewestGood find_newest_good(const std::string& run_folder) {
+  NewestGood result;
+  for (const Candidate& candidate : candidates(run_folder)) {
+    if (candidate.sequence < 0) {
+      result.rejected.push_back({candidate.folder, candidate.reason});
+    } else if (!result.folder) {
+      try {
+        verify_checkpoint(candidate.folder);
+        result.folder = candidate.folder;
+      } catch (const Error& error) {
+        result.rejected.push_back({candidate.folder, error.what()});
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace dropless::train
