@@ -11,5 +11,10 @@ class App;
 namespace dropless::apps {
 
 void add_data_verb(CLI::App& app);  // data text | cat | info
+void add_eval_verb(CLI::App& app);
+void add_generate_verb(CLI::App& app);
+void add_info_verb(CLI::App& app);
+void add_train_verb(CLI::App& app);
+void add_version_verb(CLI::App& app);
 
 }  // namespace dropless::apps

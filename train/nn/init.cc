@@ -42,8 +42,13 @@ double ParameterMaker::matrix_std(double fan_in, double fan_out, bool residual) 
 
 at::Tensor ParameterMaker::normal(const std::string& name, std::int64_t rows, std::int64_t columns,
                                   double std, bool expert) {
-  at::Tensor value = at::empty({rows, columns}, at::kFloat).normal_(0.0, std, generator_);
-  value = value.to(device_).set_requires_grad(true);
+  at::Tensor value;
+  if (device_.is_meta()) {
+    value = at::empty({rows, columns}, at::TensorOptions(at::kFloat).device(device_));
+  } else {
+    value = at::empty({rows, columns}, at::kFloat).normal_(0.0, std, generator_).to(device_);
+  }
+  value.set_requires_grad(true);
   parameters_.push_back({name, value, expert});
   return value;
 }

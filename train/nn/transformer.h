@@ -75,9 +75,8 @@ class Transformer {
   std::optional<Norm> norm_f_;
 };
 
-// Sum of -log softmax(logits)[next token] over all scored positions of the rows (position t predicts
-// t + 1, up to each row's length), fp32 [1 value]. logits_BSV [B, S, V]; tokens_BS int64;
-// labels_BS int64: the next token, or -100 where nothing is scored.
+// Sum of -log softmax(logits)[label] over the positions whose label is not -100; a scalar, fp32 (fp64 for
+// fp64 logits). logits_BSV [B, S, V]; labels_BS int64: each position's next token.
 at::Tensor cross_entropy_sum(const at::Tensor& logits_BSV, const at::Tensor& labels_BS);
 
 }  // namespace dropless::train

@@ -1,0 +1,149 @@
+// `dropless eval CONFIG.yaml|MODEL [key.path=value ...] [--data DIR|FILE [--split S]] [--json]`
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "apps/model_options.h"
+#include "apps/verbs.h"
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/signals.h"
+#include "train/bridge/device.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/data/mini_text.h"
+#include "train/run/config.h"
+#include "train/run/evaluate.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+struct EvalVerb {
+  std::string target, data, split;
+  std::vector<std::string> overrides;
+  bool json = false;
+  std::int64_t batch_size = 8;
+  ModelOptions model_options;
+};
+
+using Source = std::pair<std::string, std::unique_ptr<BatchSource>>;  // label, batches
+
+std::unique_ptr<BatchSource> open_set(TextDatasetConfig dataset, const LoadedModel& loaded,
+                                      std::int64_t batch_size, std::int64_t seq_len) {
+  TextLoaderOptions options;
+  options.batch_size = batch_size;
+  options.seq_len = seq_len;
+  options.vocab_size = loaded.model->config().vocab_size;
+  options.tokenizer = loaded.tokenizer;
+  return std::make_unique<TextLoader>(dataset, options);
+}
+
+// --data: a folder is an MDS set, a file is plain text.
+std::unique_ptr<BatchSource> open_data(const EvalVerb& verb, const LoadedModel& loaded) {
+  const std::int64_t seq_len = loaded.model->config().max_seq_len;
+  if (is_folder(verb.data)) {
+    TextDatasetConfig dataset;
+    dataset.local = verb.data;
+    dataset.split = verb.split;
+    return open_set(dataset, loaded, verb.batch_size, seq_len);
+  }
+  if (!loaded.tokenizer) {
+    throw Error(ErrorKind::kInvalidArgument, "text needs the model's tokenizer, which is not here");
+  }
+  if (!verb.split.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--split needs --data to be the folder of a set");
+  }
+  return std::make_unique<TextFileSource>(verb.data, *loaded.tokenizer, verb.batch_size, seq_len);
+}
+
+void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool as_json) {
+  EvalResult total;
+  for (const auto& [label, result] : results) total.add(result);
+  const auto figures = [](const EvalResult& result) {
+    return nlohmann::ordered_json{{"cross_entropy", result.cross_entropy()},
+                                  {"perplexity", result.perplexity()},
+                                  {"tokens", result.tokens}};
+  };
+  if (as_json) {
+    nlohmann::ordered_json json = figures(total);
+    if (results.size() > 1) {
+      for (const auto& [label, result] : results) json["loaders"][label] = figures(result);
+    }
+    std::cout << json.dump() << "\n";
+    return;
+  }
+  for (const auto& [label, result] : results) {
+    std::cout << fmt::format("{}{}cross-entropy {:.4f} nats per token, perplexity {:.3f}, {} tokens\n",
+                             label, label.empty() ? "" : ": ", result.cross_entropy(),
+                             result.perplexity(), result.tokens);
+  }
+}
+
+void run_eval(EvalVerb verb) {
+  install_signal_handlers(SignalMode::kThrow);
+  const bool is_model = is_folder(verb.target);
+  if (is_model && verb.data.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "eval MODEL needs --data DIR or --data FILE");
+  }
+  if (is_model && !verb.overrides.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "overrides such as " + verb.overrides[0] +
+                                                 " belong to a CONFIG, not to a model");
+  }
+  std::vector<Source> sources;
+  std::optional<TrainConfig> config;
+  std::string model_path = verb.target;
+  Precision precision = verb.model_options.precision();
+  if (!is_model) {
+    config = TrainConfig::from_yaml(YamlDocument::load(verb.target, verb.overrides));
+    model_path = config->load_path.empty() ? config->save_folder : config->load_path;
+    verb.batch_size = config->device_eval_batch_size;
+    precision = config->precision;
+    verb.model_options.device = config->device;
+  }
+  const LoadedModel loaded = verb.model_options.open(model_path);
+  if (!verb.data.empty()) {
+    sources.emplace_back("", open_data(verb, loaded));
+  } else {
+    for (const TextDatasetConfig& dataset : config->eval_loaders) {
+      sources.emplace_back(dataset.label,
+                           open_set(dataset, loaded, verb.batch_size, config->max_seq_len));
+    }
+    if (sources.empty()) {
+      throw Error(ErrorKind::kInvalidArgument, verb.target + " has no eval_loader",
+                  "add one, or give --data");
+    }
+  }
+  std::vector<std::pair<std::string, EvalResult>> results;
+  for (const auto& [label, source] : sources) {
+    results.emplace_back(label, evaluate(*loaded.model, *source, precision,
+                                         config ? config->eval_subset_num_batches : -1));
+  }
+  print(results, verb.json);
+}
+
+}  // namespace
+
+void add_eval_verb(CLI::App& app) {
+  auto verb = std::make_shared<EvalVerb>();
+  CLI::App* cli = app.add_subcommand("eval", "Cross-entropy and perplexity of a model");
+  cli->add_option("target", verb->target, "YAML config (its load_path, else its run folder), or a model")
+      ->required();
+  cli->add_option("overrides", verb->overrides, "key.path=value, for a config");
+  cli->add_option("--data", verb->data, "MDS folder or text file, in place of the config's loaders");
+  cli->add_option("--split", verb->split, "sub-folder of --data");
+  cli->add_flag("--json", verb->json, "one JSON document");
+  verb->model_options.add_to(*cli);
+  cli->footer("Example: dropless eval runs/demo --data data.txt --json");
+  cli->callback([verb] { run_eval(*verb); });
+}
+
+}  // namespace dropless::apps

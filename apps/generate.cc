@@ -1,0 +1,141 @@
+// `dropless generate MODEL [--prompt TEXT | --prompt-file F | --prompt-ids JSON] ...`
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/model_options.h"
+#include "apps/verbs.h"
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/json.h"
+#include "train/base/log.h"
+#include "train/base/signals.h"
+#include "train/run/generate.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+struct GenerateVerb {
+  std::string model, prompt, prompt_file, prompt_ids;
+  bool json = false, logits = false;
+  GenerateOptions options;
+  ModelOptions model_options;
+};
+
+std::vector<std::vector<TokenId>> ids_from_json(const std::string& text) {
+  const nlohmann::json json = parse_json(text, "--prompt-ids");
+  std::vector<std::vector<TokenId>> prompts;
+  const auto refuse = [] {
+    throw Error(ErrorKind::kInvalidArgument, "--prompt-ids is not a list of lists of token ids",
+                "for example --prompt-ids '[[5,9,2],[7,7,1]]'");
+  };
+  if (!json.is_array()) refuse();
+  for (const auto& row : json) {
+    if (!row.is_array()) refuse();
+    std::vector<TokenId> ids;
+    for (const auto& id : row) {
+      if (!id.is_number_integer()) refuse();
+      const auto value = id.get<std::int64_t>();
+      if (value < 0 || value > INT32_MAX) refuse();
+      ids.push_back(static_cast<TokenId>(value));
+    }
+    prompts.push_back(std::move(ids));
+  }
+  return prompts;
+}
+
+std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb, const Tokenizer* tokenizer) {
+  if (!verb.prompt_ids.empty()) return ids_from_json(verb.prompt_ids);
+  if (tokenizer == nullptr) {
+    throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here",
+                "give token ids: --prompt-ids");
+  }
+  const std::string text = verb.prompt_file.empty() ? verb.prompt : read_file(verb.prompt_file, 64 << 20);
+  std::vector<TokenId> ids = tokenizer->encode(text);
+  if (ids.empty() && tokenizer->eos_id()) ids.push_back(*tokenizer->eos_id());  // starts a document
+  return {ids};
+}
+
+void print_json(const GenerateVerb& verb, const GenerateResult& result, const Tokenizer* tokenizer) {
+  nlohmann::ordered_json json;
+  json["sequences"] = result.sequences;
+  json["text"] = nullptr;
+  if (tokenizer != nullptr) {
+    json["text"] = nlohmann::json::array();
+    for (const auto& ids : result.sequences) json["text"].push_back(tokenizer->decode(ids));
+  }
+  json["finish"] = nlohmann::json::array();
+  for (const bool stopped : result.stopped_at_eos) json["finish"].push_back(stopped ? "eos" : "length");
+  if (verb.logits) {
+    json["cross_entropy"] = nullptr;
+    if (result.cross_entropy) json["cross_entropy"] = *result.cross_entropy;
+    json["logits_last"] = result.logits_last;
+  }
+  std::cout << json.dump() << "\n";
+}
+
+void run_generate(const GenerateVerb& verb) {
+  install_signal_handlers(SignalMode::kThrow);
+  if (verb.logits && !verb.json) {
+    throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
+  }
+  GenerateOptions options = verb.options;
+  options.check();
+  options.precision = verb.model_options.precision();
+  const LoadedModel loaded = verb.model_options.open(verb.model);
+  const Tokenizer* tokenizer = loaded.tokenizer.get();
+  const auto prompts = read_prompts(verb, tokenizer);
+  if (tokenizer != nullptr) options.eos = tokenizer->eos_id();
+  if (verb.json) {
+    print_json(verb, generate(*loaded.model, prompts, options), tokenizer);
+    return;
+  }
+  if (tokenizer == nullptr) {
+    throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here", "use --json");
+  }
+  const auto print = [](const std::string& text) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  };
+  for (const auto& prompt : prompts) {
+    print(tokenizer->decode_bytes(prompt));
+    generate(*loaded.model, {prompt}, options, [&](std::size_t, TokenId id) {
+      print(tokenizer->decode_bytes(std::vector<TokenId>{id}));
+    });
+    print("\n");
+  }
+}
+
+}  // namespace
+
+void add_generate_verb(CLI::App& app) {
+  auto verb = std::make_shared<GenerateVerb>();
+  CLI::App* cli = app.add_subcommand("generate", "Continue a prompt");
+  cli->add_option("model", verb->model, "checkpoint or run folder")->required();
+  auto* prompt = cli->add_option_group("prompt");
+  prompt->add_option("--prompt", verb->prompt, "text to continue");
+  prompt->add_option("--prompt-file", verb->prompt_file, "file with the text to continue");
+  prompt->add_option("--prompt-ids", verb->prompt_ids, "token ids, lists of equal length");
+  prompt->require_option(0, 1);
+  cli->add_option("--max-new-tokens", verb->options.max_new_tokens)->capture_default_str();
+  cli->add_option("--temperature", verb->options.temperature, "0: greedy")->capture_default_str();
+  cli->add_option("--top-k", verb->options.top_k, "keep the k likeliest; 0: all")->capture_default_str();
+  cli->add_option("--top-p", verb->options.top_p, "keep the likeliest of this probability")
+      ->capture_default_str();
+  cli->add_option("--seed", verb->options.seed)->capture_default_str();
+  cli->add_flag("--json", verb->json, "one JSON document on standard output");
+  cli->add_flag("--logits", verb->logits, "with --json: prompt cross-entropy and last logits");
+  verb->model_options.add_to(*cli);
+  cli->footer("Example: dropless generate runs/demo --prompt 'def main():' --temperature 0.8");
+  cli->callback([verb] { run_generate(*verb); });
+}
+
+}  // namespace dropless::apps

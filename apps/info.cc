@@ -1,0 +1,105 @@
+// `dropless info MODEL|CONFIG.yaml [--json]`: parameters, tensors, and what the config says.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "apps/verbs.h"
+#include "train/base/fs.h"
+#include "train/base/signals.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/nn/transformer.h"
+#include "train/run/model_files.h"
+#include "train/run/summary.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+// Of a model that is described but not built: `meta` tensors have shapes and no memory.
+nlohmann::ordered_json describe(const ModelConfig& config, const std::string& file) {
+  const Transformer model(config, /*seed=*/0, at::kMeta);
+  const ParameterCount count = model.count();
+  nlohmann::ordered_json json;
+  json["parameters"] = {{"total", count.total}, {"active", count.active}};
+  json["tensors"] = nlohmann::json::array();
+  for (const Parameter& parameter : model.parameters()) {
+    json["tensors"].push_back({{"name", parameter.name},
+                               {"shape", parameter.value.sizes().vec()},
+                               {"dtype", "F32"},
+                               {"file", file.empty() ? nlohmann::json() : nlohmann::json(file)}});
+  }
+  return json;
+}
+
+nlohmann::ordered_json describe_checkpoint(const std::string& path) {
+  const std::string folder = resolve_checkpoint(path);
+  const Manifest manifest = read_manifest(folder);
+  nlohmann::ordered_json json = describe(load_model_config(folder), kModelFile);
+  const SafetensorsFile file = SafetensorsFile::open(join_path(folder, kModelFile));
+  json["tensors"] = nlohmann::json::array();
+  for (const TensorInfo& tensor : file.tensors()) {
+    json["tensors"].push_back({{"name", tensor.name},
+                               {"shape", tensor.shape},
+                               {"dtype", storage_type_name(tensor.dtype)},
+                               {"file", kModelFile}});
+  }
+  json["folder"] = folder;
+  json["step"] = manifest.step;
+  return json;
+}
+
+void print_text(const nlohmann::ordered_json& json) {
+  const auto total = json["parameters"]["total"].get<std::int64_t>();
+  const auto active = json["parameters"]["active"].get<std::int64_t>();
+  if (json.contains("folder")) {
+    std::cout << "checkpoint  " << json["folder"].get<std::string>() << ", step " << json["step"] << "\n";
+  }
+  std::cout << fmt::format("parameters  {} ({}), {} ({}) active per token\n", total,
+                           format_count(static_cast<double>(total)), active,
+                           format_count(static_cast<double>(active)));
+  for (const auto& tensor : json["tensors"]) {
+    std::cout << fmt::format("  {:<52} {:<4} [{}]\n", tensor["name"].get<std::string>(),
+                             tensor["dtype"].get<std::string>(),
+                             fmt::join(tensor["shape"].get<std::vector<std::int64_t>>(), ", "));
+  }
+}
+
+void run_info(const std::string& path, bool as_json) {
+  install_signal_handlers(SignalMode::kThrow);
+  nlohmann::ordered_json json;
+  if (is_folder(path)) {
+    json = describe_checkpoint(path);
+  } else {
+    json = describe(ModelConfig::from_yaml(YamlDocument::load(path).root().map("model")), "");
+  }
+  if (as_json) {
+    std::cout << json.dump() << "\n";
+  } else {
+    print_text(json);
+  }
+}
+
+}  // namespace
+
+void add_info_verb(CLI::App& app) {
+  struct Options {
+    std::string path;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("info", "Parameters and tensors of a model or a config");
+  verb->add_option("model", options->path, "checkpoint, run folder or YAML config")->required();
+  verb->add_flag("--json", options->json, "one JSON document");
+  verb->footer("Example: dropless info configs/demo.yaml");
+  verb->callback([options] { run_info(options->path, options->json); });
+}
+
+}  // namespace dropless::apps

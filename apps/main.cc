@@ -1,0 +1,63 @@
+// The `dropless` command: parses the verb, runs it, and turns errors into one message and an exit code
+// (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "apps/verbs.h"
+#include "dropless/error.h"
+#include "dropless/version.h"
+#include "train/base/log.h"
+
+namespace {
+
+using dropless::train::log_line;
+
+int exit_code(dropless::ErrorKind kind) {
+  return kind == dropless::ErrorKind::kInvalidArgument ? 2 : 1;
+}
+
+int report(const dropless::Error& error) {
+  std::string text = std::string("error: ") + error.what();
+  if (error.file()[0] != '\0') {
+    text += " (" + std::string(error.file()) + ":" + std::to_string(error.line()) + ")";
+  }
+  if (!error.hint().empty()) text += "\nhint: " + error.hint();
+  log_line("", text);
+  return exit_code(error.kind());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};
+  app.set_version_flag("--version", DROPLESS_VERSION);
+  app.require_subcommand(1);
+  app.footer("Example: dropless train configs/demo.yaml max_duration=100ba");
+  using namespace dropless::apps;
+  add_train_verb(app);
+  add_eval_verb(app);
+  add_generate_verb(app);
+  add_info_verb(app);
+  add_data_verb(app);
+  add_version_verb(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
+  } catch (const CLI::ParseError& error) {
+    // CLI11 prints help on standard output, complaints on standard error.
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const dropless::Error& error) {
+    return report(error);
+  } catch (const std::bad_alloc&) {
+    log_line("", "error: out of memory");
+    return 1;
+  } catch (const std::exception& error) {
+    log_line("", std::string("error: ") + error.what() + "\nhint: this is a bug in dropless");
+    return 1;
+  }
+  return 0;
+}

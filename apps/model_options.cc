@@ -1,0 +1,26 @@
+#include "apps/model_options.h"
+
+#include "dropless/error.h"
+#include "train/bridge/device.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+void ModelOptions::add_to(CLI::App& verb) {
+  verb.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
+  verb.add_option("--dtype", dtype, "fp32, bf16 or fp16 for the matrix products")->capture_default_str();
+}
+
+Precision ModelOptions::precision() const {
+  if (dtype == "fp32") return Precision::kFp32;
+  if (dtype == "bf16") return Precision::kAmpBf16;
+  if (dtype == "fp16") return Precision::kAmpFp16;
+  throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + dtype, "one of: fp32, bf16, fp16");
+}
+
+LoadedModel ModelOptions::open(const std::string& path) const {
+  return load_model(path, choose_device(device));
+}
+
+}  // namespace dropless::apps

@@ -1,0 +1,23 @@
+// What the verbs that run a model have in common: --device and --dtype, and how a MODEL is opened.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <string>
+
+#include "train/nn/precision.h"
+#include "train/run/model_files.h"
+
+namespace dropless::apps {
+
+struct ModelOptions {
+  std::string device = "cpu";
+  std::string dtype = "fp32";
+
+  void add_to(CLI::App& verb);
+  // fp32, or autocast to bf16 or fp16. Throws Error(kInvalidArgument).
+  train::Precision precision() const;
+  train::LoadedModel open(const std::string& path) const;
+};
+
+}  // namespace dropless::apps

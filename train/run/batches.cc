@@ -1,0 +1,27 @@
+#include "train/run/batches.h"
+
+#include <algorithm>
+
+namespace dropless::train {
+
+BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t rows,
+                           at::Device device) {
+  const std::int64_t S = batch.seq_len;
+  at::Tensor tokens = at::empty({rows, S}, at::kLong);
+  at::Tensor labels = at::full({rows, S}, -100, at::kLong);
+  std::int64_t* token = tokens.mutable_data_ptr<std::int64_t>();
+  std::int64_t* label = labels.mutable_data_ptr<std::int64_t>();
+  BatchTensors result;
+  for (std::int64_t b = 0; b < rows; ++b) {
+    const std::int64_t* row = batch.tokens_BS.data() + (first + b) * S;
+    const std::int64_t length = batch.lengths_B[first + b];
+    std::copy_n(row, S, token + b * S);
+    std::copy_n(row + 1, length - 1, label + b * S);
+    result.scored += length - 1;
+  }
+  result.tokens_BS = tokens.to(device);
+  result.labels_BS = labels.to(device);
+  return result;
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,21 @@
+// A loader's batch as the tensors that the model and the loss take.
+#pragma once
+
+#include <cstdint>
+
+#include "train/bridge/torch.h"
+#include "train/data/batch.h"
+
+namespace dropless::train {
+
+struct BatchTensors {
+  at::Tensor tokens_BS;  // int64, on the device
+  at::Tensor labels_BS;  // the next token of each position; -100 at a row's last token and on pads
+  std::int64_t scored = 0;  // labels that are not -100
+};
+
+// Rows [first, first + rows) of the batch.
+BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t rows,
+                           at::Device device);
+
+}  // namespace dropless::train

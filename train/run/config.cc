@@ -1,0 +1,216 @@
+#include "train/run/config.h"
+
+#include <ctime>
+#include <utility>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+Time time_at(const YamlMap& map, const char* key, const Time& fallback) {
+  if (!map.has(key)) {
+    map.skip(key);
+    return fallback;
+  }
+  try {
+    return Time::parse(map.get<std::string>(key));
+  } catch (const Error& error) {
+    map.fail(key, error.what(), error.hint());
+  }
+}
+
+Interval interval_at(const YamlMap& map, const char* key, const Interval& fallback) {
+  const Interval interval = time_at(map, key, fallback);
+  if (interval.unit == TimeUnit::kSecond) {
+    map.fail(key, std::string(key) + " cannot be in seconds", "use ba, ep, sp, tok or dur");
+  }
+  return interval;
+}
+
+Precision precision_at(const YamlMap& map) {
+  const std::string name = map.get<std::string>("precision", "amp_bf16");
+  for (const Precision precision : {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16}) {
+    if (name == precision_name(precision)) return precision;
+  }
+  map.fail("precision", "precision " + name + " is not supported by this version",
+           "one of: fp32, amp_bf16, amp_fp16");
+}
+
+std::int64_t microbatch_at(const YamlMap& map, const char* key) {
+  if (!map.has(key) || map.is_string(key)) {
+    const std::string text = map.get<std::string>(key, "auto");
+    if (text != "auto") map.fail(key, std::string(key) + " is a number of samples or `auto`");
+    return 0;
+  }
+  const auto size = map.get<std::int64_t>(key);
+  if (size < 1) map.fail(key, std::string(key) + " must be at least 1");
+  return size;
+}
+
+void read_algorithms(const YamlMap& root, TrainConfig& config) {
+  const auto algorithms = root.find_map("algorithms");
+  if (!algorithms) return;
+  if (const auto clip = algorithms->find_map("gradient_clipping")) {
+    config.clip = ClipConfig::from_yaml(*clip);
+  }
+}
+
+void read_loaders(const YamlMap& root, TrainConfig& config) {
+  config.train_loader = TextDatasetConfig::from_yaml(root.map("train_loader"));
+  if (!root.has("eval_loader")) {
+    root.skip("eval_loader");
+    return;
+  }
+  const std::vector<YamlMap> loaders = root.maps("eval_loader");
+  for (const YamlMap& map : loaders) {
+    TextDatasetConfig loader = TextDatasetConfig::from_yaml(map);
+    if (loaders.size() > 1 && loader.label.empty()) {
+      map.fail("label", "each of several eval loaders needs a label");
+    }
+    for (const TextDatasetConfig& other : config.eval_loaders) {
+      if (other.label == loader.label) map.fail("label", "two eval loaders are called " + loader.label);
+    }
+    config.eval_loaders.push_back(std::move(loader));
+  }
+}
+
+void read_callbacks(const YamlMap& root) {
+  if (const auto callbacks = root.find_map("callbacks")) {
+    for (const char* name : {"speed_monitor", "lr_monitor", "runtime_estimator"}) {
+      callbacks->no_effect(name, "its figures are always in metrics.jsonl and on the console");
+    }
+    callbacks->no_effect("mbmoe_tok_per_expert", "its figures are always in metrics.jsonl");
+    callbacks->no_effect("memory_monitor", "memory is printed at the start");
+    callbacks->no_effect("scheduled_gc", "there is no garbage collector");
+  }
+  if (const auto loggers = root.find_map("loggers")) loggers->finish();
+}
+
+void accept_without_effect(const YamlMap& root) {
+  root.skip("variables");
+  for (const char* key : {"expandable_segments", "max_split_size_mb", "cuda_load_lazy"}) {
+    root.no_effect(key, "libtorch's allocator is used as it comes");
+  }
+  root.no_effect("dist_timeout", "there is one process");
+  root.no_effect("fsdp_config", "there is one process, nothing is sharded");
+  root.no_effect("accumulate_train_batch_on_tokens", "accumulation is always weighted by tokens");
+  root.no_effect("python_log_level", "there is no Python");
+  root.no_effect("log_config", "the resolved config is saved with every checkpoint");
+  root.no_effect("save_filename", "checkpoints are called step-N");
+  root.no_effect("save_latest_filename", "the newest checkpoint is called latest");
+  root.no_effect("spin_dataloaders", "loaders resume at the sample without reading what came before");
+  root.no_effect("compile_config", "nothing is compiled at run time");
+  root.no_effect("metadata", "it is not stored");
+  root.no_effect("flatten_metadata", "it is not stored");
+}
+
+void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
+  config.max_seq_len = root.get<std::int64_t>("max_seq_len");
+  if (config.max_seq_len < 2) root.fail("max_seq_len", "max_seq_len must be at least 2");
+  if (config.max_seq_len > config.model.max_seq_len && config.model.learned_pos_emb) {
+    root.fail("max_seq_len", "max_seq_len " + std::to_string(config.max_seq_len) +
+                                 " is above the model's learned positions, " +
+                                 std::to_string(config.model.max_seq_len));
+  }
+  config.global_train_batch_size = root.get<std::int64_t>("global_train_batch_size");
+  if (config.global_train_batch_size < 1) {
+    root.fail("global_train_batch_size", "global_train_batch_size must be at least 1");
+  }
+  config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");
+  if (config.device_train_microbatch_size > config.global_train_batch_size) {
+    root.fail("device_train_microbatch_size",
+              "device_train_microbatch_size " + std::to_string(config.device_train_microbatch_size) +
+                  " is above global_train_batch_size " +
+                  std::to_string(config.global_train_batch_size),
+              "make it at most the global batch size, or auto");
+  }
+  const std::int64_t microbatch = config.device_train_microbatch_size > 0
+                                      ? config.device_train_microbatch_size
+                                      : config.global_train_batch_size;
+  config.device_eval_batch_size = root.get<std::int64_t>("device_eval_batch_size", microbatch);
+  if (config.device_eval_batch_size < 1) {
+    root.fail("device_eval_batch_size", "device_eval_batch_size must be at least 1");
+  }
+}
+
+void read_saving(const YamlMap& root, TrainConfig& config) {
+  config.run_name = root.get<std::string>("run_name", "");
+  config.save_folder = root.get<std::string>("save_folder", "");
+  if (config.save_folder.empty()) {
+    std::string name = config.run_name;
+    if (name.empty()) {
+      char stamp[32];
+      const std::time_t now = std::time(nullptr);
+      std::tm parts{};
+      std::strftime(stamp, sizeof(stamp), "%Y%m%d-%H%M%S", localtime_r(&now, &parts));
+      name = stamp;
+    }
+    config.save_folder = "runs/" + name;
+  }
+  if (const auto at = config.save_folder.find("{run_name}"); at != std::string::npos) {
+    if (config.run_name.empty()) root.fail("save_folder", "{run_name} needs run_name to be set");
+    config.save_folder.replace(at, std::string("{run_name}").size(), config.run_name);
+  }
+  config.save_interval = interval_at(root, "save_interval", config.save_interval);
+  config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
+  if (config.save_num_checkpoints_to_keep < -1 || config.save_num_checkpoints_to_keep == 0) {
+    root.fail("save_num_checkpoints_to_keep", "save_num_checkpoints_to_keep is -1 (all) or at least 1");
+  }
+  config.save_overwrite = root.get<bool>("save_overwrite", false);
+  config.load_path = root.get<std::string>("load_path", "");
+  config.load_weights_only = root.get<bool>("load_weights_only", false);
+  config.autoresume = root.get<bool>("autoresume", false);
+  if (config.autoresume && config.save_overwrite) {
+    root.fail("autoresume", "autoresume goes on with the run that save_overwrite would remove",
+              "set one of the two to false");
+  }
+}
+
+}  // namespace
+
+std::string tokenizer_from_yaml(const YamlMap& map) {
+  const std::string name = map.get<std::string>("name");
+  if (const auto arguments = map.find_map("kwargs")) {
+    arguments->no_effect("model_max_length", "rows are cut to max_seq_len");
+    arguments->finish();
+  }
+  map.finish();
+  return name;
+}
+
+TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
+  const YamlMap root = document.root();
+  TrainConfig config;
+  const auto seed = root.get<std::int64_t>("seed", 17);
+  if (seed < 0) root.fail("seed", "seed must not be negative");
+  config.seed = static_cast<std::uint64_t>(seed);
+  config.device = root.get<std::string>("device", config.device);
+  config.precision = precision_at(root);
+  config.model = ModelConfig::from_yaml(root.map("model"));
+  config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
+  config.optimizer = AdamWConfig::from_yaml(root.map("optimizer"));
+  config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
+  config.max_duration = time_at(root, "max_duration", {});
+  if (!root.has("max_duration")) root.fail("", "max_duration is missing");
+  if (config.max_duration.unit == TimeUnit::kDuration ||
+      config.max_duration.unit == TimeUnit::kSecond || config.max_duration.value <= 0) {
+    root.fail("max_duration", "max_duration must be a positive number of ba, ep, sp or tok");
+  }
+  read_batch_sizes(root, config);
+  read_loaders(root, config);
+  read_algorithms(root, config);
+  read_callbacks(root);
+  config.eval_interval = interval_at(root, "eval_interval", config.eval_interval);
+  config.eval_subset_num_batches = root.get<std::int64_t>("eval_subset_num_batches", -1);
+  config.eval_first = root.get<bool>("eval_first", false);
+  read_saving(root, config);
+  config.progress_bar = root.get<bool>("progress_bar", true);
+  config.log_to_console = root.get<bool>("log_to_console", true);
+  root.no_effect("console_log_interval", "the progress line keeps its own pace");
+  accept_without_effect(root);
+  root.finish();
+  return config;
+}
+
+}  // namespace dropless::train

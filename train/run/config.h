@@ -1,0 +1,65 @@
+// The whole training config: composes the parts' own Configs out of one LLM-Foundry-style YAML file.
+// Keys and defaults are LLM Foundry's (TrainConfig); `device` and `ffn_config.backend` are ours.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/base/time.h"
+#include "train/base/yaml.h"
+#include "train/data/loader.h"
+#include "train/nn/precision.h"
+#include "train/nn/transformer.h"
+#include "train/optim/adamw.h"
+#include "train/optim/clip.h"
+#include "train/optim/schedule.h"
+
+namespace dropless::train {
+
+// Something done every so often; a count of 0 or less: never.
+using Interval = Time;
+
+struct TrainConfig {
+  std::string run_name;
+  std::uint64_t seed = 17;
+  std::string device = "auto";
+  Precision precision = Precision::kAmpBf16;
+  std::int64_t max_seq_len = 0;
+  Time max_duration;
+  std::int64_t global_train_batch_size = 0;        // samples an optimiser step
+  std::int64_t device_train_microbatch_size = 0;   // samples a forward pass; 0 (auto): the whole batch
+  std::int64_t device_eval_batch_size = 0;
+
+  ModelConfig model;
+  std::string tokenizer;
+  AdamWConfig optimizer;
+  ScheduleConfig scheduler;
+  std::optional<ClipConfig> clip;
+  TextDatasetConfig train_loader;
+  std::vector<TextDatasetConfig> eval_loaders;
+
+  Interval eval_interval{1, TimeUnit::kEpoch};
+  std::int64_t eval_subset_num_batches = -1;
+  bool eval_first = false;
+
+  std::string save_folder;  // the run folder: `save_folder`, else runs/<run_name or timestamp>
+  Interval save_interval{1000, TimeUnit::kBatch};
+  int save_num_checkpoints_to_keep = -1;
+  bool save_overwrite = false;
+  std::string load_path;
+  bool load_weights_only = false;
+  bool autoresume = false;
+
+  bool progress_bar = true;
+  bool log_to_console = true;
+
+  // Reads the document and refuses what it does not know. Throws Error(kInvalidArgument).
+  static TrainConfig from_yaml(const YamlDocument& document);
+};
+
+// The tokenizer's name out of its block (`{name: bytes}`), for checkpoints too.
+std::string tokenizer_from_yaml(const YamlMap& map);
+
+}  // namespace dropless::train

@@ -1,0 +1,67 @@
+#include "train/run/metrics.h"
+
+#include <cerrno>
+#include <fcntl.h>
+#include <sstream>
+#include <unistd.h>
+
+#include "train/base/fs.h"
+#include "train/base/log.h"
+
+namespace dropless::train {
+namespace {
+
+// The lines up to `last_step`, and whether any was left out.
+std::pair<std::string, bool> lines_up_to(const std::string& text, std::int64_t last_step) {
+  std::string kept;
+  bool dropped = false;
+  std::size_t begin = 0;
+  while (begin < text.size()) {
+    const std::size_t end = text.find('\n', begin);
+    const bool whole = end != std::string::npos;
+    const std::string line = text.substr(begin, whole ? end - begin : std::string::npos);
+    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    const bool good = whole && json.is_object() && json.contains("step") &&
+                      json["step"].is_number_integer() && json["step"] <= last_step;
+    if (good) {
+      kept += line + '\n';
+    } else {
+      dropped = true;
+    }
+    begin = whole ? end + 1 : text.size();
+  }
+  return {kept, dropped};
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const std::string& run_folder, std::int64_t last_step)
+    : path_(join_path(run_folder, "metrics.jsonl")) {
+  if (path_exists(path_)) {
+    const auto [kept, dropped] = lines_up_to(read_file(path_), last_step);
+    if (dropped) write_file_durable(path_, kept);
+  }
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw_errno("open", path_, errno);
+}
+
+MetricsFile::~MetricsFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void MetricsFile::append(const nlohmann::ordered_json& line) {
+  const std::string text = line.dump() + "\n";
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::write(fd_, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw_errno("write", path_, errno, text.size() - done);
+    done += static_cast<std::size_t>(n);
+  }
+}
+
+void MetricsFile::sync() {
+  if (::fsync(fd_) != 0) throw_errno("sync", path_, errno);
+}
+
+}  // namespace dropless::train

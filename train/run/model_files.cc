@@ -1,0 +1,131 @@
+#include "train/run/model_files.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <fmt/ranges.h>
+
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/json.h"
+#include "train/base/log.h"
+#include "train/bridge/views.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/run/config.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr const char* kRngName = "rng/cpu";
+
+// Named tensors with their bytes on the CPU, alive as long as this is.
+struct HostTensors {
+  std::vector<at::Tensor> storage;
+  std::vector<NamedTensor> named;
+
+  void add(const std::string& name, const at::Tensor& tensor) {
+    storage.push_back(tensor.detach().cpu().contiguous());
+    const at::Tensor& host = storage.back();
+    named.push_back({name, storage_type(dtype_of(host)), host.sizes().vec(), host.const_data_ptr()});
+  }
+};
+
+// Reads tensor `name` into `target`, which must have its type and shape.
+void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target) {
+  const TensorInfo* info = file.find(name);
+  if (info == nullptr) {
+    throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name,
+                "the checkpoint is of another model; check the `model` block of the config");
+  }
+  if (info->shape != target.sizes().vec() || info->dtype != storage_type(dtype_of(target))) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: {} is {} [{}], the model needs {} [{}]", file.path(), name,
+                            storage_type_name(info->dtype), fmt::join(info->shape, ", "),
+                            dtype_name(dtype_of(target)), fmt::join(target.sizes().vec(), ", ")),
+                "the checkpoint is of another model; check the `model` block of the config");
+  }
+  at::NoGradGuard no_grad;
+  at::Tensor host = target.is_cpu() && target.is_contiguous()
+                        ? target.detach()
+                        : at::empty(target.sizes(), target.options().device(at::kCPU));
+  file.read_into(name, host.mutable_data_ptr(), info->bytes());
+  if (!host.is_alias_of(target)) target.detach().copy_(host);
+}
+
+}  // namespace
+
+std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
+                                     const Transformer& model, const DecoupledAdamW& optimizer,
+                                     const nlohmann::json& state, const std::string& config_yaml) {
+  HostTensors weights, moments;
+  for (const Parameter& parameter : model.parameters()) weights.add(parameter.name, parameter.value);
+  for (const auto& [name, tensor] : optimizer.state()) moments.add(name, tensor);
+  moments.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state());
+  const TensorMetadata metadata{{"format", "pt"}};
+  const std::string state_text = state.dump(2) + "\n";
+  const std::uint64_t bytes = safetensors_bytes(weights.named, metadata) +
+                              safetensors_bytes(moments.named, metadata) + state_text.size() +
+                              config_yaml.size();
+  CheckpointWriter writer(run_folder, step, bytes);
+  writer.add_tensors(kModelFile, weights.named, metadata);
+  writer.add_tensors(kOptimizerFile, moments.named, metadata);
+  writer.add_text(kStateFile, state_text);
+  writer.add_text(kConfigFile, config_yaml);
+  return writer.commit();
+}
+
+void load_model_weights(const std::string& checkpoint, Transformer& model) {
+  const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kModelFile));
+  std::set<std::string> wanted;
+  for (const Parameter& parameter : model.parameters()) {
+    read_tensor(file, parameter.name, parameter.value);
+    wanted.insert(parameter.name);
+  }
+  for (const TensorInfo& tensor : file.tensors()) {
+    if (!wanted.contains(tensor.name)) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  file.path() + ": " + tensor.name + " is no tensor of this model",
+                  "the checkpoint is of another model; check the `model` block of the config");
+    }
+  }
+}
+
+void load_optimizer(const std::string& checkpoint, DecoupledAdamW& optimizer) {
+  const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kOptimizerFile));
+  for (const auto& [name, tensor] : optimizer.state()) read_tensor(file, name, tensor);
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  at::Tensor rng = at::empty_like(generator.get_state());
+  read_tensor(file, kRngName, rng);
+  generator.set_state(rng);
+}
+
+nlohmann::json load_training_state(const std::string& checkpoint) {
+  const std::string path = join_path(checkpoint, kStateFile);
+  return parse_json(read_file(path, 64 << 20), path, ErrorKind::kDamaged);
+}
+
+ModelConfig load_model_config(const std::string& checkpoint) {
+  const YamlDocument document = YamlDocument::load(join_path(checkpoint, kConfigFile));
+  return ModelConfig::from_yaml(document.root().map("model"));
+}
+
+LoadedModel load_model(const std::string& path, at::Device device) {
+  LoadedModel loaded;
+  loaded.folder = resolve_checkpoint(path);
+  verify_checkpoint(loaded.folder);
+  const YamlDocument document = YamlDocument::load(join_path(loaded.folder, kConfigFile));
+  const ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
+  loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
+  load_model_weights(loaded.folder, *loaded.model);
+  const std::string tokenizer = tokenizer_from_yaml(document.root().map("tokenizer"));
+  try {
+    loaded.tokenizer = make_tokenizer(tokenizer);
+  } catch (const Error& error) {
+    log_warning("{}: text needs the tokenizer: {}", loaded.folder, error.what());
+  }
+  return loaded;
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,43 @@
+// Between the model in memory and checkpoint folders: what the trainer saves, and how generate, eval and
+// resume read it back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "train/data/tokenizer.h"
+#include "train/nn/transformer.h"
+#include "train/optim/adamw.h"
+
+namespace dropless::train {
+
+// Files of a checkpoint folder besides its manifest.
+inline constexpr const char* kModelFile = "model.safetensors";
+inline constexpr const char* kOptimizerFile = "optimizer.safetensors";
+inline constexpr const char* kStateFile = "state.json";
+inline constexpr const char* kConfigFile = "config.yaml";
+
+// Publishes RUN_FOLDER/step-N and returns its path. `config_yaml` is the resolved config.
+std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
+                                     const Transformer& model, const DecoupledAdamW& optimizer,
+                                     const nlohmann::json& state, const std::string& config_yaml);
+
+// Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the model's.
+void load_model_weights(const std::string& checkpoint, Transformer& model);
+void load_optimizer(const std::string& checkpoint, DecoupledAdamW& optimizer);
+nlohmann::json load_training_state(const std::string& checkpoint);
+
+// A model ready to run, from a checkpoint folder or a run folder (its latest).
+struct LoadedModel {
+  std::string folder;  // the checkpoint itself
+  std::unique_ptr<Transformer> model;
+  std::shared_ptr<const Tokenizer> tokenizer;  // null where the checkpoint's needs files that are not here
+};
+LoadedModel load_model(const std::string& path, at::Device device);
+
+// The model's config out of a checkpoint's config.yaml.
+ModelConfig load_model_config(const std::string& checkpoint);
+
+}  // namespace dropless::train

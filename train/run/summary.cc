@@ -1,0 +1,70 @@
+#include "train/run/summary.h"
+
+#include <fmt/format.h>
+
+#include <variant>
+
+#include "train/bridge/device.h"
+
+namespace dropless::train {
+namespace {
+
+std::string describe_ffn(const ModelConfig& config, at::Device device) {
+  if (const MoELayerConfig* layer = config.moe()) {
+    return fmt::format("{} experts of width {}, top-{}, {}, backend {}", layer->moe.num_experts,
+                       layer->moe.d_ffn, layer->moe.top_k, layer->moe.glu ? "GLU" : "MLP",
+                       moe_backend_name(resolve_backend(layer->backend, device)));
+  }
+  const FfnConfig& dense = std::get<FfnConfig>(config.ffn);
+  return fmt::format("dense feed-forward of width {}{}", dense.d_ffn, dense.glu ? ", GLU" : "");
+}
+
+}  // namespace
+
+std::string format_count(double value) {
+  if (value >= 1e9) return fmt::format("{:.2f} B", value / 1e9);
+  if (value >= 1e6) return fmt::format("{:.2f} M", value / 1e6);
+  if (value >= 1e4) return fmt::format("{:.1f} k", value / 1e3);
+  return fmt::format("{:.0f}", value);
+}
+
+std::string format_bytes(double bytes) {
+  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  int unit = 0;
+  while (bytes >= 1024 && unit < 4) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, units[unit]);
+}
+
+std::string training_summary(const TrainConfig& config, const Transformer& model,
+                             const TextLoader& loader, const TrainingLength& length) {
+  const ModelConfig& m = config.model;
+  const ParameterCount count = model.count();
+  std::string text;
+  text += fmt::format("  model    {} layers, width {}, {} heads ({} of keys and values); {}\n",
+                      m.n_layers, m.d_model, m.n_heads, m.attention.kv_n_heads,
+                      describe_ffn(m, model.device()));
+  text += fmt::format("           {} parameters, {} active per token\n",
+                      format_count(static_cast<double>(count.total)),
+                      format_count(static_cast<double>(count.active)));
+  // fp32 weight, gradient and two moments of each parameter.
+  text += fmt::format("  memory   {} of weights, gradients and moments, and the activations\n",
+                      format_bytes(16.0 * static_cast<double>(count.total)));
+  text += fmt::format("  data     {}: {} samples of up to {} tokens, {} batches an epoch\n",
+                      config.train_loader.local, loader.num_samples(), config.max_seq_len,
+                      length.batches_per_epoch);
+  const std::int64_t microbatch = config.device_train_microbatch_size > 0
+                                      ? config.device_train_microbatch_size
+                                      : config.global_train_batch_size;
+  text += fmt::format("  steps    {} of {} samples ({} tokens), {} a forward pass\n",
+                      length.max_batches, config.global_train_batch_size, length.tokens_per_batch,
+                      microbatch);
+  text += fmt::format("  device   {}, {}\n", describe_device(model.device()),
+                      precision_name(config.precision));
+  text += fmt::format("  folder   {}", config.save_folder);
+  return text;
+}
+
+}  // namespace dropless::train

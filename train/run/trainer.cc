@@ -1,0 +1,407 @@
+#include "train/run/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/log.h"
+#include "train/base/signals.h"
+#include "train/bridge/device.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/optim/clip.h"
+#include "train/run/batches.h"
+#include "train/run/evaluate.h"
+#include "train/run/expert_load.h"
+#include "train/run/model_files.h"
+#include "train/run/summary.h"
+
+namespace dropless::train {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+TrainingLength training_length(const TrainConfig& config, const TextLoader& loader) {
+  TrainingLength length;
+  length.batches_per_epoch = loader.batches_per_epoch();
+  length.samples_per_batch = config.global_train_batch_size;
+  length.tokens_per_batch = config.global_train_batch_size * config.max_seq_len;
+  if (length.batches_per_epoch < 1) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: {} samples make no batch of {}", config.train_loader.local,
+                            loader.num_samples(), config.global_train_batch_size),
+                "lower global_train_batch_size or set drop_last: false");
+  }
+  length.max_batches = static_cast<std::int64_t>(std::ceil(length.batches(config.max_duration)));
+  return length;
+}
+
+}  // namespace
+
+Trainer::Trainer(TrainConfig config, std::string config_yaml)
+    : config_(std::move(config)),
+      config_yaml_(std::move(config_yaml)),
+      device_(choose_device(config_.device)),
+      loss_scale_(config_.precision == Precision::kAmpFp16) {
+  if (config_.precision == Precision::kAmpFp16 && device_.is_cpu()) {
+    throw Error(ErrorKind::kInvalidArgument, "precision amp_fp16 needs a GPU",
+                "use amp_bf16 or fp32 on a CPU");
+  }
+  tokenizer_ = make_tokenizer(config_.tokenizer);
+  if (tokenizer_->vocab_size() > config_.model.vocab_size) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("model.vocab_size {} is below the {} ids of tokenizer {}",
+                            config_.model.vocab_size, tokenizer_->vocab_size(), config_.tokenizer));
+  }
+  const auto make_loader = [&](const TextDatasetConfig& loader, std::int64_t batch_size) {
+    TextLoaderOptions options;
+    options.batch_size = batch_size;
+    options.seq_len = config_.max_seq_len;
+    options.vocab_size = config_.model.vocab_size;
+    options.tokenizer = tokenizer_;
+    return std::make_unique<TextLoader>(loader, options);
+  };
+  train_loader_ = make_loader(config_.train_loader, config_.global_train_batch_size);
+  for (const TextDatasetConfig& loader : config_.eval_loaders) {
+    eval_loaders_.push_back(make_loader(loader, config_.device_eval_batch_size));
+  }
+  length_ = training_length(config_, *train_loader_);
+  schedule_.emplace(config_.scheduler, length_);
+
+  model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_);
+  std::vector<std::pair<std::string, at::Tensor>> named;
+  for (const Parameter& parameter : model_->parameters()) {
+    named.emplace_back(parameter.name, parameter.value);
+    parameters_.push_back(parameter.value);
+  }
+  optimizer_ = std::make_unique<DecoupledAdamW>(config_.optimizer, std::move(named));
+  prepare_run_folder();
+  restore();
+  metrics_ = std::make_unique<MetricsFile>(config_.save_folder, step_);
+}
+
+void Trainer::prepare_run_folder() {
+  const std::string& folder = config_.save_folder;
+  make_folders(folder);
+  for (const std::string& line : sweep_stale(folder)) log_warning("{}", line);
+  const std::vector<std::int64_t> steps = list_steps(folder);
+  const std::string metrics = join_path(folder, "metrics.jsonl");
+  if (config_.save_overwrite) {
+    remove_all(join_path(folder, "latest"));
+    for (const std::int64_t step : steps) remove_all(join_path(folder, step_folder_name(step)));
+    remove_all(metrics);
+  } else if (!config_.autoresume && (!steps.empty() || path_exists(metrics))) {
+    throw Error(ErrorKind::kInvalidArgument, "run folder " + folder + " holds another run",
+                "autoresume=true goes on with it, save_overwrite=true removes it, "
+                "save_folder=DIR puts this run elsewhere");
+  }
+}
+
+void Trainer::restore() {
+  if (config_.autoresume) {
+    const NewestGood newest = find_newest_good(config_.save_folder);
+    for (const RejectedCheckpoint& rejected : newest.rejected) {
+      log_warning("{} is not used: {}", rejected.folder, rejected.reason);
+    }
+    if (newest.folder) {
+      restore_from(*newest.folder);
+      return;
+    }
+    if (!newest.rejected.empty()) {
+      throw Error(ErrorKind::kDamaged, "no checkpoint under " + config_.save_folder + " verifies",
+                  "restore one of them, or start anew with save_overwrite=true autoresume=false");
+    }
+  }
+  if (config_.load_path.empty()) return;
+  const std::string checkpoint = resolve_checkpoint(config_.load_path);
+  verify_checkpoint(checkpoint);
+  if (config_.load_weights_only) {
+    load_model_weights(checkpoint, *model_);
+    log_info("weights of {}", checkpoint);
+    return;
+  }
+  restore_from(checkpoint);
+}
+
+void Trainer::restore_from(const std::string& checkpoint) {
+  load_model_weights(checkpoint, *model_);
+  load_optimizer(checkpoint, *optimizer_);
+  const nlohmann::json state = load_training_state(checkpoint);
+  try {
+    step_ = state.at("step").get<std::int64_t>();
+    samples_ = state.at("samples").get<std::int64_t>();
+    tokens_ = state.at("tokens").get<std::int64_t>();
+    optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
+    loss_scale_.restore(loss_scale_.enabled() ? state.at("loss_scale").get<double>() : 1.0,
+                        state.at("loss_scale_good_steps").get<std::int64_t>());
+    train_loader_->reload_position(state.at("data"));
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(ErrorKind::kDamaged,
+                join_path(checkpoint, kStateFile) + " lacks what a resume needs: " + error.what());
+  }
+  first_step_ = step_;
+  const bool own = parent_folder(checkpoint) == config_.save_folder;
+  saved_step_ = own ? step_ : -1;
+  if (own) last_checkpoint_ = checkpoint;
+  log_info("resumed from {} at step {}", checkpoint, step_);
+}
+
+bool Trainer::due(const Interval& interval) const {
+  const double batches = length_.batches(interval);
+  if (batches <= 0) return false;
+  return std::floor(static_cast<double>(step_) / batches) >
+         std::floor(static_cast<double>(step_ - 1) / batches);
+}
+
+void Trainer::run() {
+  log_info("{}", training_summary(config_, *model_, *train_loader_, length_));
+  const auto with_checkpoint = [&](const std::string& hint) {
+    const std::string last = last_checkpoint_.empty()
+                                 ? "no checkpoint was saved"
+                                 : "last good checkpoint: " + last_checkpoint_ +
+                                       " (autoresume=true goes on from it)";
+    return hint.empty() ? last : hint + "; " + last;
+  };
+  try {
+    loop();
+  } catch (const Error& error) {
+    progress_.reset();
+    throw Error(error.kind(), error.what(), with_checkpoint(error.hint()), error.file(), error.line());
+  } catch (const c10::Error& error) {
+    progress_.reset();
+    throw Error(ErrorKind::kResource, std::string("libtorch: ") + error.what_without_backtrace(),
+                with_checkpoint("if memory ran out, lower device_train_microbatch_size"));
+  } catch (const std::bad_alloc&) {
+    progress_.reset();
+    throw Error(ErrorKind::kResource, "out of memory",
+                with_checkpoint("lower device_train_microbatch_size"));
+  }
+}
+
+void Trainer::loop() {
+  ProgressLine::Options options;
+  options.label = "train";
+  options.total = static_cast<std::uint64_t>(length_.max_batches);
+  options.start = static_cast<std::uint64_t>(step_);
+  options.enabled = config_.progress_bar || config_.log_to_console;
+  if (step_ >= length_.max_batches) {
+    log_info("step {} is already at max_duration {}: nothing to train", step_,
+             config_.max_duration.str());
+    return;
+  }
+  if (config_.eval_first && step_ == 0) evaluate_all();
+  progress_ = std::make_unique<ProgressLine>(options);
+  Batch batch;
+  while (step_ < length_.max_batches && stop_signal() == 0) {
+    const auto start = std::chrono::steady_clock::now();
+    if (!next_batch(batch)) break;
+    StepResult result = train_step(batch);
+    ++step_;
+    samples_ += batch.batch;
+    tokens_ += batch.tokens;
+    result.seconds = seconds_since(start);
+    log_step(result, batch.tokens);
+    const bool last = step_ == length_.max_batches;
+    if (last || due(config_.eval_interval)) evaluate_all();
+    if (last || due(config_.save_interval) || take_save_request()) save();
+  }
+  progress_.reset();
+  if (stop_signal() != 0) {
+    if (step_ > first_step_ && saved_step_ != step_) save();
+    log_info("stopped by a signal after step {} of {}; {}", step_, length_.max_batches,
+             last_checkpoint_.empty() ? "nothing to save yet"
+                                      : "autoresume=true goes on from " + last_checkpoint_);
+    return;
+  }
+  log_info("done: {} steps in {} ({} tokens/s); checkpoint {}", step_ - first_step_,
+           format_seconds(train_seconds_),
+           format_count(static_cast<double>((step_ - first_step_) * length_.tokens_per_batch) /
+                        std::max(train_seconds_, 1e-9)),
+           last_checkpoint_);
+}
+
+// Goes through epochs; false only for a set whose epochs are empty.
+bool Trainer::next_batch(Batch& batch) {
+  if (train_loader_->next(batch)) return true;
+  train_loader_->begin_epoch(train_loader_->epoch() + 1);
+  return train_loader_->next(batch);
+}
+
+// Backward over all microbatches. Every scored token of the batch weighs the same, however the batch is
+// cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's rule).
+// Returns fp32 [3] on the device: cross-entropy, load-balancing loss, z-loss, as in the total.
+at::Tensor Trainer::accumulate_gradients(const Batch& batch, StepResult& result) {
+  const std::int64_t scored = batch.scored_tokens();
+  if (scored == 0) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("batch {} has no token to predict: all its samples have one token",
+                            step_ + 1));
+  }
+  const MoELayerConfig* moe = config_.model.moe();
+  const std::int64_t microbatch = config_.device_train_microbatch_size > 0
+                                      ? config_.device_train_microbatch_size
+                                      : batch.batch;
+  at::Tensor sums = at::zeros({3}, at::TensorOptions(at::kFloat).device(device_));
+  at::Tensor tokens_per_expert;
+  for (std::int64_t first = 0; first < batch.batch; first += microbatch) {
+    const std::int64_t rows = std::min(microbatch, batch.batch - first);
+    const BatchTensors tensors = batch_tensors(batch, first, rows, device_);
+    if (tensors.scored == 0) continue;
+    at::Tensor loss;
+    {
+      AutocastGuard autocast(config_.precision, device_);
+      RouterRecord record;
+      const at::Tensor logits = model_->forward(tensors.tokens_BS, record);
+      loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
+      sums[0].add_(loss.detach());
+      if (moe) {
+        const double share = static_cast<double>(tensors.scored) / static_cast<double>(scored);
+        const at::Tensor losses_L2 = at::stack(record.losses_2);
+        const at::Tensor balance = losses_L2.select(1, 0).mean() * (moe->loss_weight * share);
+        const at::Tensor z = losses_L2.select(1, 1).sum() * (moe->zloss_weight * share);
+        loss = loss + balance + z;
+        sums[1].add_(balance.detach());
+        sums[2].add_(z.detach());
+        const at::Tensor load = at::stack(record.tokens_per_expert_E).to(at::kLong);
+        tokens_per_expert = tokens_per_expert.defined() ? tokens_per_expert + load : load;
+      }
+    }
+    if (loss_scale_.enabled()) loss = loss * loss_scale_.scale();
+    loss.backward();
+  }
+  if (tokens_per_expert.defined()) result.tokens_per_expert_LE = tokens_per_expert.cpu();
+  return sums;
+}
+
+Trainer::StepResult Trainer::train_step(const Batch& batch) {
+  StepResult result;
+  result.multiplier = schedule_->multiplier(step_);
+  const at::Tensor sums = accumulate_gradients(batch, result).cpu();
+  result.cross_entropy = sums[0].item<double>();
+  result.load_balance = sums[1].item<double>();
+  result.zloss = sums[2].item<double>();
+  if (!std::isfinite(result.total())) {
+    throw Error(ErrorKind::kNonFinite,
+                fmt::format("the loss of step {} is {}", step_ + 1, result.total()),
+                "the weights were not updated; lower optimizer.lr or clip gradients");
+  }
+  apply_gradients(result);
+  optimizer_->zero_grad();
+  return result;
+}
+
+void Trainer::apply_gradients(StepResult& result) {
+  if (loss_scale_.enabled()) {
+    at::NoGradGuard no_grad;
+    for (const at::Tensor& parameter : parameters_) {
+      if (parameter.grad().defined()) parameter.grad().mul_(1.0 / loss_scale_.scale());
+    }
+  }
+  const at::Tensor norm = global_grad_norm(parameters_);
+  result.grad_norm = norm.item<double>();
+  if (!loss_scale_.update(std::isfinite(result.grad_norm))) {
+    if (loss_scale_.enabled() && !loss_scale_.exhausted()) {
+      result.skipped = true;
+      return;
+    }
+    throw Error(ErrorKind::kNonFinite,
+                fmt::format("the gradient norm of step {} is {}", step_ + 1, result.grad_norm),
+                "the weights were not updated; lower optimizer.lr or clip gradients");
+  }
+  if (config_.clip) clip_gradients(*config_.clip, parameters_, norm);
+  optimizer_->step(result.multiplier);
+}
+
+void Trainer::log_step(const StepResult& result, std::int64_t tokens) {
+  train_seconds_ += result.seconds;
+  const double tokens_per_second = static_cast<double>(tokens) / result.seconds;
+  // An exponential mean over about twenty steps is calm enough to read.
+  recent_tokens_per_second_ =
+      recent_tokens_per_second_ > 0
+          ? 0.95 * recent_tokens_per_second_ + 0.05 * tokens_per_second
+          : tokens_per_second;
+  const double lr = config_.optimizer.lr * result.multiplier;
+  nlohmann::ordered_json line;
+  line["step"] = step_;
+  line["loss/train/total"] = result.total();
+  line["loss/train/loss"] = result.cross_entropy;
+  const MoELayerConfig* moe = config_.model.moe();
+  if (moe) line["loss/train/lbl"] = result.load_balance;
+  if (moe && moe->zloss_weight > 0) line["loss/train/zloss"] = result.zloss;
+  line["metrics/train/LanguageCrossEntropy"] = result.cross_entropy;
+  line[fmt::format("lr-{}/group0", DecoupledAdamW::kClassName)] = lr;
+  line["l2_norm/grad/global"] = result.grad_norm;
+  if (loss_scale_.enabled()) {
+    line["loss_scale"] = loss_scale_.scale();
+    line["skipped"] = result.skipped;
+  }
+  double balance = 1.0;
+  if (moe) {
+    const ExpertLoad load = expert_load(result.tokens_per_expert_LE, moe->moe.top_k);
+    balance = load.max_over_mean;
+    line["mb_moe/all_layers_min_tpe"] = load.min;
+    line["mb_moe/all_layers_max_tpe"] = load.max;
+    line["mb_moe/all_layers_median_tpe"] = load.median;
+    line["mb_moe/all_layers_std_tpe"] = load.std;
+  }
+  line["throughput/tokens_per_sec"] = tokens_per_second;
+  line["time/epoch"] = train_loader_->epoch();
+  line["time/sample"] = samples_;
+  line["time/token"] = tokens_;
+  metrics_->append(line);
+  if (progress_->due(static_cast<std::uint64_t>(step_))) {
+    std::string text = fmt::format("loss {:.4f}  {} tok/s  lr {:.2e}", result.total(),
+                                   format_count(recent_tokens_per_second_), lr);
+    if (moe) text += fmt::format("  busiest expert {:.2f}x", balance);
+    progress_->update(static_cast<std::uint64_t>(step_), text);
+  }
+}
+
+void Trainer::evaluate_all() {
+  if (eval_loaders_.empty() || evaluated_step_ == step_) return;
+  nlohmann::ordered_json line;
+  line["step"] = step_;
+  for (std::size_t i = 0; i < eval_loaders_.size(); ++i) {
+    eval_loaders_[i]->begin_epoch(0);
+    const EvalResult result =
+        evaluate(*model_, *eval_loaders_[i], config_.precision, config_.eval_subset_num_batches);
+    if (stop_signal() != 0) return;  // a part of the set is not the set's figure
+    const std::string& label = config_.eval_loaders[i].label;
+    const std::string prefix = "metrics/eval/" + (label.empty() ? "" : label + "/");
+    line[prefix + "LanguageCrossEntropy"] = result.cross_entropy();
+    line[prefix + "LanguagePerplexity"] = result.perplexity();
+    log_info("step {}: evaluation{} {:.4f} nats per token, perplexity {:.3f}, {} tokens", step_,
+             label.empty() ? "" : " " + label, result.cross_entropy(), result.perplexity(),
+             result.tokens);
+  }
+  line["time/token"] = tokens_;
+  metrics_->append(line);
+  evaluated_step_ = step_;
+}
+
+void Trainer::save() {
+  if (saved_step_ == step_) return;
+  metrics_->sync();
+  nlohmann::json state;
+  state["version"] = 1;
+  state["step"] = step_;
+  state["samples"] = samples_;
+  state["tokens"] = tokens_;
+  state["optimizer_steps"] = optimizer_->steps();
+  state["loss_scale"] = loss_scale_.scale();
+  state["loss_scale_good_steps"] = loss_scale_.good_steps();
+  state["data"] = train_loader_->record_position();
+  last_checkpoint_ = save_training_checkpoint(config_.save_folder, step_, *model_, *optimizer_, state,
+                                              config_yaml_);
+  saved_step_ = step_;
+  prune_checkpoints(config_.save_folder, config_.save_num_checkpoints_to_keep);
+}
+
+}  // namespace dropless::train

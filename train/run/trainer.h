@@ -1,0 +1,79 @@
+// The training loop: data -> forward and backward by microbatches -> clip -> update -> metrics,
+// evaluation and checkpoints when due. Resumes at the sample, stops cleanly at a signal.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/base/progress.h"
+#include "train/data/loader.h"
+#include "train/nn/transformer.h"
+#include "train/optim/adamw.h"
+#include "train/optim/loss_scale.h"
+#include "train/optim/schedule.h"
+#include "train/run/config.h"
+#include "train/run/metrics.h"
+
+namespace dropless::train {
+
+class Trainer {
+ public:
+  // Opens the data, builds the model and loads what load_path or autoresume ask for. Throws Error
+  // before anything is written but the run folder. `config_yaml`: the resolved config, for checkpoints.
+  Trainer(TrainConfig config, std::string config_yaml);
+
+  // Trains to max_duration, or to SIGTERM or Ctrl-C (saves, then returns). Throws Error: kNonFinite,
+  // kResource (disk full), kDamaged (data); the hint names the last good checkpoint.
+  void run();
+
+ private:
+  // What one optimiser step leaves for the logs; losses in nats per scored token.
+  struct StepResult {
+    double cross_entropy = 0, load_balance = 0, zloss = 0, grad_norm = 0, multiplier = 0;
+    bool skipped = false;  // fp16: the gradients overflowed
+    double seconds = 0;
+    at::Tensor tokens_per_expert_LE;  // int64 on the CPU; undefined for dense models
+    double total() const { return cross_entropy + load_balance + zloss; }
+  };
+
+  void prepare_run_folder();
+  void restore();
+  void restore_from(const std::string& checkpoint);
+  bool due(const Interval& interval) const;  // at the step just finished
+  void loop();
+  bool next_batch(Batch& batch);
+  StepResult train_step(const Batch& batch);
+  at::Tensor accumulate_gradients(const Batch& batch, StepResult& result);
+  void apply_gradients(StepResult& result);
+  void log_step(const StepResult& result, std::int64_t tokens);
+  void evaluate_all();
+  void save();
+
+  TrainConfig config_;
+  std::string config_yaml_;
+  at::Device device_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<TextLoader> train_loader_;
+  std::vector<std::unique_ptr<TextLoader>> eval_loaders_;
+  std::unique_ptr<Transformer> model_;
+  std::vector<at::Tensor> parameters_;
+  std::unique_ptr<DecoupledAdamW> optimizer_;
+  TrainingLength length_;
+  std::optional<Schedule> schedule_;
+  LossScale loss_scale_;
+  std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<ProgressLine> progress_;
+
+  std::int64_t step_ = 0;  // optimiser steps done
+  std::int64_t samples_ = 0, tokens_ = 0;
+  std::int64_t first_step_ = 0;  // where this process began
+  std::int64_t saved_step_ = -1, evaluated_step_ = -1;
+  double train_seconds_ = 0;  // in this process, without evaluation and saving
+  double recent_tokens_per_second_ = 0;
+  std::string last_checkpoint_;
+};
+
+}  // namespace dropless::train
