@@ -1,0 +1,340 @@
+// The six matrix products of a dropless MoE layer on one GPU, every compiled variant, against dense
+// cuBLAS of equal FLOPs and against one cuBLAS call per expert.
+//
+// Everything of a product is timed in one loop, one launch of each in turn, an event pair around
+// each launch, nothing waiting between: clocks and power are the same for all. Prints the median
+// and TFLOP/s of useful work (2 R N K, R = T K rows; tiles' padding does not count).
+//
+//   grouped_gemm_cuda_benchmark [--json FILE] [--rounds N] [--routing uniform|random|zipf]
+//                               [--shape NAME] [--op NAME] [--widths 4,8,16] [--all]
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "benchmarks/cublas.h"
+#include "dropless/error.h"
+#include "src/cuda/check.h"
+#include "src/cuda/kernels.h"
+#include "tests/cuda/gpu_support.h"
+
+namespace dropless::benchmarks {
+namespace {
+
+using cuda::GemmConfig;
+using testing::DeviceBuffer;
+const Device kGpu{DeviceType::kCuda, 0};
+
+struct Shape {
+  const char* name;
+  std::int64_t tokens, d, f, experts, k;
+  std::int64_t rows() const { return tokens * k; }
+};
+
+constexpr Shape kShapes[] = {
+    {"mb-medium", 16384, 1024, 4096, 64, 1}, {"mixtral", 16384, 4096, 14336, 8, 2},
+    {"dbrx", 8192, 6144, 10752, 16, 4},      {"olmoe", 32768, 2048, 1024, 64, 8},
+    {"qwen3", 32768, 2048, 768, 128, 8},     {"deepseek", 8192, 7168, 2048, 64, 8},
+};
+
+struct Options {
+  std::string json, shape, op, routing = "random";
+  std::vector<int> widths;
+  int rounds = 11;
+  bool all = false;  // every compiled variant, not only the chosen one
+};
+
+// Rows of each expert.
+std::vector<std::int64_t> route(const Shape& shape, const std::string& routing) {
+  std::vector<std::int64_t> rows(shape.experts, 0);
+  if (routing == "uniform") {
+    for (auto& r : rows) r = shape.rows() / shape.experts;
+    return rows;
+  }
+  // K distinct experts per token, by weight (Gumbel top-k).
+  std::mt19937_64 random(11);
+  std::uniform_real_distribution<double> unit(1e-12, 1.0);
+  std::vector<std::pair<double, int>> keys(shape.experts);
+  for (std::int64_t t = 0; t < shape.tokens; ++t) {
+    for (int e = 0; e < shape.experts; ++e) {
+      const double log_weight = routing == "zipf" ? -std::log(e + 1.0) : 0.0;
+      keys[e] = {log_weight - std::log(-std::log(unit(random))), e};
+    }
+    std::partial_sort(keys.begin(), keys.begin() + shape.k, keys.end(), std::greater<>());
+    for (int i = 0; i < shape.k; ++i) ++rows[keys[i].second];
+  }
+  return rows;
+}
+
+struct Candidate {
+  std::string name;
+  std::function<void()> launch;
+  std::vector<float> ms;
+};
+
+// One launch of each in turn, `rounds` times after two rounds of warm-up; milliseconds.
+void time_interleaved(std::vector<Candidate>& candidates, int rounds) {
+  std::vector<cudaEvent_t> events(candidates.size() * 2 * (rounds + 2));
+  for (auto& event : events) DROPLESS_CUDA_CHECK(cudaEventCreate(&event));
+  std::size_t next = 0;
+  for (int round = 0; round < rounds + 2; ++round) {
+    for (auto& candidate : candidates) {
+      DROPLESS_CUDA_CHECK(cudaEventRecord(events[next++], nullptr));
+      candidate.launch();
+      DROPLESS_CUDA_CHECK(cudaEventRecord(events[next++], nullptr));
+    }
+  }
+  DROPLESS_CUDA_CHECK(cudaDeviceSynchronize());
+  next = 0;
+  for (int round = 0; round < rounds + 2; ++round) {
+    for (auto& candidate : candidates) {
+      float ms = 0.0f;
+      DROPLESS_CUDA_CHECK(cudaEventElapsedTime(&ms, events[next], events[next + 1]));
+      next += 2;
+      if (round >= 2) candidate.ms.push_back(ms);
+    }
+  }
+  for (auto& event : events) cudaEventDestroy(event);
+  for (auto& candidate : candidates) std::sort(candidate.ms.begin(), candidate.ms.end());
+}
+
+std::string name_of(const GemmConfig& c) {
+  return std::to_string(c.block_m) + "x" + std::to_string(c.block_n) + " s" +
+         std::to_string(c.stages) + " e" + std::to_string(c.slots) + " c" +
+         std::to_string(c.cluster_m) + "x" + std::to_string(c.cluster_n) + " w" +
+         std::to_string(c.in_flight) + " r" + std::to_string(c.raster_width);
+}
+
+class Runner {
+ public:
+  explicit Runner(Options options) : options_(std::move(options)) {}
+
+  void run() {
+    if (!options_.json.empty()) json_ = std::fopen(options_.json.c_str(), "w");
+    if (json_ != nullptr)
+      std::fprintf(json_, "{\"card\": \"%s\", \"results\": [", testing::gpu_name());
+    std::printf("card: %s; routing: %s; rounds: %d\n", testing::gpu_name(),
+                options_.routing.c_str(), options_.rounds);
+    for (const Shape& shape : kShapes) {
+      if (options_.shape.empty() || options_.shape == shape.name) run_shape(shape);
+    }
+    if (json_ != nullptr) {
+      std::fprintf(json_, "\n]}\n");
+      std::fclose(json_);
+    }
+  }
+
+ private:
+  void run_shape(const Shape& shape) {
+    const std::int64_t rows = shape.rows(), experts = shape.experts, d = shape.d, f = shape.f;
+    rows_ = route(shape, options_.routing);
+    offsets_.assign(1, 0);
+    for (auto r : rows_) offsets_.push_back(offsets_.back() + r);
+    DeviceBuffer offsets_E1(offsets_.size() * 8);
+    offsets_E1.upload(offsets_);
+    DeviceBuffer tiles_128(cuda::row_tiles_bytes(rows, experts, 128));
+    DeviceBuffer tiles_256(cuda::row_tiles_bytes(rows, experts, 256));
+    cuda::build_row_tiles(offsets_E1.as<std::int64_t>(), experts, 128, tiles_128.get(), nullptr);
+    cuda::build_row_tiles(offsets_E1.as<std::int64_t>(), experts, 256, tiles_256.get(), nullptr);
+    offsets_E1_ = offsets_E1.as<std::int64_t>();
+    tiles_128_ = tiles_128.get();
+    tiles_256_ = tiles_256.get();
+
+    DeviceBuffer wide(rows * 2 * f * 2), narrow(rows * d * 2), weights(experts * 2 * f * d * 2);
+    testing::fill_random_bf16(wide.get(), rows * 2 * f, 1, 1.0f);
+    testing::fill_random_bf16(narrow.get(), rows * d, 2, 1.0f);
+    testing::fill_random_bf16(weights.get(), experts * 2 * f * d, 3, 0.05f);
+    {
+      DeviceBuffer out(rows * std::max(2 * f, d) * 2);
+      forward(shape, "up", narrow.get(), weights.get(), false, d, 2 * f, out.get());
+      forward(shape, "down", wide.get(), weights.get(), true, f, d, out.get());
+      forward(shape, "d_act", narrow.get(), weights.get(), false, d, f, out.get());
+      forward(shape, "d_x", wide.get(), weights.get(), true, 2 * f, d, out.get());
+    }
+    DeviceBuffer out(experts * 2 * f * d * 2);
+    weight_grad(shape, "d_w1", wide.get(), narrow.get(), 2 * f, d, out.get());
+    weight_grad(shape, "d_w2", wide.get(), narrow.get(), f, d, out.get());
+  }
+
+  bool wanted(const char* op) const { return options_.op.empty() || options_.op == op; }
+
+  std::vector<GemmConfig> with_widths(GemmConfig config) const {
+    std::vector<GemmConfig> all;
+    if (options_.widths.empty()) return {config};
+    for (int width : options_.widths) {
+      config.raster_width = width;
+      all.push_back(config);
+    }
+    return all;
+  }
+
+  void forward(const Shape& shape, const char* op, const void* a, const void* b, bool b_is_EKN,
+               std::int64_t k, std::int64_t n, void* out) {
+    if (!wanted(op)) return;
+    const std::int64_t rows = shape.rows(), experts = shape.experts;
+    std::vector<Candidate> candidates;
+    if (cublas_.available()) {
+      candidates.push_back(
+          {"dense", [=, this] { cublas_.gemm(false, !b_is_EKN, rows, n, k, a, b, out); }, {}});
+      candidates.push_back({"loop",
+                            [=, this] {
+                              for (std::int64_t e = 0; e < experts; ++e) {
+                                if (rows_[e] == 0) continue;
+                                cublas_.gemm(false, !b_is_EKN, rows_[e], n, k,
+                                             at(a, offsets_[e] * k), at(b, e * n * k),
+                                             at(out, offsets_[e] * n));
+                              }
+                            },
+                            {}});
+    }
+    const ConstTensorView weights =
+        b_is_EKN ? ConstTensorView(b, DType::kBFloat16, {experts, k, n}, kGpu)
+                 : ConstTensorView(b, DType::kBFloat16, {experts, n, k}, kGpu);
+    for (const GemmConfig& base : cuda::kGroupedGemmVariants) {
+      for (const GemmConfig& config : with_widths(base)) {
+        candidates.push_back({name_of(config),
+                              [=, this] {
+                                cuda::grouped_gemm(
+                                    {a, DType::kBFloat16, {rows, k}, kGpu}, weights, b_is_EKN,
+                                    config.block_m == 128 ? tiles_128_ : tiles_256_,
+                                    {out, DType::kBFloat16, {rows, n}, kGpu}, config, nullptr);
+                              },
+                              {}});
+      }
+    }
+    report(shape, op, candidates, 2.0 * rows * n * k);
+  }
+
+  void weight_grad(const Shape& shape, const char* op, const void* a, const void* b, std::int64_t m,
+                   std::int64_t n, void* out) {
+    if (!wanted(op)) return;
+    const std::int64_t rows = shape.rows(), experts = shape.experts;
+    std::vector<Candidate> candidates;
+    if (cublas_.available()) {
+      candidates.push_back(
+          {"dense", [=, this] { cublas_.gemm(true, false, m, n, rows, a, b, out); }, {}});
+      candidates.push_back({"loop",
+                            [=, this] {
+                              for (std::int64_t e = 0; e < experts; ++e) {
+                                if (rows_[e] == 0) continue;
+                                cublas_.gemm(true, false, m, n, rows_[e], at(a, offsets_[e] * m),
+                                             at(b, offsets_[e] * n), at(out, e * m * n));
+                              }
+                            },
+                            {}});
+    }
+    for (const GemmConfig& base : cuda::kWeightGradVariants) {
+      for (const GemmConfig& config : with_widths(base)) {
+        candidates.push_back({name_of(config),
+                              [=, this] {
+                                cuda::grouped_gemm_weight_grad(
+                                    {a, DType::kBFloat16, {rows, m}, kGpu},
+                                    {b, DType::kBFloat16, {rows, n}, kGpu}, offsets_E1_,
+                                    {out, DType::kBFloat16, {experts, m, n}, kGpu}, false, config,
+                                    nullptr);
+                              },
+                              {}});
+      }
+    }
+    report(shape, op, candidates, 2.0 * rows * m * n);
+  }
+
+  void report(const Shape& shape, const char* op, std::vector<Candidate>& candidates,
+              double flops) {
+    time_interleaved(candidates, options_.rounds);
+    double dense = 0.0;
+    std::printf("%s %s\n", shape.name, op);
+    for (const Candidate& candidate : candidates) {
+      const double ms = candidate.ms[candidate.ms.size() / 2];
+      const double tflops = flops / ms * 1e-9;
+      if (candidate.name == "dense") dense = tflops;
+      std::printf("  %-28s %8.3f ms (%.3f .. %.3f) %6.0f TFLOP/s  %5.1f %% of dense\n",
+                  candidate.name.c_str(), ms, candidate.ms.front(), candidate.ms.back(), tflops,
+                  dense > 0.0 ? 100.0 * tflops / dense : 0.0);
+      if (json_ != nullptr) {
+        std::fprintf(
+            json_,
+            "%s\n{\"shape\": \"%s\", \"op\": \"%s\", \"routing\": \"%s\", \"kernel\": \"%s\", "
+            "\"ms\": %.5f, \"min_ms\": %.5f, \"max_ms\": %.5f, \"tflops\": %.2f}",
+            first_ ? "" : ",", shape.name, op, options_.routing.c_str(), candidate.name.c_str(), ms,
+            candidate.ms.front(), candidate.ms.back(), tflops);
+        first_ = false;
+      }
+    }
+    std::fflush(stdout);
+  }
+
+  static const void* at(const void* base, std::int64_t elements) {
+    return static_cast<const char*>(base) + elements * 2;
+  }
+  static void* at(void* base, std::int64_t elements) {
+    return static_cast<char*>(base) + elements * 2;
+  }
+
+  Options options_;
+  Cublas cublas_;
+  std::FILE* json_ = nullptr;
+  bool first_ = true;
+  std::vector<std::int64_t> rows_;
+  std::vector<std::int64_t> offsets_;
+  const std::int64_t* offsets_E1_ = nullptr;
+  const void* tiles_128_ = nullptr;
+  const void* tiles_256_ = nullptr;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const char* value = i + 1 < argc ? argv[i + 1] : nullptr;
+    if (argument == "--all") {
+      options.all = true;
+      continue;
+    }
+    if (value == nullptr) throw Error(ErrorKind::kInvalidArgument, argument + " needs a value");
+    ++i;
+    if (argument == "--json")
+      options.json = value;
+    else if (argument == "--rounds")
+      options.rounds = std::max(1, std::atoi(value));
+    else if (argument == "--routing")
+      options.routing = value;
+    else if (argument == "--shape")
+      options.shape = value;
+    else if (argument == "--op")
+      options.op = value;
+    else if (argument == "--widths") {
+      for (const char* p = value; *p != '\0';) {
+        char* end = nullptr;
+        options.widths.push_back(static_cast<int>(std::strtol(p, &end, 10)));
+        p = *end == ',' ? end + 1 : end;
+      }
+    } else
+      throw Error(ErrorKind::kInvalidArgument, "unknown option " + argument);
+  }
+  return options;
+}
+
+}  // namespace
+}  // namespace dropless::benchmarks
+
+int main(int argc, char** argv) {
+  try {
+    const auto options = dropless::benchmarks::parse(argc, argv);
+    if (!dropless::testing::gpu_is_hopper()) {
+      std::printf("no Hopper GPU: nothing to measure\n");
+      return 0;
+    }
+    dropless::benchmarks::Runner(options).run();
+  } catch (const dropless::Error& error) {
+    std::fprintf(stderr, "%s\nHINT: %s\n", error.what(), error.hint().c_str());
+    return error.kind() == dropless::ErrorKind::kInvalidArgument ? 2 : 1;
+  }
+  return 0;
+}

@@ -1,0 +1,97 @@
+// The ring of shared-memory stages between the loading thread and the consumers.
+//
+// full[s]:  1 arrival, by the loading thread of this CTA, plus the bytes of both operands,
+// whichever
+//           CTA of the cluster loaded them.
+// empty[s]: one arrival by each consumer warp of every CTA in the cluster: a CTA may overwrite its
+//           peer's stage by multicast, so it must know that the peer is done with it too.
+#pragma once
+
+#include "ptx.cuh"
+#include "tile.cuh"
+
+namespace dropless::cuda {
+
+// Position in the ring; the parity flips on each lap.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  std::uint32_t phase = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+template <class Tile>
+class Pipeline {
+ public:
+  __device__ __forceinline__ explicit Pipeline(std::uint32_t shared)
+      : shared_(shared), full_(shared + Tile::kBarriersOffset), empty_(full_ + 8 * Tile::kStages) {}
+
+  // By one thread, before the cluster synchronises.
+  __device__ __forceinline__ void init() const {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      ptx::mbarrier_init(full_ + 8 * stage, 1);
+      ptx::mbarrier_init(empty_ + 8 * stage, kConsumerWarps * Tile::kCluster);
+    }
+    ptx::fence_mbarrier_init();
+  }
+
+  __device__ __forceinline__ std::uint32_t a(int stage) const {
+    return shared_ + stage * Tile::kStageBytes;
+  }
+  __device__ __forceinline__ std::uint32_t b(int stage) const { return a(stage) + Tile::kBytesA; }
+  __device__ __forceinline__ std::uint32_t full(int stage) const { return full_ + 8 * stage; }
+
+  __device__ __forceinline__ void wait_full(const RingPosition<Tile::kStages>& ring) const {
+    ptx::mbarrier_wait(full_ + 8 * ring.stage, ring.phase);
+  }
+  // The first lap passes at once: an mbarrier counts the phase before its first as complete.
+  __device__ __forceinline__ void wait_empty(const RingPosition<Tile::kStages>& ring) const {
+    ptx::mbarrier_wait(empty_ + 8 * ring.stage, ring.phase ^ 1);
+  }
+
+  // By every lane of a consumer warp, once its wgmmas on the stage are complete.
+  __device__ __forceinline__ void release(int stage, int lane) const {
+    if constexpr (Tile::kCluster == 1) {
+      if (lane == 0) ptx::mbarrier_arrive(empty_ + 8 * stage);
+    } else {
+      if (lane < Tile::kCluster) ptx::mbarrier_arrive_cluster(empty_ + 8 * stage, lane);
+    }
+  }
+
+ private:
+  std::uint32_t shared_;
+  std::uint32_t full_;
+  std::uint32_t empty_;
+};
+
+// Loads a tile of kRows (M or N) by 64 (k) of one operand into `destination`.
+//
+// With kShare = 2 and `share` set, this CTA loads its half and multicasts it to both CTAs of the
+// cluster; without `share` it loads the whole tile for itself alone.
+template <int kRows, Major kMajor, int kShare>
+__device__ __forceinline__ void load_operand(const CUtensorMap* map, std::uint32_t barrier,
+                                             std::uint32_t destination, int mn, int k, int batch,
+                                             int rank, bool share) {
+  constexpr int kBoxRows = kMajor == Major::kK ? kRows / kShare : 64;
+  constexpr int kBoxes = kRows / kBoxRows;
+#pragma unroll
+  for (int box = 0; box < kBoxes; ++box) {
+    const std::uint32_t target = destination + box * kBoxRows * kBlockK * 2;
+    const int row = mn + box * kBoxRows;
+    const int c0 = kMajor == Major::kK ? k : row;
+    const int c1 = kMajor == Major::kK ? row : k;
+    if (kShare == 1 || !share) {
+      ptx::tma_load(map, barrier, target, c0, c1, batch);
+    } else if (box % kShare == rank) {
+      ptx::tma_load_multicast(map, barrier, target, c0, c1, batch, (1 << kShare) - 1);
+    }
+  }
+}
+
+}  // namespace dropless::cuda

@@ -1,0 +1,54 @@
+// Shape of one CTA's output tile and how its shared memory is divided.
+//
+// A stage holds 64 of k for both operands, in the 128-byte swizzle that TMA writes and wgmma reads.
+// Store slots are 2 KB staging areas (16 rows of 128 bytes), kSlots for each of the 8 consumer
+// warps.
+#pragma once
+
+#include "ptx.cuh"
+#include "wgmma.cuh"
+
+namespace dropless::cuda {
+
+inline constexpr int kBlockK = 64;
+inline constexpr int kConsumers = 2;  // warpgroups that multiply; one more loads
+inline constexpr int kConsumerWarps = 4 * kConsumers;
+inline constexpr int kGemmThreads = 128 * (1 + kConsumers);
+inline constexpr int kSlotBytes = 2048;
+// 168 registers a thread at launch; the loading warpgroup hands most of its own to the others.
+inline constexpr int kLoaderRegisters = 40;
+inline constexpr int kConsumerRegisters = 232;
+inline constexpr int kMaxSharedBytes = 227 * 1024;
+
+// kClusterM CTAs, neighbours along M, share each B tile; kClusterN CTAs along N share each A tile.
+// kInFlight groups of wgmmas stay in flight while the next one is issued (0 or 1).
+template <int kM, int kN, int kStageCount, int kSlotCount, int kClusterAlongM, int kClusterAlongN,
+          Major kLayoutA, Major kLayoutB, int kGroupsInFlight = 1>
+struct Tile {
+  static constexpr int kBlockM = kM;
+  static constexpr int kBlockN = kN;
+  static constexpr int kStages = kStageCount;
+  static constexpr int kSlots = kSlotCount;
+  static constexpr int kClusterM = kClusterAlongM;
+  static constexpr int kClusterN = kClusterAlongN;
+  static constexpr int kCluster = kClusterM * kClusterN;
+  static constexpr Major kMajorA = kLayoutA;
+  static constexpr Major kMajorB = kLayoutB;
+  static constexpr int kInFlight = kGroupsInFlight;
+
+  static constexpr int kRowsPerConsumer = kBlockM / kConsumers;
+  static constexpr int kTilesM = kRowsPerConsumer / 64;  // wgmma tiles along M of one consumer
+
+  static constexpr int kBytesA = kBlockM * kBlockK * 2;
+  static constexpr int kBytesB = kBlockN * kBlockK * 2;
+  static constexpr int kStageBytes = kBytesA + kBytesB;
+  static constexpr int kSlotsOffset = kStages * kStageBytes;
+  static constexpr int kBarriersOffset = kSlotsOffset + kConsumerWarps * kSlots * kSlotBytes;
+  static constexpr int kSharedBytes = kBarriersOffset + 2 * kStages * 8;
+
+  static_assert(kBlockM % (64 * kConsumers) == 0 && kBlockN % 64 == 0);
+  static_assert(kSharedBytes <= kMaxSharedBytes);
+  static_assert(kCluster <= 2);
+};
+
+}  // namespace dropless::cuda

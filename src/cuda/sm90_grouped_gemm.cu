@@ -1,0 +1,95 @@
+// Grouped GEMM on Hopper, forward and input gradient: out_RN = a_RK B_e over rows sorted by expert.
+#include <iterator>
+#include <utility>
+
+#include "src/cuda/check.h"
+#include "src/cuda/device/gemm.cuh"
+#include "src/cuda/kernels.h"
+#include "src/cuda/launch.cuh"
+#include "src/cuda/tensor_map.h"
+
+namespace dropless::cuda {
+namespace {
+
+template <class Tile>
+void launch(const ConstTensorView& a_RK, const ConstTensorView& b, const void* row_tiles,
+            const TensorView& out_RN, int raster_width, cudaStream_t stream) {
+  using Schedule = RowTileSchedule<Tile>;
+  using Epilogue = StoreEpilogue<Tile, __nv_bfloat16, StoreMode::kOverwrite>;
+  constexpr bool kIsEKN = Tile::kMajorB == Major::kMN;
+  const std::int64_t rows = a_RK.shape[0];
+  const std::int64_t k = a_RK.shape[1];
+  const std::int64_t n = out_RN.shape[1];
+  const std::int64_t experts = b.shape[0];
+
+  const CUtensorMap map_a = make_tensor_map({.data = a_RK.data,
+                                             .dims = {k, rows, 1},
+                                             .row_pitch = a_RK.stride[0],
+                                             .box = {kBlockK, Tile::kBlockM / Tile::kClusterN}});
+  const CUtensorMap map_b =
+      make_tensor_map({.data = b.data,
+                       .dims = {kIsEKN ? n : k, kIsEKN ? k : n, experts},
+                       .row_pitch = b.stride[1],
+                       .batch_pitch = b.stride[0],
+                       .box = {64, kIsEKN ? kBlockK : Tile::kBlockN / Tile::kClusterM}});
+  const typename Epilogue::Params epilogue{make_tensor_map({.data = out_RN.data,
+                                                            .dims = {n, rows, 1},
+                                                            .row_pitch = out_RN.stride[0],
+                                                            .box = {Epilogue::kColumns, 16}}),
+                                           static_cast<__nv_bfloat16*>(out_RN.data),
+                                           out_RN.stride[0], static_cast<int>(n)};
+  const auto* count = static_cast<const int*>(row_tiles);
+  const int tiles_n = static_cast<int>((n + Tile::kBlockN - 1) / Tile::kBlockN);
+  const typename Schedule::Params schedule{count, reinterpret_cast<const RowTile*>(count + 4),
+                                           tiles_n, static_cast<int>(k), raster_width};
+  const long long max_tiles = (rows / Tile::kBlockM + experts + 1) * (tiles_n + 1);
+  launch_persistent(gemm_kernel<Tile, Schedule, Epilogue>, kGemmThreads, Tile::kSharedBytes,
+                    Tile::kCluster, max_tiles, stream, map_a, map_b, schedule, epilogue);
+}
+
+struct Arguments {
+  const ConstTensorView& a_RK;
+  const ConstTensorView& b;
+  bool b_is_EKN;
+  const void* row_tiles;
+  const TensorView& out_RN;
+  const GemmConfig& config;
+  cudaStream_t stream;
+};
+
+// Launches variant kIndex if it is the one asked for.
+template <std::size_t kIndex>
+bool try_launch(const Arguments& x) {
+  constexpr GemmConfig c = kGroupedGemmVariants[kIndex];
+  if (!c.same_kernel(x.config)) return false;
+  if (x.b_is_EKN) {
+    launch<Tile<c.block_m, c.block_n, c.stages, c.slots, c.cluster_m, c.cluster_n, Major::kK,
+                Major::kMN, c.in_flight>>(x.a_RK, x.b, x.row_tiles, x.out_RN, x.config.raster_width,
+                                          x.stream);
+  } else {
+    launch<Tile<c.block_m, c.block_n, c.stages, c.slots, c.cluster_m, c.cluster_n, Major::kK,
+                Major::kK, c.in_flight>>(x.a_RK, x.b, x.row_tiles, x.out_RN, x.config.raster_width,
+                                         x.stream);
+  }
+  return true;
+}
+
+template <std::size_t... kIndices>
+bool dispatch(const Arguments& x, std::index_sequence<kIndices...>) {
+  return (try_launch<kIndices>(x) || ...);
+}
+
+}  // namespace
+
+void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
+                  TensorView out_RN, const GemmConfig& config, Stream stream) {
+  if (out_RN.numel() == 0) return;
+  const Arguments x{
+      a_RK, b, b_is_EKN, row_tiles, out_RN, config, static_cast<cudaStream_t>(stream)};
+  if (!dispatch(x, std::make_index_sequence<std::size(kGroupedGemmVariants)>())) {
+    throw Error(ErrorKind::kInternal, "no grouped GEMM variant for the chosen tile", "", __FILE__,
+                __LINE__);
+  }
+}
+
+}  // namespace dropless::cuda

@@ -1,0 +1,73 @@
+// Helpers of the GPU tests and benchmarks: device memory, random fills, plain-loop references.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "dropless/view.h"
+
+namespace dropless::testing {
+
+bool gpu_available();
+// Of the current device: name, and whether it runs kernels built for Hopper.
+const char* gpu_name();
+bool gpu_is_hopper();
+
+// Device memory that frees itself. Fresh memory is filled with 0xff bytes: NaN in every float type.
+class DeviceBuffer {
+ public:
+  explicit DeviceBuffer(std::size_t bytes);
+  ~DeviceBuffer();
+  DeviceBuffer(DeviceBuffer&& other) noexcept;
+  DeviceBuffer& operator=(DeviceBuffer&&) = delete;
+
+  void poison();
+  void* get() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  template <class T>
+  void upload(const std::vector<T>& values) {
+    copy_in(values.data(), values.size() * sizeof(T));
+  }
+  template <class T>
+  std::vector<T> download(std::size_t count) const {
+    std::vector<T> values(count);
+    copy_out(values.data(), count * sizeof(T));
+    return values;
+  }
+
+ private:
+  void copy_in(const void* host, std::size_t bytes);
+  void copy_out(void* host, std::size_t bytes) const;
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+void synchronize();
+
+// Uniform in [-scale, scale), a function of seed and index alone.
+void fill_random_bf16(void* data, std::int64_t count, std::uint64_t seed, float scale);
+void fill_random_fp32(void* data, std::int64_t count, std::uint64_t seed, float scale);
+
+// One thread per element, fp32 sums in index order.
+// out[r, n] = sum_k a[r, k] b[e(r), ...]; rows outside every expert's range are left alone.
+void reference_grouped_gemm(const void* a_RK, const void* b, bool b_is_EKN,
+                            const std::int64_t* offsets_E1, int experts, int k, int n,
+                            float* out_RN);
+// out[e, m, n] (+)= sum over rows r of e of a[r, m] b[r, n].
+void reference_grouped_wgrad(const void* a_RM, const void* b_RN, const std::int64_t* offsets_E1,
+                             int experts, int m, int n, bool accumulate, float* out_EMN);
+
+// ||actual - expected|| / ||expected||, in double, on the host; NaN anywhere gives NaN.
+double relative_error_bf16(const DeviceBuffer& actual, const DeviceBuffer& expected,
+                           std::size_t count);
+double relative_error_fp32(const DeviceBuffer& actual, const DeviceBuffer& expected,
+                           std::size_t count);
+
+}  // namespace dropless::testing

@@ -1,0 +1,181 @@
+// The Hopper grouped GEMM and weight gradient against plain loops: every compiled variant, both
+// weight layouts, ragged, skewed and empty experts, tails in every dimension, poisoned outputs.
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "dropless/error.h"
+#include "src/cuda/kernels.h"
+#include "tests/cuda/gpu_support.h"
+
+namespace dropless::cuda {
+namespace {
+
+using dropless::testing::DeviceBuffer;
+
+constexpr double kTolerance = 5e-3;      // bf16 output
+constexpr double kToleranceFp32 = 1e-3;  // fp32 output
+const Device kGpu{DeviceType::kCuda, 0};
+
+struct Problem {
+  std::string name;
+  std::vector<std::int64_t> rows;  // of each expert
+  int k;
+  int n;
+};
+
+std::vector<std::int64_t> offsets_of(const Problem& problem) {
+  std::vector<std::int64_t> offsets{0};
+  for (std::int64_t rows : problem.rows) offsets.push_back(offsets.back() + rows);
+  return offsets;
+}
+
+std::vector<Problem> problems() {
+  std::mt19937 random(7);
+  std::vector<std::int64_t> ragged, skewed;
+  for (int e = 0; e < 16; ++e) ragged.push_back(random() % 400);
+  for (int e = 0; e < 32; ++e) skewed.push_back(2000 / (e + 1) / (e % 5 == 4 ? 1000 : 1));
+  return {
+      {"full tiles", {256, 512, 256}, 256, 512},
+      {"one row", {1}, 64, 64},
+      {"one expert takes all", {0, 0, 1000, 0}, 192, 320},
+      {"ragged", ragged, 520, 328},
+      {"skewed with empty experts", skewed, 136, 776},
+      {"small widths", {5, 0, 130, 64, 65}, 8, 8},
+      {"rows around a tile", {127, 128, 129, 255, 256, 257, 63, 64, 65, 15, 16, 17}, 128, 256},
+  };
+}
+
+std::string describe(const GemmConfig& c) {
+  return std::to_string(c.block_m) + "x" + std::to_string(c.block_n) + " stages " +
+         std::to_string(c.stages) + " cluster " + std::to_string(c.cluster_m) + "x" +
+         std::to_string(c.cluster_n) + " in flight " + std::to_string(c.in_flight) + " width " +
+         std::to_string(c.raster_width);
+}
+
+class GpuTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!dropless::testing::gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+  }
+};
+
+using GroupedGemmCuda = GpuTest;
+using GroupedWgradCuda = GpuTest;
+
+TEST_F(GroupedGemmCuda, MatchesPlainLoops) {
+  for (const Problem& problem : problems()) {
+    const auto offsets = offsets_of(problem);
+    const auto experts = static_cast<std::int64_t>(problem.rows.size());
+    const std::int64_t rows = offsets.back(), k = problem.k, n = problem.n;
+    DeviceBuffer offsets_E1(offsets.size() * 8), a(rows * k * 2), b(experts * k * n * 2);
+    // Rows past the last expert must stay as they are.
+    DeviceBuffer out((rows + 40) * n * 2), expected(rows * n * 4);
+    offsets_E1.upload(offsets);
+    dropless::testing::fill_random_bf16(a.get(), rows * k, 1, 1.0f);
+    dropless::testing::fill_random_bf16(b.get(), experts * k * n, 2, 1.0f);
+    for (const bool b_is_EKN : {false, true}) {
+      dropless::testing::reference_grouped_gemm(a.get(), b.get(), b_is_EKN,
+                                                offsets_E1.as<std::int64_t>(), experts, k, n,
+                                                expected.as<float>());
+      for (GemmConfig config : kGroupedGemmVariants) {
+        for (const int width : {1, 8}) {
+          config.raster_width = width;
+          DeviceBuffer tiles(row_tiles_bytes(rows, experts, config.block_m));
+          build_row_tiles(offsets_E1.as<std::int64_t>(), experts, config.block_m, tiles.get(),
+                          nullptr);
+          out.poison();
+          const ConstTensorView weights =
+              b_is_EKN ? ConstTensorView(b.get(), DType::kBFloat16, {experts, k, n}, kGpu)
+                       : ConstTensorView(b.get(), DType::kBFloat16, {experts, n, k}, kGpu);
+          grouped_gemm({a.get(), DType::kBFloat16, {rows, k}, kGpu}, weights, b_is_EKN, tiles.get(),
+                       {out.get(), DType::kBFloat16, {rows, n}, kGpu}, config, nullptr);
+          dropless::testing::synchronize();
+          const double error = dropless::testing::relative_error_bf16(out, expected, rows * n);
+          EXPECT_LE(error, kTolerance)
+              << problem.name << ", " << (b_is_EKN ? "EKN" : "ENK") << ", " << describe(config);
+          const auto all = out.download<std::uint16_t>((rows + 40) * n);
+          for (std::size_t i = rows * n; i < all.size(); ++i) {
+            ASSERT_EQ(all[i], 0xffff) << "wrote past the last row: " << problem.name;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GroupedGemmCuda, IsBitEqualFromRunToRun) {
+  const std::int64_t rows = 3000, k = 512, n = 1024, experts = 4;
+  DeviceBuffer offsets_E1(5 * 8), a(rows * k * 2), b(experts * k * n * 2), first(rows * n * 2),
+      second(rows * n * 2);
+  offsets_E1.upload<std::int64_t>({0, 700, 700, 2901, 3000});
+  dropless::testing::fill_random_bf16(a.get(), rows * k, 3, 1.0f);
+  dropless::testing::fill_random_bf16(b.get(), experts * k * n, 4, 1.0f);
+  for (const GemmConfig& config : kGroupedGemmVariants) {
+    DeviceBuffer tiles(row_tiles_bytes(rows, experts, config.block_m));
+    build_row_tiles(offsets_E1.as<std::int64_t>(), experts, config.block_m, tiles.get(), nullptr);
+    for (DeviceBuffer* out : {&first, &second}) {
+      out->poison();
+      grouped_gemm({a.get(), DType::kBFloat16, {rows, k}, kGpu},
+                   {b.get(), DType::kBFloat16, {experts, n, k}, kGpu}, false, tiles.get(),
+                   {out->get(), DType::kBFloat16, {rows, n}, kGpu}, config, nullptr);
+    }
+    EXPECT_EQ(first.download<std::uint16_t>(rows * n), second.download<std::uint16_t>(rows * n))
+        << describe(config);
+  }
+}
+
+TEST_F(GroupedWgradCuda, MatchesPlainLoops) {
+  for (const Problem& problem : problems()) {
+    const auto offsets = offsets_of(problem);
+    const auto experts = static_cast<std::int64_t>(problem.rows.size());
+    const std::int64_t rows = offsets.back(), m = problem.k, n = problem.n;
+    const std::int64_t count = experts * m * n;
+    DeviceBuffer offsets_E1(offsets.size() * 8);
+    // Memory after the last row is poison: a k tail that reads it gives NaN.
+    DeviceBuffer a((rows + 64) * m * 2), b((rows + 64) * n * 2);
+    DeviceBuffer out(count * 4), expected(count * 4);
+    offsets_E1.upload(offsets);
+    dropless::testing::fill_random_bf16(a.get(), rows * m, 5, 1.0f);
+    dropless::testing::fill_random_bf16(b.get(), rows * n, 6, 1.0f);
+    for (const GemmConfig& config : kWeightGradVariants) {
+      for (const char* mode : {"bf16", "fp32", "add"}) {
+        const bool bf16 = mode == std::string("bf16");
+        const bool add = mode == std::string("add");
+        if (!bf16 && config.block_n == 192) continue;
+        out.poison();
+        if (add) {
+          dropless::testing::fill_random_fp32(out.get(), count, 9, 10.0f);
+          dropless::testing::fill_random_fp32(expected.get(), count, 9, 10.0f);
+        }
+        dropless::testing::reference_grouped_wgrad(a.get(), b.get(), offsets_E1.as<std::int64_t>(),
+                                                   experts, m, n, add, expected.as<float>());
+        grouped_gemm_weight_grad(
+            {a.get(), DType::kBFloat16, {rows, m}, kGpu},
+            {b.get(), DType::kBFloat16, {rows, n}, kGpu}, offsets_E1.as<std::int64_t>(),
+            {out.get(), bf16 ? DType::kBFloat16 : DType::kFloat32, {experts, m, n}, kGpu}, add,
+            config, nullptr);
+        dropless::testing::synchronize();
+        const double error = bf16 ? dropless::testing::relative_error_bf16(out, expected, count)
+                                  : dropless::testing::relative_error_fp32(out, expected, count);
+        EXPECT_LE(error, bf16 ? kTolerance : kToleranceFp32)
+            << problem.name << ", " << mode << ", " << describe(config);
+      }
+    }
+  }
+}
+
+TEST_F(GroupedGemmCuda, RefusesWidthsThatTheCopyEngineCannotRead) {
+  DeviceBuffer memory(1 << 16);
+  EXPECT_THROW(grouped_gemm({memory.get(), DType::kBFloat16, {16, 12}, kGpu},
+                            {memory.get(), DType::kBFloat16, {1, 16, 12}, kGpu}, false,
+                            memory.get(), {memory.get(), DType::kBFloat16, {16, 16}, kGpu},
+                            kGroupedGemmVariants[0], nullptr),
+               Error);
+}
+
+}  // namespace
+}  // namespace dropless::cuda
