@@ -1,0 +1,279 @@
+#include "train/data/mds_index.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/json.h"
+#include "train/data/json_text.h"
+
+namespace dropless::train {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t kVersion = 2;
+
+// ---- reading ----
+
+// One object of the index, read strictly; errors name the file and the place in it.
+class Reader {
+ public:
+  Reader(const json& node, std::string where) : node_(node), where_(std::move(where)) {
+    if (!node.is_object()) damaged("is not an object");
+  }
+
+  [[noreturn]] void damaged(const std::string& what) const {
+    throw Error(ErrorKind::kDamaged, fmt::format("{} {}", where_, what));
+  }
+  [[noreturn]] void unsupported(const std::string& what) const {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{}: {}", where_, what));
+  }
+
+  const json& at(const char* key) const {
+    const auto found = node_.find(key);
+    if (found == node_.end()) damaged(fmt::format("has no '{}'", key));
+    return *found;
+  }
+  std::uint64_t whole(const char* key, std::uint64_t max) const {
+    const json& value = at(key);
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > max) {
+      damaged(fmt::format("has '{}': {}, not a whole number up to {}", key, value.dump(), max));
+    }
+    return value.get<std::uint64_t>();
+  }
+  std::string text(const char* key) const {
+    const json& value = at(key);
+    if (!value.is_string()) damaged(fmt::format("has a '{}' that is not a string", key));
+    return value.get<std::string>();
+  }
+  std::vector<std::string> texts(const char* key) const {
+    const json& list = at(key);
+    if (!list.is_array()) damaged(fmt::format("has a '{}' that is not a list", key));
+    std::vector<std::string> out;
+    for (const json& value : list) {
+      if (!value.is_string()) damaged(fmt::format("has a '{}' that holds other than strings", key));
+      out.push_back(value.get<std::string>());
+    }
+    return out;
+  }
+  const std::string& where() const { return where_; }
+
+ private:
+  const json& node_;
+  std::string where_;
+};
+
+// A relative path that stays inside the folder.
+bool stays_inside(const std::string& name) {
+  if (name.empty() || name.front() == '/' || name.find('\0') != std::string::npos) return false;
+  for (std::size_t begin = 0; begin <= name.size();) {
+    const std::size_t end = std::min(name.find('/', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    if (part.empty() || part == "." || part == "..") return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+MdsFile read_file_entry(const json& node, const std::string& where) {
+  const Reader reader(node, where);
+  MdsFile file;
+  file.basename = reader.text("basename");
+  if (!stays_inside(file.basename)) {
+    reader.damaged(
+        fmt::format("names '{}', which is not a file inside the set's folder", file.basename));
+  }
+  file.bytes = reader.whole("bytes", std::numeric_limits<std::int64_t>::max());
+  const json& hashes = reader.at("hashes");
+  if (!hashes.is_object()) reader.damaged("has 'hashes' that are not an object");
+  for (const auto& [name, hex] : hashes.items()) {
+    if (!hex.is_string()) reader.damaged(fmt::format("has a hash '{}' that is not a string", name));
+    file.hashes.emplace_back(name, hex.get<std::string>());
+  }
+  return file;
+}
+
+std::vector<MdsColumn> read_columns(const Reader& reader) {
+  const auto names = reader.texts("column_names");
+  const auto encodings = reader.texts("column_encodings");
+  const json& sizes = reader.at("column_sizes");
+  if (!sizes.is_array() || names.size() != encodings.size() || names.size() != sizes.size()) {
+    reader.damaged("has column names, encodings and sizes of different number");
+  }
+  if (names.empty()) reader.damaged("has no columns");
+  if (std::set<std::string>(names.begin(), names.end()).size() != names.size()) {
+    reader.damaged("names a column twice");
+  }
+  std::vector<MdsColumn> columns;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    MdsColumn column;
+    column.name = names[i];
+    try {
+      column.encoding = Encoding::parse(encodings[i]);
+    } catch (const Error& error) {
+      reader.unsupported(fmt::format("column '{}': {}", names[i], error.what()));
+    }
+    if (!sizes[i].is_null()) {
+      if (!sizes[i].is_number_unsigned() ||
+          sizes[i].get<std::uint64_t>() > std::numeric_limits<std::uint32_t>::max()) {
+        reader.damaged(
+            fmt::format("has a size of column '{}' that is not a 32-bit number", names[i]));
+      }
+      column.size = sizes[i].get<std::uint32_t>();
+      if (column.encoding.fixed_size && column.encoding.fixed_size != column.size) {
+        reader.damaged(fmt::format("gives column '{}' of encoding {} the size {}", names[i],
+                                   encodings[i], *column.size));
+      }
+    }
+    columns.push_back(std::move(column));
+  }
+  return columns;
+}
+
+MdsShard read_shard(const json& node, const std::string& where) {
+  const Reader reader(node, where);
+  if (reader.text("format") != "mds") {
+    reader.unsupported(fmt::format("format '{}'; only mds can be read", reader.text("format")));
+  }
+  if (reader.at("version") != kVersion) {
+    reader.unsupported(
+        fmt::format("version {}; only version 2 can be read", reader.at("version").dump()));
+  }
+  MdsShard shard;
+  shard.columns = read_columns(reader);
+  if (!reader.at("compression").is_null()) shard.compression = reader.text("compression");
+  shard.hashes = reader.texts("hashes");
+  shard.raw = read_file_entry(reader.at("raw_data"), where + ".raw_data");
+  if (!reader.at("zip_data").is_null()) {
+    shard.zip = read_file_entry(reader.at("zip_data"), where + ".zip_data");
+  }
+  if (shard.compression.has_value() != shard.zip.has_value()) {
+    reader.damaged("has only one of 'compression' and 'zip_data'");
+  }
+  // Offsets are 32-bit, one a sample: more samples than this cannot be.
+  shard.samples = static_cast<std::int64_t>(
+      reader.whole("samples", std::numeric_limits<std::uint32_t>::max() / 4));
+  if (!reader.at("size_limit").is_null()) {
+    shard.size_limit = reader.whole("size_limit", std::numeric_limits<std::int64_t>::max());
+  }
+  return shard;
+}
+
+// ---- writing ----
+
+template <class List, class Show>
+std::string join_list(const List& list, Show show) {
+  std::vector<std::string> parts;
+  for (const auto& item : list) parts.push_back(show(item));
+  return fmt::format("[{}]", fmt::join(parts, ", "));
+}
+
+// The keys that stand both in the index and in a shard's own head, up to `hashes`.
+std::string common_keys(const MdsShard& shard) {
+  return fmt::format(
+      "\"column_encodings\": {}, \"column_names\": {}, \"column_sizes\": {}, \"compression\": {}, "
+      "\"format\": \"mds\", \"hashes\": {}",
+      join_list(shard.columns,
+                [](const MdsColumn& c) { return json_quote_ascii(c.encoding.name); }),
+      join_list(shard.columns, [](const MdsColumn& c) { return json_quote_ascii(c.name); }),
+      join_list(shard.columns,
+                [](const MdsColumn& c) { return c.size ? std::to_string(*c.size) : "null"; }),
+      shard.compression ? json_quote_ascii(*shard.compression) : "null",
+      join_list(shard.hashes, [](const std::string& name) { return json_quote_ascii(name); }));
+}
+
+std::string size_limit_text(const MdsShard& shard) {
+  return shard.size_limit ? std::to_string(*shard.size_limit) : "null";
+}
+
+std::string file_json(const MdsFile& file) {
+  std::vector<std::string> hashes;
+  for (const auto& [name, hex] : file.hashes) {
+    hashes.push_back(json_quote_ascii(name) + ": " + json_quote_ascii(hex));
+  }
+  return fmt::format("{{\"basename\": {}, \"bytes\": {}, \"hashes\": {{{}}}}}",
+                     json_quote_ascii(file.basename), file.bytes, fmt::join(hashes, ", "));
+}
+
+}  // namespace
+
+MdsIndex MdsIndex::load(const std::string& folder) {
+  const std::string path = join_path(folder, "index.json");
+  if (!path_exists(path)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{} is absent: no MDS set in this folder", path),
+                "name the folder that holds index.json, or give its split");
+  }
+  return parse(read_file(path), path);
+}
+
+MdsIndex MdsIndex::parse(const std::string& text, const std::string& path) {
+  const json root = parse_json(text, path, ErrorKind::kDamaged);
+  const Reader reader(root, path + ":");
+  if (reader.at("version") != kVersion) {
+    reader.unsupported(
+        fmt::format("version {}; only version 2 can be read", reader.at("version").dump()));
+  }
+  const json& shards = reader.at("shards");
+  if (!shards.is_array()) reader.damaged("has 'shards' that are not a list");
+  MdsIndex index;
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    index.shards.push_back(read_shard(shards[i], fmt::format("{}: shards[{}]", path, i)));
+  }
+  return index;
+}
+
+std::string MdsIndex::dump() const {
+  const std::string list = join_list(shards, [](const MdsShard& shard) {
+    return fmt::format(
+        "{{{}, \"raw_data\": {}, \"samples\": {}, \"size_limit\": {}, \"version\": {}, "
+        "\"zip_data\": {}}}",
+        common_keys(shard), file_json(shard.raw), shard.samples, size_limit_text(shard), kVersion,
+        shard.zip ? file_json(*shard.zip) : "null");
+  });
+  return fmt::format("{{\"shards\": {}, \"version\": {}}}", list, kVersion);
+}
+
+std::int64_t MdsIndex::num_samples() const {
+  std::int64_t total = 0;  // cannot overflow: a shard has under 2^30 samples
+  for (const MdsShard& shard : shards) total += shard.samples;
+  return total;
+}
+
+std::vector<std::int64_t> MdsIndex::shard_sizes() const {
+  std::vector<std::int64_t> sizes;
+  for (const MdsShard& shard : shards) sizes.push_back(shard.samples);
+  return sizes;
+}
+
+std::string shard_config_json(const MdsShard& shard) {
+  return fmt::format("{{{}, \"size_limit\": {}, \"version\": {}}}", common_keys(shard),
+                     size_limit_text(shard), kVersion);
+}
+
+std::string split_folder(const std::string& folder, const std::string& split) {
+  if (!is_folder(folder)) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} is not a folder", folder),
+                "name the folder of an MDS set (the one with index.json)");
+  }
+  if (split.empty()) return folder;
+  const std::string path = join_path(folder, split);
+  if (!is_folder(path)) {
+    std::vector<std::string> splits;
+    for (const std::string& name : list_folder(folder)) {
+      if (path_exists(join_path(join_path(folder, name), "index.json"))) splits.push_back(name);
+    }
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} has no split '{}'", folder, split),
+                splits.empty() ? "this folder has no splits"
+                               : fmt::format("its splits: {}", fmt::join(splits, ", ")));
+  }
+  return path;
+}
+
+}  // namespace dropless::train

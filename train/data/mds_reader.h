@@ -1,0 +1,65 @@
+// Samples of a raw (uncompressed) MDS set, by their index.
+//
+// Shard: u32 N | u32 offset[N + 1], absolute | config JSON | samples, all little-endian. Sample: a
+// u32 size for each column without a fixed one, then all values, both in column order. Every number
+// is checked against the file before it is used.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "train/base/fs.h"
+#include "train/data/mds_index.h"
+
+namespace dropless::train {
+
+// Not for several threads at once: each takes its own reader.
+class MdsReader {
+ public:
+  // Reads the index only. Throws as MdsIndex::load does, and kInvalidArgument for compressed shards
+  // that have not been decompressed beside it.
+  explicit MdsReader(const std::string& folder);
+
+  const std::string& folder() const { return folder_; }
+  const MdsIndex& index() const { return index_; }
+  std::int64_t num_samples() const { return first_sample_.back(); }
+
+  std::size_t shard_of(std::int64_t sample) const;
+  const std::vector<MdsColumn>& columns(std::int64_t sample) const {
+    return index_.shards[shard_of(sample)].columns;
+  }
+
+  // The stored bytes of each column, valid until the next call. One pread; up to kOpenShards files
+  // and their offsets stay open. Throws Error: kDamaged naming the shard and why; kInvalidArgument
+  // out of range.
+  std::span<const std::string_view> read(std::int64_t sample);
+
+  // Same samples, same fingerprint: a hash over the shards' names, sizes and sample counts.
+  std::string fingerprint() const;
+
+  static constexpr std::size_t kOpenShards = 64;
+
+ private:
+  struct OpenShard {
+    std::size_t number;
+    std::uint64_t last_use;
+    FileReader file;
+    std::vector<std::uint32_t> offsets;  // N + 1
+  };
+
+  OpenShard& open(std::size_t number);
+  void split_values(const MdsShard& shard, std::int64_t row);
+
+  std::string folder_;
+  MdsIndex index_;
+  std::vector<std::int64_t> first_sample_;  // of each shard, then the total
+  std::vector<OpenShard> open_;
+  std::uint64_t uses_ = 0;
+  std::string buffer_;
+  std::vector<std::string_view> values_;
+};
+
+}  // namespace dropless::train

@@ -1,0 +1,189 @@
+#include "train/data/mds_writer.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/utf8.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr std::uint64_t kMaxShardBytes = std::numeric_limits<std::uint32_t>::max();
+
+void append_u32(std::string& out, std::uint64_t value) {
+  const std::uint32_t word = static_cast<std::uint32_t>(value);
+  out.append(reinterpret_cast<const char*>(&word), sizeof word);
+}
+
+std::vector<MdsColumn> make_columns(
+    const std::vector<std::pair<std::string, std::string>>& columns) {
+  std::vector<MdsColumn> out;
+  for (const auto& [name, encoding] : columns) {
+    const auto refuse = [&](const std::string& why) {
+      throw Error(ErrorKind::kInvalidArgument, fmt::format("column '{}': {}", name, why));
+    };
+    if (find_invalid_utf8(name) != std::string_view::npos) refuse("the name is not valid UTF-8");
+    MdsColumn column;
+    column.name = name;
+    column.encoding = Encoding::parse(encoding);
+    column.size = column.encoding.fixed_size;
+    if (column.encoding.kind == EncodingKind::kPickle) refuse("pickles are not written");
+    out.push_back(std::move(column));
+  }
+  if (out.empty()) throw Error(ErrorKind::kInvalidArgument, "a data set needs at least one column");
+  // UTF-8 sorts by bytes as its code points do, which is Python's order of strings.
+  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  for (std::size_t i = 1; i < out.size(); ++i) {
+    if (out[i].name == out[i - 1].name) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("column '{}' stands twice", out[i].name));
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+MdsWriter::MdsWriter(std::string folder,
+                     const std::vector<std::pair<std::string, std::string>>& columns,
+                     const MdsWriterOptions& options)
+    : folder_(std::move(folder)), replace_(options.replace) {
+  while (folder_.size() > 1 && folder_.back() == '/') folder_.pop_back();
+  shard_.columns = make_columns(columns);
+  shard_.size_limit = options.size_limit;
+  config_ = shard_config_json(shard_);
+  if (options.size_limit.value_or(0) > kMaxShardBytes) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("a shard size limit of {} bytes; the format ends at 4 GiB",
+                            *options.size_limit),
+                "use a smaller limit, such as 64mb");
+  }
+  if (path_exists(folder_) && (!is_folder(folder_) || !list_folder(folder_).empty()) && !replace_) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} exists and is not empty", folder_),
+                "name another folder, or remove this one");
+  }
+  make_folders(parent_folder(folder_));
+  temporary_ = fmt::format("{}.tmp-{}", folder_, getpid());
+  remove_all(temporary_);
+  make_folders(temporary_);
+}
+
+MdsWriter::~MdsWriter() {
+  if (finished_) return;
+  try {
+    remove_all(temporary_);
+  } catch (const Error&) {
+    // Nothing more can be done about a folder that cannot be removed; the final name is untouched.
+  }
+}
+
+std::uint64_t MdsWriter::file_bytes() const {
+  return 8 + config_.size() + 4 * sizes_.size() + body_.size();
+}
+
+void MdsWriter::write(std::span<const std::string_view> values) {
+  if (values.size() != shard_.columns.size()) {
+    throw Error(ErrorKind::kInternal,
+                fmt::format("{} values for {} columns", values.size(), shard_.columns.size()));
+  }
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const MdsColumn& column = shard_.columns[i];
+    if (column.size && values[i].size() != *column.size) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("sample {}, column '{}' of encoding {}: {} bytes instead of {}",
+                              num_samples(), column.name, column.encoding.name, values[i].size(),
+                              *column.size));
+    }
+    bytes += values[i].size() + (column.size ? 0 : 4);
+  }
+  if (shard_.size_limit && *shard_.size_limit < file_bytes() + bytes + 4) flush_shard();
+  if (file_bytes() + bytes + 4 > kMaxShardBytes) {
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("sample {} takes its shard past 4 GiB, where the format ends", num_samples()),
+        "set a size limit, or store smaller samples");
+  }
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!shard_.columns[i].size) append_u32(body_, values[i].size());
+  }
+  for (const std::string_view value : values) body_.append(value);
+  sizes_.push_back(static_cast<std::uint32_t>(bytes));
+  ++shard_.samples;
+}
+
+void MdsWriter::flush_shard() {
+  std::string head;
+  append_u32(head, sizes_.size());
+  std::uint64_t offset = 8 + 4 * sizes_.size() + config_.size();
+  append_u32(head, offset);
+  for (const std::uint32_t size : sizes_) append_u32(head, offset += size);
+  head += config_;
+
+  shard_.raw.basename = fmt::format("shard.{:05}.mds", index_.shards.size());
+  shard_.raw.bytes = file_bytes();
+  FileWriter file(join_path(temporary_, shard_.raw.basename));
+  file.write(head.data(), head.size());
+  file.write(body_.data(), body_.size());
+  file.finish();
+  index_.shards.push_back(shard_);
+  shard_.samples = 0;
+  sizes_.clear();
+  body_.clear();
+}
+
+void MdsWriter::finish() {
+  if (shard_.samples > 0) flush_shard();
+  write_file_durable(join_path(temporary_, "index.json"), index_.dump());
+  fsync_path(temporary_);
+  if (replace_ && path_exists(folder_) && (!is_folder(folder_) || !list_folder(folder_).empty())) {
+    // Swapped where the file system can, so that at no time nothing stands under the final name.
+    if (!exchange_paths(temporary_, folder_)) {
+      remove_all(folder_);
+      rename_path(temporary_, folder_);
+    }
+    remove_all(temporary_);
+  } else {
+    rename_path(temporary_, folder_);
+  }
+  finished_ = true;
+}
+
+std::uint64_t parse_byte_size(const std::string& text) {
+  const auto refuse = [&] {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("'{}' is not a size", text),
+                "write a number of bytes, or 100b, 1.5kb, 64mb, 1gb");
+  };
+  constexpr std::string_view kUnits = "kmgtpezy";
+  std::string lower = text;
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  double unit = 1;
+  bool fraction = false;
+  if (!lower.empty() && lower.back() == 'b') {
+    lower.pop_back();
+    const std::size_t which = lower.empty() ? std::string_view::npos : kUnits.find(lower.back());
+    if (which != std::string_view::npos) {
+      unit = std::pow(1024.0, static_cast<double>(which + 1));
+      lower.pop_back();
+    }
+    fraction = true;
+  }
+  const std::size_t digits = lower.find_first_not_of("0123456789");
+  const bool plain = digits == std::string::npos;
+  const bool decimal = fraction && !plain && digits > 0 && lower[digits] == '.' &&
+                       lower.find_first_not_of("0123456789", digits + 1) == std::string::npos;
+  if (lower.empty() || (!plain && !decimal)) refuse();
+  const double bytes = std::strtod(lower.c_str(), nullptr) * unit;
+  if (bytes >= 0x1p63) refuse();
+  return static_cast<std::uint64_t>(bytes);
+}
+
+}  // namespace dropless::train

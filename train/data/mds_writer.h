@@ -1,0 +1,63 @@
+// Writes a raw MDS set, byte for byte as MosaicML streaming 0.13.0 does.
+//
+// A shard is closed before the sample that would take its file past size_limit; a sample larger
+// than the limit gets a shard of its own (if it is the first one, an empty shard stands before it).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "train/data/mds_index.h"
+
+namespace dropless::train {
+
+struct MdsWriterOptions {
+  std::optional<std::uint64_t> size_limit = std::uint64_t{1} << 26;  // bytes of a shard file
+  bool replace = false;  // a set that stands under the final name gives way
+};
+
+// Everything goes to a temporary sibling folder; finish() renames it, so that the final name holds
+// a whole set or what it held before. Not finished: the destructor removes the temporary folder.
+class MdsWriter {
+ public:
+  // Columns as (name, encoding), in any order. Throws Error(kInvalidArgument): folder not empty and
+  // not `replace`, no or repeated columns, unknown encoding, `pkl`, a limit of 2^32 or more.
+  MdsWriter(std::string folder, const std::vector<std::pair<std::string, std::string>>& columns,
+            const MdsWriterOptions& options = {});
+  ~MdsWriter();
+  MdsWriter(const MdsWriter&) = delete;
+  MdsWriter& operator=(const MdsWriter&) = delete;
+
+  // Sorted by name: the order of write()'s values.
+  const std::vector<MdsColumn>& columns() const { return shard_.columns; }
+  // One sample, its values already encoded. Throws Error(kInvalidArgument) for a value of another
+  // size than the column's fixed one, and for a shard past the format's 4 GiB.
+  void write(std::span<const std::string_view> values);
+  void finish();
+
+  std::int64_t num_samples() const { return index_.num_samples() + shard_.samples; }
+
+ private:
+  void flush_shard();
+  std::uint64_t file_bytes() const;
+
+  std::string folder_;
+  std::string temporary_;
+  bool replace_;
+  bool finished_ = false;
+  MdsIndex index_;
+  MdsShard shard_;  // the one being filled; its entry in the index once flushed
+  std::string config_;
+  std::vector<std::uint32_t> sizes_;  // of its samples
+  std::string body_;
+};
+
+// "64mb", "1.5kb", "100b" or a plain number, in powers of 1024. Throws Error(kInvalidArgument).
+std::uint64_t parse_byte_size(const std::string& text);
+
+}  // namespace dropless::train
