@@ -124,6 +124,7 @@ void run(const std::string& train_list, const std::string& held_out_list) {
         std::async(std::launch::async, [order, &train] { return GramCounts(order, train); });
   }
   std::vector<GramCounts> orders;
+  orders.reserve(counting.size());
   for (auto& counts : counting) orders.push_back(counts.get());
 
   const Score total = score(orders, held_out);
