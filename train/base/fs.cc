@@ -187,7 +187,10 @@ void make_folders(const std::string& path) {
   const std::string parent = parent_folder(path);
   if (parent != path) make_folders(parent);
   const int made = changing("mkdir", path, [&] { return ::mkdir(path.c_str(), 0777); });
-  if (made == -1 && errno == EEXIST && is_folder(path)) return;  // another process was first
+  if (made == -1 && errno == EEXIST) {
+    if (is_folder(path)) return;  // another process was first
+    errno = ENOTDIR;
+  }
   if (made == -1) throw_errno("create folder", path, errno);
   fsync_path(parent);
 }

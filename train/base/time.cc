@@ -5,6 +5,7 @@
 #include <cctype>
 #include <cmath>
 #include <optional>
+#include <string_view>
 
 #include "dropless/error.h"
 #include "train/base/scalar.h"
@@ -19,6 +20,12 @@ constexpr TimeUnit kUnits[] = {TimeUnit::kIteration, TimeUnit::kEpoch, TimeUnit:
 [[noreturn]] void fail(const std::string& text, const std::string& why) {
   throw Error(ErrorKind::kInvalidArgument, fmt::format("\"{}\" is not a time: {}", text, why),
               "write 10ba, 1ep, 500sp, 3e4tok, 0.02dur, 90sec or 1h30m10s");
+}
+
+std::string_view trim(std::string_view text) {
+  const std::size_t begin = text.find_first_not_of(" \t");
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(" \t") + 1 - begin);
 }
 
 // "1h30m10s" in seconds: hours, minutes, seconds in this order, each at most once, at least one.
@@ -62,12 +69,8 @@ const char* time_unit_suffix(TimeUnit unit) {
 }
 
 Time Time::parse(const std::string& text) {
-  std::string lower;
-  for (const char c : text) {
-    if (!std::isspace(static_cast<unsigned char>(c))) {
-      lower += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    }
-  }
+  std::string lower(trim(text));
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   if (const std::optional<double> seconds = parse_clock(lower))
     return {*seconds, TimeUnit::kSecond};
 
@@ -81,7 +84,7 @@ Time Time::parse(const std::string& text) {
       break;
     }
   }
-  const std::optional<double> value = parse_float_text(number);
+  const std::optional<double> value = parse_float_text(trim(number));
   if (!value || !std::isfinite(*value)) fail(text, "no number and unit in it");
   if (*value < 0) fail(text, "it is negative");
   if (unit == TimeUnit::kDuration || unit == TimeUnit::kSecond) return {*value, unit};
