@@ -24,18 +24,22 @@ template <class S>
 using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 namespace detail {
-constexpr std::uint32_t float_bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
-constexpr float bits_float(std::uint32_t x) { return __builtin_bit_cast(float, x); }
+[[gnu::always_inline]] constexpr std::uint32_t float_bits(float x) {
+  return __builtin_bit_cast(std::uint32_t, x);
+}
+[[gnu::always_inline]] constexpr float bits_float(std::uint32_t x) {
+  return __builtin_bit_cast(float, x);
+}
 }  // namespace detail
 
-constexpr float to_float(float x) { return x; }
-constexpr double to_float(double x) { return x; }
+[[gnu::always_inline]] constexpr float to_float(float x) { return x; }
+[[gnu::always_inline]] constexpr double to_float(double x) { return x; }
 
-constexpr float to_float(BFloat16 x) {
+[[gnu::always_inline]] constexpr float to_float(BFloat16 x) {
   return detail::bits_float(static_cast<std::uint32_t>(x.bits) << 16);
 }
 
-constexpr float to_float(Float16 x) {
+[[gnu::always_inline]] constexpr float to_float(Float16 x) {
   const std::uint32_t sign = (x.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = x.bits & 0x7fffu;
   // Exponent and mantissa in float's places; one multiplication by 2^112 then rebiases the exponent
@@ -47,7 +51,7 @@ constexpr float to_float(Float16 x) {
 }
 
 template <class S>
-constexpr S from_float(Accumulator<S> x) {
+[[gnu::always_inline]] constexpr S from_float(Accumulator<S> x) {
   if constexpr (std::is_same_v<S, BFloat16>) {
     const std::uint32_t bits = detail::float_bits(x);
     const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

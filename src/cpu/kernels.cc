@@ -1,12 +1,25 @@
-// The two implementations as tables, and sizes they share.
+// The two implementations as tables.
 #include "src/cpu/kernels.h"
 
 #include <omp.h>
 
-#include "src/common/dispatch.h"
-
 namespace dropless::cpu {
 namespace {
+
+constexpr KernelTable kThreaded{
+    .route_forward = cpu::route_forward,
+    .route_backward = cpu::route_backward,
+    .dispatch_order = cpu::dispatch_order,
+    .invert_rows = cpu::invert_rows,
+    .gather = cpu::gather,
+    .combine = cpu::combine,
+    .combine_backward = cpu::combine_backward,
+    .grouped_gemm = cpu::grouped_gemm,
+    .grouped_gemm_weight_grad = cpu::grouped_gemm_weight_grad,
+    .activation_forward = cpu::activation_forward,
+    .activation_backward = cpu::activation_backward,
+    .expert_backward = cpu::expert_backward,
+};
 
 constexpr KernelTable kReference{
     .route_forward = reference::route_forward,
@@ -25,16 +38,10 @@ constexpr KernelTable kReference{
 
 }  // namespace
 
-const KernelTable& kernels(Backend) { return kReference; }
-
-std::size_t grouped_gemm_slot_bytes() { return std::size_t{64}; }
+const KernelTable& kernels(Backend backend) {
+  return backend == Backend::kReference ? kReference : kThreaded;
+}
 
 int max_threads() { return omp_get_max_threads(); }
-
-std::size_t route_partials_bytes(std::int64_t experts, DType dtype) {
-  const std::size_t chunk = static_cast<std::size_t>(experts + 1) * dtype_bytes(dtype) +
-                            static_cast<std::size_t>(experts) * sizeof(std::int32_t);
-  return static_cast<std::size_t>(kMaxTokenChunks) * chunk;
-}
 
 }  // namespace dropless::cpu

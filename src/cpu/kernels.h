@@ -24,6 +24,11 @@ namespace dropless::cpu {
 // result does not depend on the number of threads.
 inline constexpr std::int64_t kMaxTokenChunks = 64;
 
+constexpr std::int64_t token_chunk(std::int64_t tokens) {
+  const std::int64_t chunk = (tokens + kMaxTokenChunks - 1) / kMaxTokenChunks;
+  return chunk < 32 ? 32 : chunk;
+}
+
 struct RouteForwardArgs {
   DType dtype;  // of logits, weights, losses
   std::int64_t tokens, experts, top_k;
@@ -48,8 +53,17 @@ struct RouteBackwardArgs {
   void* d_logits_TE;       // may be logits_TE
 };
 
-// Per chunk: sums of p over its tokens [E], of logsumexp^2 [1] (accumulators), counts [E] (int32).
-std::size_t route_partials_bytes(std::int64_t experts, DType dtype);
+// What one chunk of tokens needs: sums [E + 1] and scratch [E] of accumulators, counts [E] of
+// int32.
+constexpr std::size_t route_chunk_bytes(std::int64_t experts, std::size_t accumulator_bytes) {
+  const std::size_t bytes = static_cast<std::size_t>(2 * experts + 1) * accumulator_bytes +
+                            static_cast<std::size_t>(experts) * sizeof(std::int32_t);
+  return (bytes + 63) / 64 * 64;
+}
+
+constexpr std::size_t route_partials_bytes(std::int64_t experts, DType accumulator) {
+  return kMaxTokenChunks * route_chunk_bytes(experts, dtype_bytes(accumulator));
+}
 
 struct DispatchOrderArgs {
   std::int64_t tokens, experts, top_k;
@@ -118,7 +132,7 @@ struct GroupedGemmArgs {
   GroupedGemmTerm terms[2];
   void* out;
   DType out_dtype;
-  void* workspace;  // at least one grouped_gemm_slot_bytes(); one slot per thread is used
+  void* workspace;  // at least kGemmSlotBytes; each multiplying thread uses as much
   std::size_t workspace_bytes;
 };
 
@@ -137,8 +151,8 @@ struct GroupedGemmWeightGradArgs {
   std::size_t workspace_bytes;
 };
 
-// Packing buffers of one thread.
-std::size_t grouped_gemm_slot_bytes();
+// Packing buffers of one thread that multiplies matrices.
+inline constexpr std::size_t kGemmSlotBytes = 1280 * 1024;
 
 struct ActivationForwardArgs {
   DType dtype;

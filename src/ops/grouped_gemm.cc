@@ -20,9 +20,7 @@ std::int64_t check_offsets(const char* op, const ConstTensorView& offsets_E1, st
 
 }  // namespace
 
-std::size_t grouped_gemm_workspace_bytes() {
-  return cpu::max_threads() * cpu::grouped_gemm_slot_bytes();
-}
+std::size_t grouped_gemm_workspace_bytes() { return cpu::max_threads() * cpu::kGemmSlotBytes; }
 
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b_EKN, bool transpose_b,
                   ConstTensorView offsets_E1, TensorView out_RN, void* workspace,
@@ -42,7 +40,7 @@ void grouped_gemm(ConstTensorView a_RK, ConstTensorView b_EKN, bool transpose_b,
     expect_tensor(op, "b_EKN", b_EKN, {{E, K, N}, a_RK.dtype}, a_RK.device);
   }
   expect_tensor(op, "out_RN", out_RN, {{R, N}, a_RK.dtype}, a_RK.device);
-  expect_workspace(op, workspace, workspace_bytes, cpu::grouped_gemm_slot_bytes());
+  expect_workspace(op, workspace, workspace_bytes, cpu::kGemmSlotBytes);
 
   cpu::GroupedGemmArgs args{.groups = E,
                             .n = N,
@@ -73,7 +71,7 @@ void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
   const std::int64_t N = b_RN.shape[1];
   expect_tensor(op, "b_RN", b_RN, {{R, N}, a_RM.dtype}, a_RM.device);
   expect_tensor(op, "out_EMN", out_EMN, {{E, M, N}, a_RM.dtype}, a_RM.device);
-  expect_workspace(op, workspace, workspace_bytes, cpu::grouped_gemm_slot_bytes());
+  expect_workspace(op, workspace, workspace_bytes, cpu::kGemmSlotBytes);
 
   const cpu::GroupedGemmWeightGradArgs args{
       .groups = E,

@@ -61,7 +61,7 @@ ForwardBuffers carve_forward(WorkspaceCarver& carver, const Sizes& s) {
 }
 
 struct BackwardBuffers {
-  void* logits_TE;  // becomes d_logits
+  void *logits_TE, *d_logits_TE;
   void* d_weights_TK;
   void* router_d_x_TD;
   void* g_RF;  // becomes d_gate
@@ -75,6 +75,7 @@ BackwardBuffers carve_backward(WorkspaceCarver& carver, const Sizes& s, bool glu
   const std::size_t element = dtype_bytes(s.dtype), sum = dtype_bytes(s.sums);
   BackwardBuffers b{};
   b.logits_TE = carver.take_bytes(s.T * s.E * sum);
+  b.d_logits_TE = carver.take_bytes(s.T * s.E * sum);
   b.d_weights_TK = carver.take_bytes(s.R * sum);
   b.router_d_x_TD = carver.take_bytes(s.T * s.D * sum);
   b.g_RF = carver.take_bytes(s.R * s.F * element);
@@ -95,7 +96,7 @@ template <class Carve>
 std::size_t workspace_bytes_for(int slots, Carve&& carve) {
   WorkspaceCarver carver;
   carve(carver);
-  return carver.used() + slots * cpu::grouped_gemm_slot_bytes();
+  return carver.used() + slots * cpu::kGemmSlotBytes;
 }
 
 void check_config(const char* op, const MoEConfig& c) {
@@ -264,9 +265,9 @@ void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved
        .tokens_per_expert_E = buffers.tokens_per_expert_E,
        .d_weights_TK = buffers.d_weights_TK,
        .d_losses_2 = d_losses_2.data,
-       .d_logits_TE = buffers.logits_TE});
-  layer.router_weight_gradient(buffers.logits_TE, d_router_ED);
-  layer.router_product(buffers.logits_TE, s.sums, s.D, s.E, false, buffers.router_d_x_TD);
+       .d_logits_TE = buffers.d_logits_TE});
+  layer.router_weight_gradient(buffers.d_logits_TE, d_router_ED);
+  layer.router_product(buffers.d_logits_TE, s.sums, s.D, s.E, false, buffers.router_d_x_TD);
 }
 
 }  // namespace

@@ -1,0 +1,63 @@
+// Run-time choice of the instruction set. The contract is table.h.
+#include "src/cpu/simd/table.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+#include "src/common/check.h"
+
+namespace dropless::cpu {
+
+extern const SimdTable kGenericTable;
+#ifdef DROPLESS_X86_SIMD
+extern const SimdTable kAvx2Table;
+extern const SimdTable kAvx512Table;
+#endif
+
+namespace {
+
+SimdLevel processor_level() {
+#ifdef DROPLESS_X86_SIMD
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return SimdLevel::kAvx512;
+  if (avx2) return SimdLevel::kAvx2;
+#endif
+  return SimdLevel::kGeneric;
+}
+
+SimdLevel requested_level() {
+  const char* variable = std::getenv("DROPLESS_CPU_ISA");
+  const std::string_view name = variable == nullptr ? "avx512" : variable;
+  DROPLESS_CHECK(name == "generic" || name == "avx2" || name == "avx512",
+                 concat("the environment variable DROPLESS_CPU_ISA is \"", name, "\""),
+                 "set it to generic, avx2 or avx512, or unset it");
+  return name == "generic" ? SimdLevel::kGeneric
+         : name == "avx2"  ? SimdLevel::kAvx2
+                           : SimdLevel::kAvx512;
+}
+
+SimdLevel& current_level() {
+  static SimdLevel level = std::min(processor_level(), requested_level());
+  return level;
+}
+
+}  // namespace
+
+SimdLevel simd_level() { return current_level(); }
+
+void set_simd_level(SimdLevel level) { current_level() = std::min(level, processor_level()); }
+
+const SimdTable& simd() {
+#ifdef DROPLESS_X86_SIMD
+  if (current_level() == SimdLevel::kAvx512) return kAvx512Table;
+  if (current_level() == SimdLevel::kAvx2) return kAvx2Table;
+#endif
+  return kGenericTable;
+}
+
+}  // namespace dropless::cpu

@@ -1,0 +1,79 @@
+// The inner loops that are compiled once per instruction set, and the choice among them at run
+// time.
+//
+// The threaded kernels (src/cpu/*.cc) split work over threads and call these on ranges. Results may
+// differ between instruction sets (other vector widths, fused or unfused products) but never with
+// the split.
+#pragma once
+
+#include <cstdint>
+
+#include "src/cpu/kernels.h"
+
+namespace dropless::cpu {
+
+// How a packed operand lies in memory: element (row i, k) of A is a[row(i) * stride + k] (kAlongK)
+// or a[row(k) * stride + i] (kAcrossK), where row(r) = rows ? rows[r] : r. The same for B with
+// columns for rows.
+enum class OperandLayout : std::uint8_t { kAlongK, kAcrossK };
+
+struct GemmOperand {
+  const void* data = nullptr;
+  DType dtype{};
+  const std::int32_t* rows = nullptr;
+  std::int64_t stride = 0;
+};
+
+// One block of a product: out [rows, cols] = sum over terms of A [rows, k] B [k, cols], summed in
+// the accumulator type, in the order of k, term after term. At most the shape's block limits; k >
+// 0.
+struct GemmBlock {
+  std::int64_t rows, cols, k;
+  OperandLayout a_layout, b_layout;
+  int num_terms;
+  GemmOperand a[2], b[2];
+  void* out;
+  DType out_dtype;
+  std::int64_t out_stride;
+  void* slot;  // packing buffers, kGemmSlotBytes
+};
+
+// Block limits for one pair of operand and output type; rows and cols of a block are best multiples
+// of the tile.
+struct GemmShape {
+  int tile_rows, tile_cols;
+  int max_rows, max_cols;
+};
+
+struct SimdTable {
+  const char* name;
+  GemmShape (*gemm_shape)(DType accumulator, DType out);
+  void (*gemm_block)(const GemmBlock& block);
+  // Tokens [begin, end). Adds to sums [experts + 1] (softmax, then logsumexp^2) and counts
+  // [experts]; scratch [experts].
+  void (*route_forward)(const RouteForwardArgs& args, std::int64_t begin, std::int64_t end,
+                        void* sums, void* scratch, std::int32_t* counts);
+  void (*route_backward)(const RouteBackwardArgs& args, std::int64_t begin, std::int64_t end);
+  void (*combine)(const CombineArgs& args, std::int64_t begin, std::int64_t end);
+  void (*combine_backward)(const CombineBackwardArgs& args, std::int64_t begin, std::int64_t end);
+  void (*expert_backward)(const ExpertBackwardArgs& args, std::int64_t begin, std::int64_t end);
+  // Elements [begin, end).
+  void (*activation_forward)(const ActivationForwardArgs& args, std::int64_t begin,
+                             std::int64_t end);
+  void (*activation_backward)(const ActivationBackwardArgs& args, std::int64_t begin,
+                              std::int64_t end);
+};
+
+enum class SimdLevel : std::uint8_t { kGeneric, kAvx2, kAvx512 };
+
+// The widest level this processor and build have, at most the one named by the environment variable
+// DROPLESS_CPU_ISA (generic, avx2 or avx512).
+SimdLevel simd_level();
+
+// Lowers the level for the whole process (tests compare levels); not while kernels run.
+void set_simd_level(SimdLevel level);
+
+// The loops of the current level.
+const SimdTable& simd();
+
+}  // namespace dropless::cpu
