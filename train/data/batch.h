@@ -18,6 +18,10 @@ struct Batch {
   std::int64_t scored_tokens() const { return tokens - batch; }
 };
 
+// tokens_BS holds the rows one after another, lengths_B, seq_len and tokens are set: moves the rows
+// to their places and fills up with pad_id.
+void pad_rows(Batch& batch, std::int64_t pad_id);
+
 class BatchSource {
  public:
   virtual ~BatchSource() = default;

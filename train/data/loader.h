@@ -40,7 +40,7 @@ struct TextLoaderOptions {
   // Every id is checked to be below it; 0: the tokenizer's, or unchecked without a tokenizer.
   std::int64_t vocab_size = 0;
   // May be null for sets of `tokens`; then pads are id 0.
-  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const Tokenizer> tokenizer = nullptr;
 };
 
 class TextLoader : public BatchSource {

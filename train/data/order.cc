@@ -256,11 +256,19 @@ std::vector<std::int64_t> epoch_order(const ShuffleConfig& config,
     if (size > 0) units.push_back(size);
   }
   const std::int64_t total = std::accumulate(units.begin(), units.end(), std::int64_t{0});
-  Partition partition = partition_orig(total, canonical, World{}, drop);
+  // One process: dropping samples is leaving out the front. The partition's own drop refuses to go
+  // beyond N + 1, though an epoch with repeats is longer.
+  Partition partition = partition_orig(total, canonical, World{}, 0);
+  std::vector<std::int64_t>& ids = partition.ids_PRWNB;
+  if (drop < 0 || drop > static_cast<std::int64_t>(ids.size())) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("cannot resume at sample {} of an epoch of {}", drop, ids.size()));
+  }
+  ids.erase(ids.begin(), ids.begin() + drop);
   const std::vector<std::int64_t> shuffled = shuffle_ids(
       config.algo, units, canonical, config.seed, epoch, resolve_block_size(config, canonical));
-  for (std::int64_t& id : partition.ids_PRWNB) id = shuffled[static_cast<std::size_t>(id)];
-  return std::move(partition.ids_PRWNB);
+  for (std::int64_t& id : ids) id = shuffled[static_cast<std::size_t>(id)];
+  return std::move(ids);
 }
 
 }  // namespace dropless::train

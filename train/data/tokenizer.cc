@@ -19,6 +19,10 @@ class BytesTokenizer : public Tokenizer {
   std::optional<TokenId> bos_id() const override { return std::nullopt; }
   TokenId pad_id() const override { return kEos; }
 
+  std::optional<TokenId> special_id(std::string_view text) const override {
+    return text == "<|endoftext|>" ? std::optional(kEos) : std::nullopt;
+  }
+
   std::vector<TokenId> encode(std::string_view text) const override {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(text.data());
     return {bytes, bytes + text.size()};

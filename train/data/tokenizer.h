@@ -28,7 +28,11 @@ class Tokenizer {
   // What short rows of a batch are filled up with; never scored.
   virtual TokenId pad_id() const = 0;
 
-  // No special tokens are added. Any bytes are taken, valid UTF-8 or not.
+  // The id of the special token that is written like this ("<|endoftext|>"); nullopt for any other
+  // text.
+  virtual std::optional<TokenId> special_id(std::string_view text) const = 0;
+
+  // No special tokens are added or recognised. Any bytes are taken, valid UTF-8 or not.
   virtual std::vector<TokenId> encode(std::string_view text) const = 0;
   // Valid UTF-8: broken sequences become U+FFFD, as Python's errors='replace' makes them. Special
   // tokens decode to nothing. An id outside the vocabulary: Error(kInvalidArgument).

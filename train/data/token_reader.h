@@ -1,0 +1,41 @@
+// Token rows of an MDS set: finds the column that holds them and decodes it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train/data/mds_reader.h"
+#include "train/data/tokenizer.h"
+
+namespace dropless::train {
+
+// A `text` column is tokenised; else a `tokens` column is read as an array of any integer type, or
+// as bytes of `token_type`. Rows are cut to max_tokens.
+class TokenReader {
+ public:
+  // Checks the columns of every shard. Throws Error(kInvalidArgument).
+  TokenReader(MdsReader reader, std::shared_ptr<const Tokenizer> tokenizer,
+              const std::string& token_type, std::int64_t max_tokens, std::int64_t vocab_size);
+
+  // Appends the ids of one sample to `row`; their number, at least 1: an empty text is one pad.
+  // Throws Error(kDamaged) naming the sample, for ids outside the vocabulary too.
+  std::int64_t append(std::int64_t sample, std::vector<std::int64_t>& row);
+
+  const MdsReader& reader() const { return reader_; }
+  std::int64_t pad_id() const { return tokenizer_ ? tokenizer_->pad_id() : 0; }
+
+ private:
+  void append_array(const Encoding& encoding, std::string_view bytes,
+                    std::vector<std::int64_t>& row) const;
+
+  MdsReader reader_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  const NumpyType* token_type_;
+  std::uint64_t max_tokens_;
+  std::int64_t vocab_size_;          // 0: unchecked
+  std::vector<std::size_t> column_;  // of each shard
+};
+
+}  // namespace dropless::train
