@@ -115,7 +115,12 @@ CheckpointWriter::CheckpointWriter(std::string run_folder, std::int64_t step,
   make_folders(run_folder_);
   require_free(run_folder_, expected_bytes, "checkpoint " + step_folder_name(step));
   remove_all(temporary_);
-  make_folders(temporary_);
+  try {
+    make_folders(temporary_);
+  } catch (const Error&) {
+    remove_all(temporary_);  // no destructor runs for a half-made object
+    throw;
+  }
 }
 
 CheckpointWriter::~CheckpointWriter() {
