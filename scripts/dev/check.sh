@@ -3,7 +3,8 @@
 # Of ctest's output, all but the lines on starting and passed tests: failures with their output, and the end.
 ctest_essentials() { grep -vE '^ *Start +[0-9]+: |^ *[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed |^Test project |^Internal ctest'; }
 
-# run_tests PRESET CTEST_ARG...: results to standard output, the whole output to a log.
+# run_tests PRESET CTEST_ARG...: results to standard output, the whole output to a log. Only the tests of
+# one folder: --test-dir build/PRESET/FOLDER.
 run_tests() {
   local preset=$1 log=$log_dir/test-$1.log start=$EPOCHREALTIME status=0
   shift
@@ -102,24 +103,23 @@ verb_format() {
   tracked_sources | xargs -r "$venv/bin/clang-format" -i
 }
 
-benchmarks_of() { find "$root/build/$1/bin" -maxdepth 1 -type f -executable -name '*_benchmark' | sort; }
-
-run_benchmarks() {  # run_benchmarks PRESET ARG...: each program in turn, ARG for Google Benchmark
-  local preset=$1 program found=
-  shift
-  for program in $(benchmarks_of "$preset"); do
+run_benchmarks() {  # run_benchmarks PRESET PATTERN ARG...: each program in turn with the arguments
+  local preset=$1 pattern=$2 program found=
+  shift 2
+  for program in "$root/build/$preset/bin"/$pattern; do
+    [[ -x $program ]] || continue
     found=1
     say "== ${program##*/}"
     "$program" "$@" || fail 1 "${program##*/} failed"
   done
-  [[ -n $found ]] || fail 2 "no benchmark is built (build/$preset/bin/*_benchmark)"
+  [[ -n $found ]] || fail 2 "no benchmark is built (build/$preset/bin/$pattern)"
 }
 
 verb_bench() {
   local preset
   preset=$(default_preset)
   build_all "$preset"
-  run_benchmarks "$preset" "$@"
+  run_benchmarks "$preset" '*_benchmark' "$@"
 }
 
 verb_gpu() {
@@ -127,8 +127,8 @@ verb_gpu() {
     "run ./dev gpu on a machine with one; ./dev build cuda compiles the kernels anywhere with nvcc"
   check_preset cuda
   build_all cuda
-  run_tests cuda -L gpu
-  run_benchmarks cuda "$@"
+  run_tests cuda --test-dir "$root/build/cuda/tests/cuda"
+  run_benchmarks cuda '*cuda_benchmark' "$@"
 }
 
 verb_wheel() {
