@@ -37,6 +37,9 @@ class MdsReader {
   // out of range.
   std::span<const std::string_view> read(std::int64_t sample);
 
+  // Opens one shard and checks its head against the index; kDamaged as read() throws it.
+  void check_shard(std::size_t number) { open(number); }
+
   // Same samples, same fingerprint: a hash over the shards' names, sizes and sample counts.
   std::string fingerprint() const;
 

@@ -5,10 +5,12 @@
 #include <filesystem>
 
 #include "tests/train/data/fixture.h"
+#include "train/base/hash.h"
 #include "train/data/mds_reader.h"
 #include "train/data/mds_writer.h"
 #include "train/data/rng.h"
 #include "train/data/sample_line.h"
+#include "train/data/verify.h"
 
 namespace dropless::train {
 namespace {
@@ -262,6 +264,38 @@ TEST_F(BrokenSet, CompressedIsRefusedByName) {
   read_all();  // decompressed beside it: readable
   fs::remove(scratch_ / "set/shard.00000.mds");
   expect_error(ErrorKind::kInvalidArgument, {"zstd:7", "compressed"}, [&] { read_all(); });
+}
+
+TEST_F(BrokenSet, VerifyNamesEachDamagedShardOnce) {
+  EXPECT_TRUE(verify_set(set()).empty());
+  EXPECT_TRUE(verify_set(fixture_path("mds_all_encodings")).empty());
+  fs::remove(shard());
+  fs::resize_file(scratch_ / "set/shard.00004.mds", 100);
+  std::string bytes = slurp(scratch_ / "set/shard.00007.mds");
+  bytes[bytes.size() - 33] = '\x09';  // the last array's length
+  spill(scratch_ / "set/shard.00007.mds", bytes);
+  const auto damage = verify_set(set());
+  ASSERT_EQ(damage.size(), 3u);
+  EXPECT_EQ(damage[0].first, "shard.00001.mds");
+  EXPECT_EQ(damage[1].first, "shard.00004.mds");
+  EXPECT_EQ(damage[1].second, "100 bytes, but the index says 394");
+  EXPECT_EQ(damage[2].first, "shard.00007.mds");
+  EXPECT_NE(damage[2].second.find("tokens"), std::string::npos) << damage[2].second;
+}
+
+TEST_F(BrokenSet, VerifyComparesHashes) {
+  const std::string wrong(64, '0');
+  edit_index("\"hashes\": {}", "\"hashes\": {\"sha256\": \"" + wrong + "\"}");
+  const auto damage = verify_set(set());
+  ASSERT_EQ(damage.size(), 1u);
+  EXPECT_EQ(damage[0].first, "shard.00000.mds");
+  EXPECT_NE(damage[0].second.find("sha256"), std::string::npos);
+  edit_index("\"hashes\": {}", "\"hashes\": {\"sha256\": \"" +
+                                   sha256_hex(slurp(scratch_ / "set/shard.00000.mds")) + "\"}");
+  EXPECT_TRUE(verify_set(set()).empty());
+  spill(scratch_ / "set/index.json", "{");
+  ASSERT_EQ(verify_set(set()).size(), 1u);
+  EXPECT_EQ(verify_set(set())[0].first, "index.json");
 }
 
 TEST(Mds, AbsentPathsAreTheUsersMistake) {

@@ -1,0 +1,83 @@
+// `dropless data cat` prints samples; `dropless data verify` reads all of a set.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <limits>
+#include <memory>
+
+#include "apps/data_verbs.h"
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/signals.h"
+#include "train/data/mds_reader.h"
+#include "train/data/sample_line.h"
+#include "train/data/verify.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+struct CatOptions {
+  std::string folder, split;
+  std::int64_t from = 0;
+  std::int64_t count = std::numeric_limits<std::int64_t>::max();
+  bool raw = false;
+};
+
+void run_cat(const CatOptions& options) {
+  install_signal_handlers(SignalMode::kThrow);
+  MdsReader reader(local_set(options.folder, options.split));
+  if (options.from > reader.num_samples()) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("--from {}: the set has {} samples",
+                                                         options.from, reader.num_samples()));
+  }
+  const std::int64_t end =
+      options.from + std::min(options.count, reader.num_samples() - options.from);
+  for (std::int64_t sample = options.from; sample < end && std::cout; ++sample) {
+    check_interrupted();
+    const auto& columns = reader.columns(sample);
+    const auto values = reader.read(sample);
+    std::cout << (options.raw ? raw_sample_line(columns, values)
+                              : sample_line(columns, values, sample))
+              << "\n";
+  }
+  finish_output();
+}
+
+void run_verify(const std::string& folder) {
+  install_signal_handlers(SignalMode::kThrow);
+  const auto damage = verify_set(local_set(folder, ""));
+  for (const auto& [basename, reason] : damage) std::cout << basename << ": " << reason << "\n";
+  finish_output();
+  if (!damage.empty()) throw CLI::RuntimeError(1);
+}
+
+}  // namespace
+
+void add_data_cat(CLI::App& data) {
+  auto options = std::make_shared<CatOptions>();
+  CLI::App* verb = data.add_subcommand("cat", "Print samples, one JSON object a line");
+  verb->add_option("DIR", options->folder, "folder of the set")->required();
+  verb->add_option("--split", options->split, "sub-folder of the set");
+  verb->add_option("--from", options->from, "first sample, from 0")->check(CLI::NonNegativeNumber);
+  verb->add_option("--count", options->count, "how many samples; all")
+      ->check(CLI::NonNegativeNumber);
+  verb->add_flag("--raw", options->raw, "per column, length and SHA-256 of the undecoded bytes");
+  verb->footer("Example: dropless data cat data/corpus --split train --from 100 --count 3");
+  verb->callback([options] { run_cat(*options); });
+}
+
+void add_data_verify(CLI::App& data) {
+  auto folder = std::make_shared<std::string>();
+  CLI::App* verb =
+      data.add_subcommand("verify", "Read all of a set; exit 1 and name each damaged shard");
+  verb->add_option("DIR", *folder, "folder of the set")->required();
+  verb->footer("Example: dropless data verify data/corpus/train");
+  verb->callback([folder] { run_verify(*folder); });
+}
+
+}  // namespace dropless::apps

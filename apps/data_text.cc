@@ -1,0 +1,78 @@
+// `dropless data text` turns text files into a set to train on.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <memory>
+
+#include "apps/data_verbs.h"
+#include "dropless/error.h"
+#include "train/base/signals.h"
+#include "train/data/text_writer.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+struct TextOptions {
+  std::vector<std::string> files;
+  std::string out;
+  std::string tokenizer = "bytes";
+  std::string size_limit = "64mb";
+  bool no_wrap = false;
+  TextSetOptions set;
+};
+
+void run_text(TextOptions& options) {
+  install_signal_handlers(SignalMode::kThrow);
+  TextSetOptions& set = options.set;
+  set.wrap = !options.no_wrap;
+  set.mds.size_limit.reset();
+  if (options.size_limit != "none") set.mds.size_limit = parse_byte_size(options.size_limit);
+  if (set.concat_tokens == 0 &&
+      (!set.bos_text.empty() || !set.eos_text.empty() || options.no_wrap)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "--bos-text, --eos-text and --no-wrap shape rows of tokens",
+                "give --concat-tokens too");
+  }
+  set.tokenizer = make_tokenizer(options.tokenizer);
+  const TextSetCounts counts = write_text_set(options.files, options.out, set);
+  if (set.concat_tokens > 0) {
+    std::cout << fmt::format("{}: {} documents, {} samples of {} tokens, {} tokens left over\n",
+                             options.out, counts.documents, counts.samples, set.concat_tokens,
+                             counts.dropped_tokens);
+  } else {
+    std::cout << fmt::format("{}: {} documents\n", options.out, counts.documents);
+  }
+  finish_output();
+}
+
+}  // namespace
+
+void add_data_text(CLI::App& data) {
+  auto options = std::make_shared<TextOptions>();
+  TextSetOptions& set = options->set;
+  CLI::App* verb = data.add_subcommand("text", "Turn text files, one document each, into a set");
+  verb->add_option("FILE", options->files, "text files")->required();
+  verb->add_option("--out", options->out, "folder of the new set")->required();
+  verb->add_option("--tokenizer", options->tokenizer, "bytes")->capture_default_str();
+  verb->add_option("--concat-tokens", set.concat_tokens,
+                   "join the documents' tokens and cut rows of this many")
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--bos-text", set.bos_text, "put before each document");
+  verb->add_option("--eos-text", set.eos_text,
+                   "put after each document; <|endoftext|> is the end-of-text token");
+  verb->add_flag("--no-wrap", options->no_wrap, "drop the rest of the tokens after each row");
+  verb->add_option("--size-limit", options->size_limit, "largest shard: bytes, 64mb, or none")
+      ->capture_default_str();
+  verb->add_flag("--exist-ok", set.mds.replace, "replace what stands under --out");
+  verb->footer(
+      "Example: dropless data text a.txt b.txt --out data/train --concat-tokens 1024 --eos-text "
+      "'<|endoftext|>'");
+  verb->callback([options] { run_text(*options); });
+}
+
+}  // namespace dropless::apps

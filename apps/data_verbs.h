@@ -1,0 +1,24 @@
+// The parts of `dropless data`: each adds its own subcommand.
+#pragma once
+
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace dropless::apps {
+
+void add_data_cat(CLI::App& data);
+void add_data_info(CLI::App& data);
+void add_data_text(CLI::App& data);
+void add_data_verify(CLI::App& data);
+void add_data_write(CLI::App& data);
+
+// The folder of a set on this machine. Throws Error(kInvalidArgument): a URL, an absent folder or
+// split.
+std::string local_set(const std::string& folder, const std::string& split);
+// Throws Error(kResource) when standard output did not take everything.
+void finish_output();
+
+}  // namespace dropless::apps
