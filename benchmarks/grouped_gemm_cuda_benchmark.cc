@@ -6,7 +6,8 @@
 // and TFLOP/s of useful work (2 R N K, R = T K rows; tiles' padding does not count).
 //
 //   grouped_gemm_cuda_benchmark [--json FILE] [--rounds N] [--routing uniform|random|zipf]
-//                               [--shape NAME] [--op NAME] [--widths 4,8,16] [--all]
+//                               [--shape NAME] [--op NAME] [--widths 4,8,16]
+//                               [--all]
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -45,7 +47,7 @@ constexpr Shape kShapes[] = {
 
 struct Options {
   std::string json, shape, op, routing = "random";
-  std::vector<int> widths;
+  std::vector<int> widths{8};
   int rounds = 11;
   bool all = false;  // every compiled variant, not only the chosen one
 };
@@ -107,8 +109,8 @@ void time_interleaved(std::vector<Candidate>& candidates, int rounds) {
 std::string name_of(const GemmConfig& c) {
   return std::to_string(c.block_m) + "x" + std::to_string(c.block_n) + " s" +
          std::to_string(c.stages) + " e" + std::to_string(c.slots) + " c" +
-         std::to_string(c.cluster_m) + "x" + std::to_string(c.cluster_n) + " w" +
-         std::to_string(c.in_flight) + " r" + std::to_string(c.raster_width);
+         std::to_string(c.cluster_m) + "x" + std::to_string(c.cluster_n) + " r" +
+         std::to_string(c.raster_width);
 }
 
 class Runner {
@@ -164,9 +166,9 @@ class Runner {
 
   bool wanted(const char* op) const { return options_.op.empty() || options_.op == op; }
 
-  std::vector<GemmConfig> with_widths(GemmConfig config) const {
+  // The config at every asked-for raster width.
+  std::vector<GemmConfig> expand(GemmConfig config) const {
     std::vector<GemmConfig> all;
-    if (options_.widths.empty()) return {config};
     for (int width : options_.widths) {
       config.raster_width = width;
       all.push_back(config);
@@ -197,7 +199,7 @@ class Runner {
         b_is_EKN ? ConstTensorView(b, DType::kBFloat16, {experts, k, n}, kGpu)
                  : ConstTensorView(b, DType::kBFloat16, {experts, n, k}, kGpu);
     for (const GemmConfig& base : cuda::kGroupedGemmVariants) {
-      for (const GemmConfig& config : with_widths(base)) {
+      for (const GemmConfig& config : expand(base)) {
         candidates.push_back({name_of(config),
                               [=, this] {
                                 cuda::grouped_gemm(
@@ -230,7 +232,7 @@ class Runner {
                             {}});
     }
     for (const GemmConfig& base : cuda::kWeightGradVariants) {
-      for (const GemmConfig& config : with_widths(base)) {
+      for (const GemmConfig& config : expand(base)) {
         candidates.push_back({name_of(config),
                               [=, this] {
                                 cuda::grouped_gemm_weight_grad(
@@ -288,6 +290,13 @@ class Runner {
   const void* tiles_256_ = nullptr;
 };
 
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> parts;
+  std::stringstream stream(list);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -310,13 +319,11 @@ Options parse(int argc, char** argv) {
     else if (argument == "--op")
       options.op = value;
     else if (argument == "--widths") {
-      for (const char* p = value; *p != '\0';) {
-        char* end = nullptr;
-        options.widths.push_back(static_cast<int>(std::strtol(p, &end, 10)));
-        p = *end == ',' ? end + 1 : end;
-      }
-    } else
+      options.widths.clear();
+      for (const std::string& part : split(value)) options.widths.push_back(std::stoi(part));
+    } else {
       throw Error(ErrorKind::kInvalidArgument, "unknown option " + argument);
+    }
   }
   return options;
 }

@@ -7,32 +7,38 @@ namespace dropless::cuda {
 
 // One compiled variant of the main loop and how its tiles are ordered.
 struct GemmConfig {
+  // Compiled in.
   int block_m = 128;
   int block_n = 256;
-  int stages = 4;
-  int slots = 2;
-  int cluster_m = 2;     // CTAs along M that share B
-  int cluster_n = 1;     // CTAs along N that share A
-  int in_flight = 1;     // groups of wgmmas left in flight
-  int raster_width = 8;  // clusters along M per band; not a property of the compiled kernel
+  int stages = 4;     // slices of 64 along k in flight
+  int slots = 2;      // store slots of a consumer warp
+  int cluster_m = 2;  // CTAs along M that share B
+  int cluster_n = 1;  // CTAs along N that share A
+  // Chosen at launch.
+  int raster_width = 8;  // clusters along M per band
 
-  friend constexpr bool operator==(const GemmConfig&, const GemmConfig&) = default;
-  constexpr bool same_kernel(GemmConfig other) const {
-    other.raster_width = raster_width;
-    return *this == other;
+  constexpr bool same_kernel(const GemmConfig& other) const {
+    return block_m == other.block_m && block_n == other.block_n && stages == other.stages &&
+           slots == other.slots && cluster_m == other.cluster_m && cluster_n == other.cluster_n;
   }
 };
 
-// What is compiled: block_m, block_n, stages, slots, cluster_m, cluster_n, in_flight.
+// What is compiled. docs/kernels.md has the figures of the variants that lost.
 inline constexpr GemmConfig kGroupedGemmVariants[] = {
-    {128, 256, 4, 2, 2, 1, 1}, {128, 256, 4, 2, 2, 1, 0}, {128, 256, 3, 4, 2, 1, 1},
-    {128, 256, 4, 2, 1, 2, 1}, {128, 256, 4, 2, 1, 1, 1}, {256, 128, 4, 2, 2, 1, 1},
-    {256, 128, 4, 2, 1, 2, 1}, {128, 192, 4, 3, 2, 1, 1}, {128, 192, 5, 1, 2, 1, 1},
-    {256, 192, 3, 3, 1, 2, 1}, {256, 192, 3, 3, 2, 1, 1}, {128, 128, 6, 2, 2, 1, 1},
+    {.block_n = 256, .stages = 4},
+    {.block_n = 128, .stages = 6},
 };
 inline constexpr GemmConfig kWeightGradVariants[] = {
-    {128, 256, 4, 2, 2, 1, 1}, {128, 256, 4, 2, 2, 1, 0}, {256, 128, 4, 2, 2, 1, 1},
-    {256, 128, 4, 2, 1, 2, 1}, {256, 192, 3, 3, 2, 1, 1}, {256, 192, 3, 3, 1, 2, 1},
+    {.block_n = 256, .stages = 4},
+    {.block_n = 128, .stages = 6},
 };
+
+// The variant for outputs of `n` columns: the wide tile unless half of it or more would be empty.
+constexpr GemmConfig choose_grouped_gemm(std::int64_t n) {
+  return kGroupedGemmVariants[n <= 128 ? 1 : 0];
+}
+constexpr GemmConfig choose_weight_grad(std::int64_t n) {
+  return kWeightGradVariants[n <= 128 ? 1 : 0];
+}
 
 }  // namespace dropless::cuda

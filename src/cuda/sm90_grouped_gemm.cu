@@ -13,7 +13,7 @@ namespace {
 
 template <class Tile>
 void launch(const ConstTensorView& a_RK, const ConstTensorView& b, const void* row_tiles,
-            const TensorView& out_RN, int raster_width, cudaStream_t stream) {
+            const TensorView& out_RN, const GemmConfig& config, cudaStream_t stream) {
   using Schedule = RowTileSchedule<Tile>;
   using Epilogue = StoreEpilogue<Tile, __nv_bfloat16, StoreMode::kOverwrite>;
   constexpr bool kIsEKN = Tile::kMajorB == Major::kMN;
@@ -41,7 +41,7 @@ void launch(const ConstTensorView& a_RK, const ConstTensorView& b, const void* r
   const auto* count = static_cast<const int*>(row_tiles);
   const int tiles_n = static_cast<int>((n + Tile::kBlockN - 1) / Tile::kBlockN);
   const typename Schedule::Params schedule{count, reinterpret_cast<const RowTile*>(count + 4),
-                                           tiles_n, static_cast<int>(k), raster_width};
+                                           tiles_n, static_cast<int>(k), config.raster_width};
   const long long max_tiles = (rows / Tile::kBlockM + experts + 1) * (tiles_n + 1);
   launch_persistent(gemm_kernel<Tile, Schedule, Epilogue>, kGemmThreads, Tile::kSharedBytes,
                     Tile::kCluster, max_tiles, stream, map_a, map_b, schedule, epilogue);
@@ -64,12 +64,10 @@ bool try_launch(const Arguments& x) {
   if (!c.same_kernel(x.config)) return false;
   if (x.b_is_EKN) {
     launch<Tile<c.block_m, c.block_n, c.stages, c.slots, c.cluster_m, c.cluster_n, Major::kK,
-                Major::kMN, c.in_flight>>(x.a_RK, x.b, x.row_tiles, x.out_RN, x.config.raster_width,
-                                          x.stream);
+                Major::kMN>>(x.a_RK, x.b, x.row_tiles, x.out_RN, x.config, x.stream);
   } else {
     launch<Tile<c.block_m, c.block_n, c.stages, c.slots, c.cluster_m, c.cluster_n, Major::kK,
-                Major::kK, c.in_flight>>(x.a_RK, x.b, x.row_tiles, x.out_RN, x.config.raster_width,
-                                         x.stream);
+                Major::kK>>(x.a_RK, x.b, x.row_tiles, x.out_RN, x.config, x.stream);
   }
   return true;
 }

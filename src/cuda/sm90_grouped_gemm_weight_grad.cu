@@ -64,11 +64,9 @@ bool try_launch(const Arguments& x) {
   constexpr GemmConfig c = kWeightGradVariants[kIndex];
   if (!c.same_kernel(x.config)) return false;
   using Chosen = Tile<c.block_m, c.block_n, c.stages, c.slots, c.cluster_m, c.cluster_n, Major::kMN,
-                      Major::kMN, c.in_flight>;
+                      Major::kMN>;
   if (x.out_EMN.dtype == DType::kBFloat16) {
     launch<Chosen, __nv_bfloat16, StoreMode::kOverwrite>(x);
-  } else if constexpr (c.block_n == 192) {
-    return false;
   } else if (x.accumulate) {
     launch<Chosen, float, StoreMode::kAdd>(x);
   } else {

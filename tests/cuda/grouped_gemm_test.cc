@@ -52,8 +52,7 @@ std::vector<Problem> problems() {
 std::string describe(const GemmConfig& c) {
   return std::to_string(c.block_m) + "x" + std::to_string(c.block_n) + " stages " +
          std::to_string(c.stages) + " cluster " + std::to_string(c.cluster_m) + "x" +
-         std::to_string(c.cluster_n) + " in flight " + std::to_string(c.in_flight) + " width " +
-         std::to_string(c.raster_width);
+         std::to_string(c.cluster_n) + " width " + std::to_string(c.raster_width);
 }
 
 class GpuTest : public ::testing::Test {
@@ -145,7 +144,6 @@ TEST_F(GroupedWgradCuda, MatchesPlainLoops) {
       for (const char* mode : {"bf16", "fp32", "add"}) {
         const bool bf16 = mode == std::string("bf16");
         const bool add = mode == std::string("add");
-        if (!bf16 && config.block_n == 192) continue;
         out.poison();
         if (add) {
           dropless::testing::fill_random_fp32(out.get(), count, 9, 10.0f);

@@ -34,43 +34,45 @@ __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, Schedule
   }
 }
 
-// Zeroes k rows `valid`.. of a stage: they are rows of the next expert. Only for MN-major operands,
-// where a row of k is 128 bytes of each box. By all consumer threads.
+// Offset in a stage of 64 rows of M: rows are 128 bytes (K-major), or one box of 64 columns.
+inline constexpr int kRowTileBytes = 64 * 128;
+
+// Zeroes k rows from `valid` up to the next multiple of 16 in what this warpgroup reads of a stage:
+// they are rows of the next expert. Only for MN-major operands, where a row of k is 128 bytes of
+// each box. B is shared with the other consumer, which writes the same zeros.
 template <class Tile>
 __device__ __forceinline__ void zero_k_tail(const Pipeline<Tile>& pipeline, int stage, int valid,
-                                            int thread) {
-  constexpr int kBoxBytes = 64 * 128;
-  for (int box = 0; box < Tile::kStageBytes / kBoxBytes; ++box) {
-    for (int byte = valid * 128 + thread * 16; byte < kBoxBytes; byte += kConsumers * 128 * 16) {
-      ptx::store_shared_zero16(pipeline.a(stage) + box * kBoxBytes + byte);
-    }
+                                            int consumer) {
+  constexpr int kBoxesA = Tile::kTilesM;
+  constexpr int kBoxes = kBoxesA + Tile::kBytesB / kRowTileBytes;
+  const int end = (valid + 15) / 16 * 16 * 128;
+#pragma unroll
+  for (int box = 0; box < kBoxes; ++box) {
+    const std::uint32_t base = box < kBoxesA
+                                   ? pipeline.a(stage) + (consumer * kBoxesA + box) * kRowTileBytes
+                                   : pipeline.b(stage) + (box - kBoxesA) * kRowTileBytes;
+    const int byte = valid * 128 + static_cast<int>(threadIdx.x % 128) * 16;
+    if (byte < end) ptx::store_shared_zero16(base + byte);  // at most 15 rows: one pass
   }
   ptx::fence_proxy_async();
-  ptx::named_barrier_sync(1, kConsumers * 128);
+  ptx::named_barrier_sync(1 + consumer, 128);
 }
 
-// Starts the wgmmas of one stage on this warpgroup's rows and commits them as one group.
+// wgmmas over 16 of k, on all of this warpgroup's rows.
 template <class Tile>
-__device__ __forceinline__ void multiply_stage(float (&acc)[Tile::kTilesM][Tile::kBlockN / 2],
-                                               const Pipeline<Tile>& pipeline, int stage,
-                                               int consumer, int keep) {
-  // Offset of 64 rows of M: rows are 128 bytes (K-major), or one box of 64 columns (MN-major).
-  constexpr int kRowTileBytes = 64 * 128;
+__device__ __forceinline__ void multiply_step(float (&acc)[Tile::kTilesM][Tile::kBlockN / 2],
+                                              const Pipeline<Tile>& pipeline, int stage,
+                                              int consumer, int step, int keep) {
   const std::uint32_t a = pipeline.a(stage) + consumer * Tile::kTilesM * kRowTileBytes;
-  const std::uint64_t b = wgmma_descriptor<Tile::kMajorB>(pipeline.b(stage));
-  ptx::wgmma_fence();
+  const std::uint64_t b =
+      wgmma_descriptor<Tile::kMajorB>(pipeline.b(stage)) + step * kWgmmaStepK<Tile::kMajorB>;
 #pragma unroll
-  for (int step = 0; step < kBlockK / 16; ++step) {
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesM; ++i) {
-      wgmma_bf16<Tile::kBlockN, Tile::kMajorA, Tile::kMajorB>(
-          acc[i],
-          wgmma_descriptor<Tile::kMajorA>(a + i * kRowTileBytes) +
-              step * kWgmmaStepK<Tile::kMajorA>,
-          b + step * kWgmmaStepK<Tile::kMajorB>, step == 0 ? keep : 1);
-    }
+  for (int i = 0; i < Tile::kTilesM; ++i) {
+    wgmma_bf16<Tile::kBlockN, Tile::kMajorA, Tile::kMajorB>(
+        acc[i],
+        wgmma_descriptor<Tile::kMajorA>(a + i * kRowTileBytes) + step * kWgmmaStepK<Tile::kMajorA>,
+        b, keep);
   }
-  ptx::wgmma_commit();
 }
 
 template <class Tile>
@@ -84,58 +86,111 @@ __device__ __forceinline__ void fence_accumulators(float (&acc)[Tile::kTilesM][T
 
 // One consumer warpgroup.
 template <class Tile, class Schedule, class Epilogue>
-__device__ __forceinline__ void consume(const Pipeline<Tile>& pipeline, Schedule schedule,
-                                        Epilogue epilogue, int consumer, int warp, int lane) {
-  RingPosition<Tile::kStages> ring;
-  Work work;
-  while (schedule.next(work)) {
-    const int row0 = consumer * Tile::kRowsPerConsumer;
-    if (!Schedule::kRaggedK && work.rows <= row0) {
-      // No valid row in this half: leave the tensor cores to the other warpgroup.
-      for (int k = 0; k < work.k_length; k += kBlockK) {
-        pipeline.wait_full(ring);
-        pipeline.release(ring.stage, lane);
-        ring.advance();
-      }
-      continue;
-    }
+class Consumer {
+ public:
+  __device__ __forceinline__ Consumer(const Pipeline<Tile>& pipeline, int consumer, int warp,
+                                      int lane)
+      : pipeline_(pipeline), consumer_(consumer), warp_(warp), lane_(lane) {}
 
-    float acc[Tile::kTilesM][Tile::kBlockN / 2];
-    if (Schedule::kRaggedK && work.k_length == 0) {
-#pragma unroll
-      for (int i = 0; i < Tile::kTilesM; ++i) {
-#pragma unroll
-        for (int j = 0; j < Tile::kBlockN / 2; ++j) acc[i][j] = 0.0f;
+  __device__ __forceinline__ void run(Schedule schedule, Epilogue epilogue) {
+    // The second consumer starts when the first has issued kConsumerLag stages, and stays behind by
+    // as much.
+    if (consumer_ == 1) ptx::named_barrier_sync(kLagBarrier, 256);
+    bool lead = consumer_ == 0;  // and has yet to let the second go
+    Work work;
+    while (schedule.next(work)) {
+      const int row0 = consumer_ * Tile::kRowsPerConsumer;
+      if (!Schedule::kRaggedK && work.rows <= row0) {
+        release_follower(lead);
+        skip(work);
+        continue;
       }
+      float acc[Tile::kTilesM][Tile::kBlockN / 2];
+      if (Schedule::kRaggedK && work.k_length < kBlockK) zero(acc);
+      multiply(acc, work, lead);
+      release_follower(lead);  // a first tile shorter than the lag
+#pragma unroll
+      for (int i = 0; i < Tile::kTilesM; ++i) epilogue(acc[i], work, row0 + i * 64 + warp_ * 16);
     }
-    int previous = -1;
+    release_follower(lead);
+    epilogue.finish();
+  }
+
+ private:
+  using Accumulators = float[Tile::kTilesM][Tile::kBlockN / 2];
+  static constexpr int kLagBarrier = 3;
+
+  static __device__ __forceinline__ void zero(Accumulators& acc) {
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kBlockN / 2; ++j) acc[i][j] = 0.0f;
+    }
+  }
+
+  static __device__ __forceinline__ void release_follower(bool& lead) {
+    if (lead) ptx::named_barrier_arrive(kLagBarrier, 256);
+    lead = false;
+  }
+
+  // No valid row in this half of the tile: leave the tensor cores to the other warpgroup.
+  __device__ __forceinline__ void skip(const Work& work) {
     for (int k = 0; k < work.k_length; k += kBlockK) {
-      pipeline.wait_full(ring);
-      if (Schedule::kRaggedK && work.k_length - k < kBlockK) {
-        zero_k_tail<Tile>(pipeline, ring.stage, work.k_length - k, threadIdx.x - 128);
-      }
+      pipeline_.wait_full(ring_);
+      pipeline_.release(ring_.stage, lane_);
+      ring_.advance();
+    }
+  }
+
+  __device__ __forceinline__ void multiply(Accumulators& acc, const Work& work, bool& lead) {
+    int previous = -1;
+    const int whole =
+        Schedule::kRaggedK ? work.k_length / kBlockK : (work.k_length + kBlockK - 1) / kBlockK;
+    for (int block = 0; block < whole; ++block) {
+      pipeline_.wait_full(ring_);
       fence_accumulators<Tile>(acc);
-      multiply_stage<Tile>(acc, pipeline, ring.stage, consumer, k != 0);
-      fence_accumulators<Tile>(acc);
-      ptx::wgmma_wait<Tile::kInFlight>();
-      if constexpr (Tile::kInFlight == 0) {
-        pipeline.release(ring.stage, lane);
-      } else {
-        // The youngest group stays in flight; the stage before it is free.
-        if (previous >= 0) pipeline.release(previous, lane);
-        previous = ring.stage;
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < kBlockK / 16; ++step) {
+        multiply_step<Tile>(acc, pipeline_, ring_.stage, consumer_, step, block != 0 || step != 0);
       }
-      ring.advance();
+      ptx::wgmma_commit();
+      fence_accumulators<Tile>(acc);
+      if (block + 1 == kConsumerLag) release_follower(lead);
+      // The youngest group stays in flight; the stage before it is free.
+      ptx::wgmma_wait<1>();
+      if (previous >= 0) pipeline_.release(previous, lane_);
+      previous = ring_.stage;
+      ring_.advance();
+    }
+    if (Schedule::kRaggedK && work.k_length % kBlockK != 0) {
+      const int tail = work.k_length % kBlockK;
+      pipeline_.wait_full(ring_);
+      if (tail % 16 != 0) zero_k_tail<Tile>(pipeline_, ring_.stage, tail, consumer_);
+      fence_accumulators<Tile>(acc);
+#pragma unroll 1
+      for (int step = 0; 16 * step < tail; ++step) {
+        ptx::wgmma_fence();
+        multiply_step<Tile>(acc, pipeline_, ring_.stage, consumer_, step, 1);
+        ptx::wgmma_commit();
+        fence_accumulators<Tile>(acc);
+      }
+      ptx::wgmma_wait<0>();
+      if (previous >= 0) pipeline_.release(previous, lane_);
+      previous = ring_.stage;
+      ring_.advance();
     }
     ptx::wgmma_wait<0>();
     fence_accumulators<Tile>(acc);
-    if (previous >= 0) pipeline.release(previous, lane);
-
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesM; ++i) epilogue(acc[i], work, row0 + i * 64 + warp * 16);
+    if (previous >= 0) pipeline_.release(previous, lane_);
   }
-  epilogue.finish();
-}
+
+  const Pipeline<Tile>& pipeline_;
+  RingPosition<Tile::kStages> ring_;
+  int consumer_;
+  int warp_;
+  int lane_;
+};
 
 template <class Tile, class Schedule, class Epilogue>
 __global__ void __launch_bounds__(kGemmThreads, 1)
@@ -173,8 +228,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const int consumer = warpgroup - 1;
     const std::uint32_t slots =
         shared + Tile::kSlotsOffset + (consumer * 4 + warp) * Tile::kSlots * kSlotBytes;
-    consume<Tile>(pipeline, Schedule(schedule_params, rank), Epilogue(epilogue_params, slots, lane),
-                  consumer, warp, lane);
+    Consumer<Tile, Schedule, Epilogue>(pipeline, consumer, warp, lane)
+        .run(Schedule(schedule_params, rank), Epilogue(epilogue_params, slots, lane));
     __syncwarp();
   }
   // A peer may still signal this CTA's barriers: leave together.

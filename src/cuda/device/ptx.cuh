@@ -98,7 +98,8 @@ __device__ __forceinline__ void tma_load_multicast(const CUtensorMap* map, std::
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, std::uint32_t source, int c0,
                                           int c1, int c2) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group"
+      " [%0, {%2, %3, %4}], [%1];" ::"l"(map),
       "r"(source), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 }
@@ -142,6 +143,10 @@ __device__ __forceinline__ void register_decrease() {
 
 __device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void named_barrier_arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ std::uint32_t cluster_rank() {

@@ -18,12 +18,14 @@ inline constexpr int kSlotBytes = 2048;
 // 168 registers a thread at launch; the loading warpgroup hands most of its own to the others.
 inline constexpr int kLoaderRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
+// The second consumer starts this many stages after the first, so that one stores while the other
+// still multiplies.
+inline constexpr int kConsumerLag = 1;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 // kClusterM CTAs, neighbours along M, share each B tile; kClusterN CTAs along N share each A tile.
-// kInFlight groups of wgmmas stay in flight while the next one is issued (0 or 1).
 template <int kM, int kN, int kStageCount, int kSlotCount, int kClusterAlongM, int kClusterAlongN,
-          Major kLayoutA, Major kLayoutB, int kGroupsInFlight = 1>
+          Major kLayoutA, Major kLayoutB>
 struct Tile {
   static constexpr int kBlockM = kM;
   static constexpr int kBlockN = kN;
@@ -34,7 +36,6 @@ struct Tile {
   static constexpr int kCluster = kClusterM * kClusterN;
   static constexpr Major kMajorA = kLayoutA;
   static constexpr Major kMajorB = kLayoutB;
-  static constexpr int kInFlight = kGroupsInFlight;
 
   static constexpr int kRowsPerConsumer = kBlockM / kConsumers;
   static constexpr int kTilesM = kRowsPerConsumer / 64;  // wgmma tiles along M of one consumer
