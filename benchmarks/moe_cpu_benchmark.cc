@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <random>
 #include <vector>
@@ -62,20 +63,35 @@ class Memory {
   std::vector<std::unique_ptr<void, decltype(&std::free)>> blocks_;
 };
 
-// Median seconds of one call.
+// Medians over calls of the time that passed and of the processor time of all threads.
+struct Seconds {
+  double wall, cpu;
+};
+
+double median(std::vector<double>& values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
 template <class Call>
-double seconds_of(Call&& call, double budget) {
+Seconds seconds_of(Call&& call, double budget) {
   using Clock = std::chrono::steady_clock;
-  std::vector<double> times;
+  std::vector<double> wall, cpu;
   const auto start = Clock::now();
   call();
-  while (times.size() < 5 || std::chrono::duration<double>(Clock::now() - start).count() < budget) {
+  while (wall.size() < 5 || std::chrono::duration<double>(Clock::now() - start).count() < budget) {
+    const std::clock_t cpu_begin = std::clock();
     const auto begin = Clock::now();
     call();
-    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    wall.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    cpu.push_back(static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC);
   }
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
+  return {median(wall), median(cpu)};
+}
+
+void print(const char* what, Seconds seconds, double gflop) {
+  std::printf("  %-18s %9.3f ms %7.1f GFLOP/s, %6.1f per processor second\n", what,
+              seconds.wall * 1e3, gflop / seconds.wall, gflop / seconds.cpu);
 }
 
 void run(std::int64_t T, std::int64_t D, std::int64_t F, std::int64_t E, std::int64_t K,
@@ -106,19 +122,19 @@ void run(std::int64_t T, std::int64_t D, std::int64_t F, std::int64_t E, std::in
   const auto forward = [&] {
     moe_forward(config, x, weights, out, losses, {}, saved, workspace, forward_bytes);
   };
-  const double forward_time = seconds_of(forward, budget);
-  const double both_time = seconds_of(
+  const Seconds forward_time = seconds_of(forward, budget);
+  const Seconds both_time = seconds_of(
       [&] {
         forward();
         moe_backward(config, x, weights, saved, d_out, d_losses, grads, workspace, backward_bytes);
       },
       budget);
   const double product = 2e-9 * static_cast<double>(T * K * D * F);
-  std::printf(
-      "T %5ld D %5ld F %5ld E %3ld K %2ld %s: forward %8.3f ms %7.1f GFLOP/s, "
-      "forward + backward %8.3f ms %7.1f GFLOP/s\n",
-      T, D, F, E, K, dropless::dtype_name(dtype), forward_time * 1e3, 3 * product / forward_time,
-      both_time * 1e3, 9 * product / both_time);
+  std::printf("T %lld D %lld F %lld E %lld K %lld %s\n", static_cast<long long>(T),
+              static_cast<long long>(D), static_cast<long long>(F), static_cast<long long>(E),
+              static_cast<long long>(K), dropless::dtype_name(dtype));
+  print("forward", forward_time, 3 * product);
+  print("forward + backward", both_time, 9 * product);
 }
 
 }  // namespace

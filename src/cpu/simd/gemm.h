@@ -7,8 +7,8 @@
 // double. k is cut into steps of kStepK so that a panel of A stays in the first-level cache and all
 // of packed A and B in the second.
 //
-// Each output element is one chain of multiply-adds in the order of k: no result depends on how the
-// output is cut into blocks or which thread takes one.
+// Each output element is a chain of multiply-adds in the order of k within a step, and of additions
+// over steps: no result depends on how the output is cut into blocks or which thread takes one.
 #pragma once
 
 #include "src/cpu/simd/table.h"
@@ -31,6 +31,9 @@ constexpr int kStepK = 1024 / sizeof(T);
 // Odd in cache lines, so that the rows of a tile do not fall into one cache set.
 template <class T>
 constexpr int kRowStride = kStepK<T> + 64 / sizeof(T);
+
+// Rows of a B panel fetched ahead of use: B comes from the second-level cache.
+constexpr int kPrefetch = 12;
 
 // With 16-bit outputs the block's sums live in the slot too, hence smaller blocks.
 constexpr int kMaxRows = 672, kMaxCols = 512;
@@ -155,21 +158,27 @@ void tile(std::int64_t k, const T* a, const T* b, T* c, std::int64_t c_stride, i
   constexpr int kRow = a_layout == OperandLayout::kAlongK ? kRowStride<T> : 1;
   constexpr int kStep = a_layout == OperandLayout::kAlongK ? 1 : kTileRows;
   Vec<T> sum[rows][vectors] = {};
-  if (add) {
-    for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < vectors; ++v) {
-        const T* at = c + i * c_stride + v * L;
-        sum[i][v] = v + 1 < vectors || last == L ? load(at) : load_first(at, last);
-      }
-    }
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + i * c_stride + v * L, 1);
   }
   for (std::int64_t p = 0; p < k; ++p) {
     Vec<T> b_p[vectors];
-    for (int v = 0; v < vectors; ++v) b_p[v] = load(b + p * kTileCols<T> + v * L);
+    for (int v = 0; v < vectors; ++v) {
+      b_p[v] = load(b + p * kTileCols<T> + v * L);
+      __builtin_prefetch(b + (p + kPrefetch) * kTileCols<T> + v * L);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const Vec<T> a_ip = broadcast(a[i * kRow + p * kStep]);
       for (int v = 0; v < vectors; ++v) sum[i][v] = fma(a_ip, b_p[v], sum[i][v]);
+    }
+  }
+  if (add) {
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < vectors; ++v) {
+        const T* at = c + i * c_stride + v * L;
+        sum[i][v] += v + 1 < vectors || last == L ? load(at) : load_first(at, last);
+      }
     }
   }
   for (int i = 0; i < rows; ++i) {
