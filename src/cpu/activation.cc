@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "src/common/math.h"
+#include "src/cpu/parallel.h"
 #include "src/cpu/simd/table.h"
 
 namespace dropless::cpu {
@@ -12,7 +13,7 @@ constexpr std::int64_t kGrain = 16 * 1024;  // elements: some microseconds of wo
 template <class Body>
 void for_ranges(std::int64_t size, Body&& body) {
   const std::int64_t ranges = ceil_div(size, kGrain);
-#pragma omp parallel for schedule(static) if (ranges > 1)
+#pragma omp parallel for schedule(static) if (size >= kMinParallelWork)
   for (std::int64_t i = 0; i < ranges; ++i) body(i * kGrain, std::min((i + 1) * kGrain, size));
 }
 
@@ -31,11 +32,10 @@ void activation_backward(const ActivationBackwardArgs& args) {
 }
 
 void expert_backward(const ExpertBackwardArgs& args) {
-  const std::int64_t chunk = token_chunk(args.tokens), chunks = ceil_div(args.tokens, chunk);
-#pragma omp parallel for schedule(static) if (chunks > 1)
-  for (std::int64_t c = 0; c < chunks; ++c) {
-    simd().expert_backward(args, c * chunk, std::min((c + 1) * chunk, args.tokens));
-  }
+  for_token_chunks(args.tokens, args.tokens * args.top_k * args.width,
+                   [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+                     simd().expert_backward(args, begin, end);
+                   });
 }
 
 }  // namespace dropless::cpu

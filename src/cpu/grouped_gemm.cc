@@ -19,7 +19,7 @@ namespace dropless::cpu {
 namespace {
 
 // Below this many multiply-adds a second thread costs more than it brings.
-constexpr std::int64_t kMinWorkPerThread = 64 * 1024;
+constexpr std::int64_t kMinWorkPerThread = 512 * 1024;
 // A block of fewer tiles of rows spends too long on packing B.
 constexpr std::int64_t kMinTilesPerBlock = 8;
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "src/common/math.h"
+#include "src/cpu/parallel.h"
 #include "src/cpu/simd/table.h"
 
 namespace dropless::cpu {
@@ -54,25 +55,24 @@ void add_chunks(const RouteForwardArgs& args, const Partials& partials, std::int
 void route_forward(const RouteForwardArgs& args) {
   const std::size_t sum_bytes = dtype_bytes(args.dtype);
   const Partials partials{static_cast<char*>(args.partials), args.experts, sum_bytes};
-  const std::int64_t chunk = token_chunk(args.tokens), chunks = ceil_div(args.tokens, chunk);
   const SimdTable& loops = simd();
-#pragma omp parallel for schedule(static) if (chunks > 1)
-  for (std::int64_t c = 0; c < chunks; ++c) {
-    std::memset(partials.chunk(c), 0, route_chunk_bytes(args.experts, sum_bytes));
-    loops.route_forward(args, c * chunk, std::min((c + 1) * chunk, args.tokens),
-                        partials.sums<char>(c), partials.scratch(c), partials.counts(c));
-  }
+  for_token_chunks(args.tokens, args.tokens * args.experts,
+                   [&](std::int64_t c, std::int64_t begin, std::int64_t end) {
+                     std::memset(partials.chunk(c), 0, route_chunk_bytes(args.experts, sum_bytes));
+                     loops.route_forward(args, begin, end, partials.sums<char>(c),
+                                         partials.scratch(c), partials.counts(c));
+                   });
+  const std::int64_t chunks = ceil_div(args.tokens, token_chunk(args.tokens));
   args.dtype == DType::kFloat64 ? add_chunks<double>(args, partials, chunks)
                                 : add_chunks<float>(args, partials, chunks);
 }
 
 void route_backward(const RouteBackwardArgs& args) {
-  const std::int64_t chunk = token_chunk(args.tokens), chunks = ceil_div(args.tokens, chunk);
   const SimdTable& loops = simd();
-#pragma omp parallel for schedule(static) if (chunks > 1)
-  for (std::int64_t c = 0; c < chunks; ++c) {
-    loops.route_backward(args, c * chunk, std::min((c + 1) * chunk, args.tokens));
-  }
+  for_token_chunks(args.tokens, args.tokens * args.experts,
+                   [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+                     loops.route_backward(args, begin, end);
+                   });
 }
 
 }  // namespace dropless::cpu

@@ -17,7 +17,7 @@ class Tensor {
  public:
   Tensor() = default;
   Tensor(DType dtype, std::initializer_list<std::int64_t> dims)
-      : view_(nullptr, dtype, dims), bytes_(view_.numel() * dtype_bytes(dtype) + 64) {
+      : view_(nullptr, dtype, dims), lines_(lines(view_)) {
     for (std::int64_t i = 0; i < numel(); ++i) set(i, std::numeric_limits<double>::quiet_NaN());
   }
 
@@ -72,7 +72,7 @@ class Tensor {
     if (!*this) return out;
     out.view_ = view_;
     out.view_.dtype = dtype;
-    out.bytes_.resize(numel() * dtype_bytes(dtype) + 64);
+    out.lines_.resize(lines(out.view_));
     for (std::int64_t i = 0; i < numel(); ++i) out.set(i, get(i));
     return out;
   }
@@ -89,14 +89,17 @@ class Tensor {
   }
 
  private:
-  void* data() {
-    return reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(bytes_.data()) + 63) / 64 *
-                                   64);
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  static std::size_t lines(const TensorView& view) {
+    return view.numel() * dtype_bytes(view.dtype) / sizeof(Line) + 1;
   }
-  const void* data() const { return const_cast<Tensor*>(this)->data(); }
+  void* data() { return lines_.data(); }
+  const void* data() const { return lines_.data(); }
 
   TensorView view_;
-  std::vector<char> bytes_;
+  std::vector<Line> lines_;
 };
 
 // A tensor of normal variates.
@@ -143,8 +146,11 @@ class Workspace {
   std::size_t bytes() const { return bytes_; }
   bool intact() {
     const char* begin = static_cast<const char*>(data());
-    for (const char* p = memory_.data(); p < memory_.data() + memory_.size(); ++p) {
-      if ((p < begin || p >= begin + bytes_) && *p != kCanary) return false;
+    for (const char* p = memory_.data(); p < begin; ++p) {
+      if (*p != kCanary) return false;
+    }
+    for (const char* p = begin + bytes_; p < memory_.data() + memory_.size(); ++p) {
+      if (*p != kCanary) return false;
     }
     return true;
   }
