@@ -6,8 +6,24 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <atomic>
+#include <cstdlib>
+
 #include "dropless/error.h"
+#include "tests/ops/levels.h"
 #include "tests/ops/moe_case.h"
+
+// Counts every allocation of the process (operator new ends here too), where malloc can be
+// replaced.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define DROPLESS_COUNTS_ALLOCATIONS
+static std::atomic<long> allocations{0};
+extern "C" void* __libc_malloc(std::size_t size);
+extern "C" void* malloc(std::size_t size) {
+  ++allocations;
+  return __libc_malloc(size);
+}
+#endif
 
 namespace dropless::testing {
 namespace {
@@ -65,7 +81,7 @@ TEST(MoE, ForwardEqualsNaiveLayer) {
 void check_gradient(MoECase& c, Tensor& input, const Tensor& gradient, const char* name,
                     std::mt19937_64& rng) {
   const double step = 1e-5;
-  for (int sample = 0; sample < 12 && input.numel() > 0; ++sample) {
+  for (int sample = 0; sample < 8 && input.numel() > 0; ++sample) {
     const auto i = static_cast<std::int64_t>(rng() % input.numel());
     const double value = input.get(i);
     const Tensor indices = c.indices_TK;
@@ -101,6 +117,203 @@ TEST(MoE, GradientsEqualFiniteDifferences) {
       if (shape.config.glu) check_gradient(c, c.v1_EFD, c.d_v1_EFD, "v1", rng);
       check_gradient(c, c.w2_EFD, c.d_w2_EFD, "w2", rng);
     }
+  }
+}
+
+const DType kDTypes[] = {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+
+// The double layer is given the inputs as rounded to the narrow type, so both must route alike.
+TEST(MoE, EveryTypeAndInstructionSetEqualsReferenceInDouble) {
+  for (const Shape& shape : shapes()) {
+    for (DType dtype : kDTypes) {
+      MoECase narrow(shape.config, shape.tokens, dtype, 13);
+      MoECase wide = narrow.to(DType::kFloat64);
+      wide.config.backend = Backend::kReference;
+      wide.forward();
+      wide.backward();
+      for_each_implementation([&](Backend backend) {
+        MoECase c = narrow;
+        c.config.backend = backend;
+        EXPECT_TRUE(c.forward());
+        EXPECT_TRUE(c.backward());
+        ASSERT_TRUE(same_bits(c.indices_TK, wide.indices_TK));
+        // Intermediates are rounded to the storage type a few times on the way.
+        const double tolerance = (dtype == DType::kFloat64 ? 60 : 8) * unit_roundoff(dtype) +
+                                 60 * unit_roundoff(accumulator_dtype(dtype));
+        EXPECT_LT(relative_error(c.out_TD, wide.out_TD), tolerance);
+        EXPECT_LT(relative_error(c.losses_2, wide.losses_2),
+                  60 * unit_roundoff(accumulator_dtype(dtype)));
+        EXPECT_LT(relative_error(c.d_x_TD, wide.d_x_TD), tolerance);
+        EXPECT_LT(relative_error(c.d_w1_EFD, wide.d_w1_EFD), tolerance);
+        EXPECT_LT(relative_error(c.d_w2_EFD, wide.d_w2_EFD), tolerance);
+        if (c.config.glu) {
+          EXPECT_LT(relative_error(c.d_v1_EFD, wide.d_v1_EFD), tolerance);
+        }
+        // Normalised weights of K = 1 are constant: their router gradient is rounding noise of the
+        // losses'.
+        if (c.config.num_experts > 1) {
+          EXPECT_LT(relative_error(c.d_router_ED, wide.d_router_ED), 4 * tolerance);
+        }
+      });
+    }
+  }
+}
+
+TEST(MoE, AllTokensToOneExpertAndEmptyExpertsGetZeroGradients) {
+  MoECase c(config_of(6, 1, 20, 12), 50, DType::kFloat32, 14);
+  for (std::int64_t i = 0; i < c.x_TD.numel(); ++i) c.x_TD.set(i, std::abs(c.x_TD.get(i)));
+  for (std::int64_t i = 0; i < c.router_ED.numel(); ++i) c.router_ED.set(i, i / 20 == 3 ? 1 : -0.1);
+  for_each_implementation([&](Backend backend) {
+    c.config.backend = backend;
+    EXPECT_TRUE(c.forward());
+    EXPECT_TRUE(c.backward());
+    for (int e = 0; e < 6; ++e) EXPECT_EQ(c.counts_E.get(e), e == 3 ? 50 : 0);
+    for (std::int64_t i = 0; i < c.d_w1_EFD.numel(); ++i) {
+      EXPECT_EQ(c.d_w1_EFD.get(i) == 0, i / 240 != 3) << i;
+      EXPECT_EQ(c.d_v1_EFD.get(i) == 0, i / 240 != 3) << i;
+      EXPECT_EQ(c.d_w2_EFD.get(i) == 0, i / 240 != 3) << i;
+    }
+  });
+}
+
+// Everything written by one forward and backward, for a given number of threads.
+MoECase run_with_threads(MoECase c, int threads) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(threads);
+  EXPECT_TRUE(c.forward());
+  EXPECT_TRUE(c.backward());
+  omp_set_num_threads(before);
+  return c;
+}
+
+TEST(MoE, ThreadsDoNotChangeABit) {
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
+    const MoECase input(config_of(8, 2, 96, 160, Activation::kSilu, true, 1), 1100, dtype, 15);
+    const MoECase one = run_with_threads(input, 1);
+    for (int threads : {2, 3, 4}) {
+      const MoECase many = run_with_threads(input, threads);
+      EXPECT_TRUE(same_bits(many.out_TD, one.out_TD));
+      EXPECT_TRUE(same_bits(many.losses_2, one.losses_2));
+      EXPECT_TRUE(same_bits(many.rows_TK, one.rows_TK));
+      EXPECT_TRUE(same_bits(many.d_x_TD, one.d_x_TD));
+      EXPECT_TRUE(same_bits(many.d_router_ED, one.d_router_ED));
+      EXPECT_TRUE(same_bits(many.d_w1_EFD, one.d_w1_EFD));
+      EXPECT_TRUE(same_bits(many.d_v1_EFD, one.d_v1_EFD));
+      EXPECT_TRUE(same_bits(many.d_w2_EFD, one.d_w2_EFD));
+    }
+  }
+}
+
+TEST(MoE, ASmallerWorkspaceUsesFewerThreadsForTheSameResult) {
+  const int before = omp_get_max_threads();
+  MoECase c(config_of(4, 2, 64, 96), 600, DType::kFloat32, 16);
+  c.forward();
+  const Tensor expected = c.out_TD;
+  omp_set_num_threads(1);
+  Workspace workspace(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
+  omp_set_num_threads(4);
+  moe_forward(c.config, c.x_TD, c.weights(), c.out_TD, c.losses_2, {}, c.saved(), workspace.data(),
+              workspace.bytes());
+  omp_set_num_threads(before);
+  EXPECT_TRUE(workspace.intact());
+  EXPECT_TRUE(same_bits(c.out_TD, expected));
+}
+
+#ifdef DROPLESS_COUNTS_ALLOCATIONS
+TEST(MoE, NothingIsAllocatedInside) {
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    MoECase c(config_of(8, 2, 64, 96), 700, dtype, 17);
+    c.forward();  // starts the thread pool
+    c.backward();
+    Workspace forward(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
+    Workspace backward(moe_backward_workspace_bytes(c.config, c.tokens, c.dtype));
+    const MoEWeights weights = c.weights();
+    const MoESaved saved = c.saved();
+    const MoEGradients gradients = c.gradients();
+    const long before = allocations;
+    moe_forward(c.config, c.x_TD, weights, c.out_TD, c.losses_2, c.counts_E, saved, forward.data(),
+                forward.bytes());
+    moe_backward(c.config, c.x_TD, weights, saved, c.d_out_TD, c.d_losses_2, gradients,
+                 backward.data(), backward.bytes());
+    EXPECT_EQ(allocations, before);
+  }
+}
+#endif
+
+TEST(MoE, OptionalOutputsMayBeAbsent) {
+  MoECase c(config_of(4, 2, 16, 24), 30, DType::kFloat32, 18);
+  c.forward();
+  const Tensor expected = c.out_TD;
+  Workspace workspace(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
+  moe_forward(c.config, c.x_TD, c.weights(), c.out_TD, {}, {}, c.saved(), workspace.data(),
+              workspace.bytes());
+  EXPECT_TRUE(same_bits(c.out_TD, expected));
+  // No gradient of the losses is a gradient of zero.
+  c.d_losses_2.set(0, 0);
+  c.d_losses_2.set(1, 0);
+  c.backward();
+  const Tensor d_router = c.d_router_ED, d_x = c.d_x_TD;
+  c.d_losses_2 = Tensor();
+  c.backward();
+  EXPECT_LT(relative_error(c.d_router_ED, d_router), 1e-6);
+  EXPECT_LT(relative_error(c.d_x_TD, d_x), 1e-6);
+}
+
+std::string error_of(MoECase& c) {
+  try {
+    c.forward();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(MoE, BadArgumentsAreNamed) {
+  const MoECase good(config_of(4, 2, 6, 5), 3, DType::kFloat32, 19);
+  const auto error_after = [&](auto&& change) {
+    MoECase c = good;
+    change(c);
+    return error_of(c);
+  };
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.top_k = 5; }),
+              HasSubstr("cannot choose top_k 5 of 4 experts"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.d_ffn = 0; }), HasSubstr("d_ffn 0"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.normalize_p = -2; }),
+              HasSubstr("normalize_p is -2"));
+  EXPECT_THAT(error_after([](MoECase& c) {
+                c.w2_EFD = Tensor(DType::kFloat32, {4, 6, 5});
+              }),
+              HasSubstr("moe_forward: w2_EFD is [4, 6, 5] float32, expected [4, 5, 6] float32"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.router_ED = c.router_ED.to(DType::kFloat64); }),
+              HasSubstr("router_ED is [4, 6] float64, expected [4, 6] float32"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.v1_EFD = Tensor(); }), HasSubstr("v1_EFD is absent"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.glu = false; }),
+              HasSubstr("the layer is not gated"));
+  EXPECT_THAT(error_after([](MoECase& c) {
+                c.rows_TK = Tensor(DType::kInt64, {3, 2});
+              }),
+              HasSubstr("saved.rows_TK is [3, 2] int64, expected [3, 2] int32"));
+  EXPECT_THAT(error_after([](MoECase& c) {
+                c.x_TD = Tensor(DType::kInt32, {3, 6});
+              }),
+              HasSubstr("x_TD is [3, 6] int32"));
+  EXPECT_EQ(error_after([](MoECase&) {}), "no error");
+}
+
+TEST(MoE, ViewsThatAreNotContiguousAreRefused) {
+  MoECase c(config_of(4, 2, 6, 5), 3, DType::kFloat32, 20);
+  Workspace workspace(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
+  ConstTensorView x = c.x_TD;
+  x.stride[0] = 12;
+  try {
+    moe_forward(c.config, x, c.weights(), c.out_TD, c.losses_2, c.counts_E, c.saved(),
+                workspace.data(), workspace.bytes());
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("x_TD [3, 6] float32 is not contiguous"));
+    EXPECT_THAT(error.what(), HasSubstr("src/ops/expect.cc:"));
+    EXPECT_THAT(error.hint(), HasSubstr("contiguous copy"));
   }
 }
 
