@@ -32,7 +32,11 @@ class Safetensors : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(root_); }
   std::string path(const std::string& name) const { return join_path(root_, name); }
 
-  void put(const std::string& bytes) { std::ofstream(path("t"), std::ios::binary) << bytes; }
+  void put(const std::string& bytes) {
+    // A new file each time: ext4 flushes one that is truncated and written again.
+    std::filesystem::remove(path("t"));
+    std::ofstream(path("t"), std::ios::binary) << bytes;
+  }
   std::string root_;
 };
 
