@@ -13,7 +13,7 @@ inline constexpr std::int64_t kMinParallelWork = 32 * 1024;
 
 // body(chunk, begin, end) for the chunks of tokens (token_chunk); `work` elements in all.
 template <class Body>
-void for_token_chunks(std::int64_t tokens, std::int64_t work, Body&& body) {
+void for_token_chunks(std::int64_t tokens, [[maybe_unused]] std::int64_t work, Body&& body) {
   const std::int64_t chunk = token_chunk(tokens), chunks = (tokens + chunk - 1) / chunk;
 #pragma omp parallel for schedule(static) if (chunks > 1 && work >= kMinParallelWork)
   for (std::int64_t c = 0; c < chunks; ++c) {
