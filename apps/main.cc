@@ -2,7 +2,7 @@
 // (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
 #include <CLI/CLI.hpp>
 
-#include <cstdio>
+#include <csignal>
 #include <exception>
 #include <string>
 
@@ -32,6 +32,8 @@ int report(const dropless::Error& error) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // A file-size limit is then an error of the write, like a full disk, and not the end of the process.
+  std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};
   app.set_version_flag("--version", DROPLESS_VERSION);
   app.require_subcommand(1);

@@ -1,0 +1,96 @@
+"""Loss and gradients equal those of a plain PyTorch model that reads our checkpoint.
+
+One step with beta1 = beta2 = 0 leaves the gradients themselves in the saved first moments, and a
+learning rate of 1e-30 leaves the weights as they were."""
+
+import unittest
+
+import torch
+from command import CONFIG, CommandTest, read_safetensors, text
+
+import plain_model
+
+BASE = {
+    "n_layers": 2, "d_model": 32, "n_heads": 4, "kv_n_heads": 4, "rope": True, "norm": "rmsnorm",
+    "experts": 4, "top_k": 2, "normalize": True, "act": "silu", "glu": True,
+}  # fmt: skip
+ONE_STEP = [
+    "max_duration=1ba", "optimizer.betas=[0,0]", "optimizer.lr=1e-30", "optimizer.weight_decay=0",
+    "scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba", "algorithms=null",
+    "train_loader.dataset.shuffle=false", "eval_loader=null",
+]  # fmt: skip
+
+CASES = {
+    "glu": ([], {}),
+    "reference": (["model.ffn_config.backend=reference"], {}),
+    "torch": (["model.ffn_config.backend=torch"], {}),
+    "mlp": (
+        ["model.ffn_config.mlp_type=mlp", "model.ffn_config.ffn_act_fn={name: gelu}", "model.no_bias=false",
+         "model.norm_type=layernorm", "model.attn_config={rope: false}", "model.tie_word_embeddings=false",
+         "model.ffn_config.moe_normalize_expert_weights=null", "model.ffn_config.moe_zloss_weight=0.01",
+         "device_train_microbatch_size=8"],
+        {"act": "gelu", "glu": False, "norm": "layernorm", "rope": False, "normalize": False},
+    ),
+    "grouped_query": (
+        ["model.attn_config={rope: true, attn_type: grouped_query_attention, kv_n_heads: 2}",
+         "model.ffn_config.ffn_act_fn=null"],
+        {"kv_n_heads": 2, "act": "gelu_tanh"},
+    ),
+    "dense": (
+        ["model.ffn_config={ffn_type: mptglu, ffn_hidden_size: 64, ffn_act_fn: {name: relu}}",
+         "model.attn_config={rope: true, attn_type: multiquery_attention}"],
+        {"kv_n_heads": 1, "experts": 0, "act": "relu"},
+    ),
+}  # fmt: skip
+
+
+class PlainModelTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+        self.write_config()
+        data = text(1, 20000).encode()
+        self.tokens = torch.tensor([list(data[32 * i : 32 * (i + 1)]) for i in range(8)])
+
+    def relative(self, ours, theirs) -> float:
+        return ((ours - theirs).norm() / theirs.norm()).item()
+
+    def check(self, name: str, overrides: list, changes: dict):
+        # Unless a case says otherwise, uneven microbatches: 3 + 3 + 2 samples. Only the load-balancing
+        # loss depends on the cut, so it is off there.
+        whole = any("microbatch" in o for o in overrides)
+        if not whole and changes.get("experts") != 0:
+            overrides = overrides + ["model.ffn_config.moe_loss_weight=0"]
+        self.check_command("train", "config.yaml", f"save_folder={name}", *ONE_STEP, *overrides)
+        model = BASE | changes
+        folder = self.folder / name / "latest"
+        weights = plain_model.tensors(read_safetensors(folder / "model.safetensors"))
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        cross_entropy, balance, z = plain_model.loss(weights, self.tokens, model)
+        total = cross_entropy
+        if model["experts"] and whole:
+            total = total + 0.02 * balance + 0.01 * z
+        total.backward()
+
+        (line,) = self.metrics(name)
+        self.assertLess(abs(line["loss/train/loss"] / cross_entropy.item() - 1), 1e-5)
+        self.assertLess(abs(line["loss/train/total"] / total.item() - 1), 1e-5)
+        moments = plain_model.tensors(read_safetensors(folder / "optimizer.safetensors"))
+        ours, theirs = [], []
+        for parameter, weight in weights.items():
+            gradient = moments[f"exp_avg/{parameter}"]
+            # Per tensor a looser bound: some of these gradients are small sums of large terms.
+            self.assertLess(self.relative(gradient, weight.grad), 1e-4, parameter)
+            ours.append(gradient.flatten())
+            theirs.append(weight.grad.flatten())
+        self.assertLess(self.relative(torch.cat(ours), torch.cat(theirs)), 1e-5)
+
+    def test_cases(self):
+        for name, (overrides, changes) in CASES.items():
+            with self.subTest(name):
+                self.check(name, overrides, changes)
+
+
+if __name__ == "__main__":
+    unittest.main()

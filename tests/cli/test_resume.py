@@ -1,0 +1,115 @@
+"""Interrupted runs equal straight ones to the bit: losses, weights, moments and the sample order."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+import unittest
+
+from command import BINARY, CommandTest, read_safetensors
+
+
+class ResumeTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+        self.config = self.write_config()
+        self.check_command("train", self.config, "save_folder=straight")
+
+    def start(self, *arguments) -> subprocess.Popen:
+        return subprocess.Popen(
+            [BINARY, "train", self.config, *arguments],
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait_for_step(self, process: subprocess.Popen, run: str, step: int):
+        """Waits until metrics.jsonl has a line of that step."""
+        path = self.folder / run / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if path.exists() and any(
+                f'"step":{step},' in line for line in path.read_text().splitlines()
+            ):
+                return
+            if process.poll() is not None:
+                self.fail(f"the run ended with {process.returncode} before step {step}")
+            time.sleep(0.002)
+        process.kill()
+        self.fail(f"no step {step} within two minutes")
+
+    def losses(self, run: str) -> list:
+        keys = ["loss/train/total", "loss/train/loss", "loss/train/lbl", "l2_norm/grad/global"]
+        return [
+            (line["step"], *(line[key] for key in keys))
+            for line in self.metrics(run)
+            if "loss/train/total" in line
+        ]
+
+    def evaluations(self, run: str) -> list:
+        key = "metrics/eval/LanguageCrossEntropy"
+        return [(line["step"], line[key]) for line in self.metrics(run) if key in line]
+
+    def assert_equal_runs(self, run: str):
+        self.assertEqual([step for step, *_ in self.losses(run)], list(range(1, 41)))
+        self.assertEqual(self.losses(run), self.losses("straight"))
+        self.assertEqual(self.evaluations(run), self.evaluations("straight"))
+        for file in ["model.safetensors", "optimizer.safetensors"]:
+            ours = read_safetensors(self.folder / run / "latest" / file)
+            theirs = read_safetensors(self.folder / "straight" / "latest" / file)
+            self.assertEqual(ours, theirs, file)
+
+    def test_sigterm_saves_and_resumes(self):
+        process = self.start("save_folder=stopped", "save_interval=1000ba")
+        self.wait_for_step(process, "stopped", 20)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(timeout=60), 0)
+        stopped_at = int(os.readlink(self.folder / "stopped" / "latest").removeprefix("step-"))
+        self.assertGreaterEqual(stopped_at, 20)
+        self.assertLess(stopped_at, 40, "the signal came too late to test anything")
+        self.check_command("train", self.config, "save_folder=stopped", "autoresume=true")
+        self.assert_equal_runs("stopped")
+
+    def test_kill_resumes_from_the_last_save(self):
+        for step in [9, 25]:
+            run = f"killed-{step}"
+            process = self.start(f"save_folder={run}")
+            self.wait_for_step(process, run, step)
+            process.kill()
+            process.wait()
+            self.check_command("train", self.config, f"save_folder={run}", "autoresume=true")
+            self.assert_equal_runs(run)
+
+    def test_damaged_checkpoint_falls_back_loudly(self):
+        self.check_command("train", self.config, "save_folder=hurt")
+        model = self.folder / "hurt" / "step-40" / "model.safetensors"
+        raw = bytearray(model.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        model.write_bytes(raw)
+        result = self.run_command("train", self.config, "save_folder=hurt", "autoresume=true")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("step-40", result.stderr)
+        self.assertIn("resumed from hurt/step-35", result.stderr)
+        self.assert_equal_runs("hurt")
+
+    def test_first_interrupt_saves_too(self):
+        process = self.start("save_folder=interrupted", "save_interval=1000ba")
+        self.wait_for_step(process, "interrupted", 5)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=60), 0)
+        self.assertTrue((self.folder / "interrupted" / "latest" / "manifest.json").exists())
+
+    def test_run_folder_of_another_run_is_refused(self):
+        result = self.run_command("train", self.config, "save_folder=straight")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("holds another run", result.stderr)
+        before = (self.folder / "straight" / "metrics.jsonl").read_bytes()
+        self.assertEqual((self.folder / "straight" / "metrics.jsonl").read_bytes(), before)
+        self.check_command("train", self.config, "save_folder=straight", "save_overwrite=true")
+
+
+if __name__ == "__main__":
+    unittest.main()
