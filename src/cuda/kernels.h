@@ -16,6 +16,41 @@ namespace dropless::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
+// ---- router, dispatch order, permute, combine: semantics in include/dropless/{route,permute}.h
+// ---- At most 1024 experts. fp32 logits, weights and losses. losses_2, tokens_per_expert_E,
+// d_losses_2, tokens_R, weights_R may be null (weights_TK too, with weights_R).
+
+std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts);
+void route_forward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
+                   std::int64_t top_k, double normalize_p, float* weights_TK,
+                   std::int32_t* indices_TK, float* losses_2, std::int32_t* tokens_per_expert_E,
+                   void* workspace, Stream stream);
+void route_backward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
+                    std::int64_t top_k, double normalize_p, const std::int32_t* indices_TK,
+                    const std::int32_t* tokens_per_expert_E, const float* d_weights_TK,
+                    const float* d_losses_2, float* d_logits_TE, Stream stream);
+
+// Also tokens_R[row] = t and weights_R[row] = weights_TK[t, k]. An index outside [0, E) has no row:
+// its rows_TK is not written.
+std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t top_k,
+                                           std::int64_t num_experts);
+void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
+                    std::int64_t num_tokens, std::int64_t top_k, std::int64_t num_experts,
+                    std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
+                    float* weights_R, void* workspace, Stream stream);
+
+// bf16, fp16 or fp32 rows, contiguous. Without weights combine is gather's backward.
+void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
+            Stream stream);
+void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
+             std::int64_t top_k, TensorView out_TD, Stream stream);
+void combine_backward(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
+                      std::int64_t top_k, ConstTensorView d_out_TD, TensorView d_y_RD,
+                      float* d_weights_TK, Stream stream);
+
+// ---- matrix products
+// ------------------------------------------------------------------------------
+
 // Row tiles: the experts' rows cut into tiles of at most block_m rows, in row order. Memory: a
 // count, then {expert, row, rows} records of 16 bytes.
 std::size_t row_tiles_bytes(std::int64_t max_rows, std::int64_t num_experts, int block_m);

@@ -16,6 +16,33 @@ namespace {
 
 }  // namespace
 
+std::size_t route_workspace_bytes(std::int64_t, std::int64_t) { unavailable("route"); }
+void route_forward(const float*, std::int64_t, std::int64_t, std::int64_t, double, float*,
+                   std::int32_t*, float*, std::int32_t*, void*, Stream) {
+  unavailable("route");
+}
+void route_backward(const float*, std::int64_t, std::int64_t, std::int64_t, double,
+                    const std::int32_t*, const std::int32_t*, const float*, const float*, float*,
+                    Stream) {
+  unavailable("route");
+}
+std::size_t dispatch_order_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
+  unavailable("dispatch_order");
+}
+void dispatch_order(const std::int32_t*, const float*, std::int64_t, std::int64_t, std::int64_t,
+                    std::int32_t*, std::int64_t*, std::int32_t*, float*, void*, Stream) {
+  unavailable("dispatch_order");
+}
+void gather(ConstTensorView, const std::int32_t*, std::int64_t, TensorView, Stream) {
+  unavailable("gather");
+}
+void combine(ConstTensorView, const float*, const std::int32_t*, std::int64_t, TensorView, Stream) {
+  unavailable("combine");
+}
+void combine_backward(ConstTensorView, const float*, const std::int32_t*, std::int64_t,
+                      ConstTensorView, TensorView, float*, Stream) {
+  unavailable("combine_backward");
+}
 std::size_t row_tiles_bytes(std::int64_t, std::int64_t, int) { unavailable("row_tiles"); }
 void build_row_tiles(const std::int64_t*, std::int64_t, int, void*, Stream) {
   unavailable("row_tiles");

@@ -1,0 +1,156 @@
+// Dispatch order on the device: a stable counting sort of the T x K expert indices.
+//
+//   count   each CTA counts the experts of its 4096 entries
+//   place   one CTA turns the counts into the experts' offsets and each CTA's first row per expert
+//   assign  each CTA ranks its entries in order
+//
+// Entries are ranked 32 at a time by comparing lanes, never by atomics: the order is the input's.
+#include <cuda_runtime.h>
+
+#include "src/cuda/check.h"
+#include "src/cuda/device/scan.cuh"
+#include "src/cuda/kernels.h"
+
+namespace dropless::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kEntriesPerWarp = 512;
+constexpr int kEntriesPerCta = kWarps * kEntriesPerWarp;
+constexpr int kMaxExperts = 1024;
+
+// This warp's count of each expert into counts_E.
+__device__ __forceinline__ void count_entries(const int* indices, int first, int end, int experts,
+                                              int* counts_E) {
+  const int lane = threadIdx.x % 32;
+  for (int at = first; at < end; at += 32) {
+    const int expert = at + lane < end ? indices[at + lane] : -1;
+    const unsigned same = __match_any_sync(0xffffffff, expert);
+    const bool leader = (same & ((1u << lane) - 1)) == 0;
+    if (leader && expert >= 0 && expert < experts) counts_E[expert] += __popc(same);
+    __syncwarp();
+  }
+}
+
+__global__ void __launch_bounds__(32 * kWarps)
+    count_kernel(const int* indices, int entries, int experts, int* counts_BE) {
+  extern __shared__ int counts_WE[];
+  for (int i = threadIdx.x; i < kWarps * experts; i += blockDim.x) counts_WE[i] = 0;
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  const int first = blockIdx.x * kEntriesPerCta + warp * kEntriesPerWarp;
+  count_entries(indices, first, min(first + kEntriesPerWarp, entries), experts,
+                counts_WE + warp * experts);
+  __syncthreads();
+  for (int expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+    int sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += counts_WE[w * experts + expert];
+    counts_BE[static_cast<std::int64_t>(blockIdx.x) * experts + expert] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kMaxExperts)
+    place_kernel(int blocks, int experts, int* counts_BE, std::int64_t* offsets_E1) {
+  __shared__ int scratch[kMaxExperts / 32];
+  const int expert = threadIdx.x;
+  int own = 0;
+  if (expert < experts) {
+#pragma unroll 8
+    for (int b = 0; b < blocks; ++b)
+      own += counts_BE[static_cast<std::int64_t>(b) * experts + expert];
+  }
+  int total;
+  int row = exclusive_scan<kMaxExperts>(own, scratch, total);
+  if (expert < experts) {
+    offsets_E1[expert] = row;
+#pragma unroll 8
+    for (int b = 0; b < blocks; ++b) {
+      int& cell = counts_BE[static_cast<std::int64_t>(b) * experts + expert];
+      const int count = cell;
+      cell = row;
+      row += count;
+    }
+  }
+  if (expert == 0) offsets_E1[experts] = total;
+}
+
+__global__ void __launch_bounds__(32 * kWarps)
+    assign_kernel(const int* indices, int entries, int top_k, int experts, const int* first_BE,
+                  const float* weights_TK, int* rows_TK, int* tokens_R, float* weights_R) {
+  extern __shared__ int next_WE[];
+  for (int i = threadIdx.x; i < kWarps * experts; i += blockDim.x) next_WE[i] = 0;
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int first = blockIdx.x * kEntriesPerCta + warp * kEntriesPerWarp;
+  const int end = min(first + kEntriesPerWarp, entries);
+  int* next_E = next_WE + warp * experts;
+  count_entries(indices, first, end, experts, next_E);
+  __syncthreads();
+  for (int expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+    int row = first_BE[static_cast<std::int64_t>(blockIdx.x) * experts + expert];
+    for (int w = 0; w < kWarps; ++w) {
+      const int count = next_WE[w * experts + expert];
+      next_WE[w * experts + expert] = row;
+      row += count;
+    }
+  }
+  __syncthreads();
+  for (int at = first; at < end; at += 32) {
+    const int expert = at + lane < end ? indices[at + lane] : -1;
+    const bool valid = expert >= 0 && expert < experts;
+    const unsigned same = __match_any_sync(0xffffffff, expert);
+    const int before = __popc(same & ((1u << lane) - 1));
+    const int row = valid ? next_E[expert] + before : -1;
+    __syncwarp();
+    if (valid && before == 0) next_E[expert] += __popc(same);
+    __syncwarp();
+    if (valid) {
+      rows_TK[at + lane] = row;
+      if (tokens_R != nullptr) tokens_R[row] = (at + lane) / top_k;
+      if (weights_R != nullptr) weights_R[row] = weights_TK[at + lane];
+    }
+  }
+}
+
+int block_count(std::int64_t entries) {
+  return static_cast<int>((entries + kEntriesPerCta - 1) / kEntriesPerCta);
+}
+
+}  // namespace
+
+std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t top_k,
+                                           std::int64_t num_experts) {
+  return sizeof(int) * static_cast<std::size_t>(block_count(num_tokens * top_k) * num_experts);
+}
+
+void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
+                    std::int64_t num_tokens, std::int64_t top_k, std::int64_t num_experts,
+                    std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
+                    float* weights_R, void* workspace, Stream stream) {
+  const std::int64_t entries = num_tokens * top_k;
+  if (num_experts > kMaxExperts || entries >= (std::int64_t{1} << 31) - kEntriesPerCta) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "dispatch_order: " + std::to_string(num_experts) + " experts and " +
+                    std::to_string(entries) + " routed rows",
+                "at most 1024 experts and 2^31 rows", __FILE__, __LINE__);
+  }
+  const auto experts = static_cast<int>(num_experts);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const int blocks = block_count(entries);
+  const std::size_t shared = sizeof(int) * kWarps * num_experts;
+  auto* counts_BE = static_cast<int*>(workspace);
+  if (blocks > 0) {
+    count_kernel<<<blocks, 32 * kWarps, shared, cuda_stream>>>(
+        indices_TK, static_cast<int>(entries), experts, counts_BE);
+  }
+  place_kernel<<<1, kMaxExperts, 0, cuda_stream>>>(blocks, experts, counts_BE, offsets_E1);
+  if (blocks > 0) {
+    assign_kernel<<<blocks, 32 * kWarps, shared, cuda_stream>>>(
+        indices_TK, static_cast<int>(entries), static_cast<int>(top_k), experts, counts_BE,
+        weights_TK, rows_TK, tokens_R, weights_R);
+  }
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dropless::cuda

@@ -1,0 +1,183 @@
+// Moving token rows to expert order and back. All three are limited by memory: every byte is read
+// or written once, 16 at a time.
+//
+//   gather            x_RD[rows[t, k]] = x_TD[t]
+//   combine           out_TD[t] = sum_k w[t, k] y_RD[rows[t, k]]     in the order of k, fp32
+//   combine_backward  d_y[rows[t, k]] = w[t, k] d_out[t];  d_w[t, k] = <y[rows[t, k]], d_out[t]>
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "src/cuda/check.h"
+#include "src/cuda/device/vector.cuh"
+#include "src/cuda/kernels.h"
+
+namespace dropless::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBatch = 8;  // rows of one token in flight at a time
+
+// A CTA per token and 256 vectors: the row is read once and written K times.
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const uint4* x, const int* rows_TK, int top_k, int vectors, uint4* out) {
+  const std::int64_t token = blockIdx.x;
+  const int at = blockIdx.y * kThreads + threadIdx.x;
+  if (at >= vectors) return;
+  const uint4 value = x[token * vectors + at];
+  for (int k = 0; k < top_k; ++k) {
+    const std::int64_t row = __ldg(rows_TK + token * top_k + k);
+    out[row * vectors + at] = value;
+  }
+}
+
+template <class Element>
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(const uint4* y, const float* weights_TK, const int* rows_TK, int top_k,
+                   int vectors, uint4* out) {
+  constexpr int kPer = kPerVector<Element>;
+  const std::int64_t token = blockIdx.x;
+  const int at = blockIdx.y * kThreads + threadIdx.x;
+  if (at >= vectors) return;
+  float sum[kPer] = {};
+  for (int first = 0; first < top_k; first += kBatch) {
+    uint4 raw[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i < top_k) {
+        const std::int64_t row = __ldg(rows_TK + token * top_k + first + i);
+        raw[i] = __ldg(y + row * vectors + at);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i < top_k) {
+        const float weight =
+            weights_TK == nullptr ? 1.0f : __ldg(weights_TK + token * top_k + first + i);
+        float value[kPer];
+        to_floats(raw[i], value, Element{});
+#pragma unroll
+        for (int j = 0; j < kPer; ++j) sum[j] = fmaf(weight, value[j], sum[j]);
+      }
+    }
+  }
+  out[token * vectors + at] = from_floats(sum, Element{});
+}
+
+// A warp per token.
+template <class Element>
+__global__ void __launch_bounds__(kThreads)
+    combine_backward_kernel(const uint4* y, const float* weights_TK, const int* rows_TK,
+                            const uint4* d_out, std::int64_t tokens, int top_k, int vectors,
+                            uint4* d_y, float* d_weights_TK) {
+  constexpr int kPer = kPerVector<Element>;
+  const std::int64_t token =
+      static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (token >= tokens) return;
+  for (int first = 0; first < top_k; first += kBatch) {
+    float dot[kBatch] = {};
+    for (int at = lane; at < vectors; at += 32) {
+      float gradient[kPer];
+      to_floats(__ldg(d_out + token * vectors + at), gradient, Element{});
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (first + i < top_k) {
+          const std::int64_t row = __ldg(rows_TK + token * top_k + first + i);
+          const float weight = __ldg(weights_TK + token * top_k + first + i);
+          float value[kPer], scaled[kPer];
+          to_floats(y[row * vectors + at], value, Element{});
+#pragma unroll
+          for (int j = 0; j < kPer; ++j) {
+            dot[i] = fmaf(value[j], gradient[j], dot[i]);
+            scaled[j] = weight * gradient[j];
+          }
+          d_y[row * vectors + at] = from_floats(scaled, Element{});
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      for (int step = 16; step > 0; step /= 2) dot[i] += __shfl_xor_sync(0xffffffff, dot[i], step);
+      if (lane == 0 && first + i < top_k) d_weights_TK[token * top_k + first + i] = dot[i];
+    }
+  }
+}
+
+// Vectors of 16 bytes in a row of `width` elements.
+int vectors_of(std::int64_t width, DType dtype, const char* op) {
+  const std::int64_t bytes = width * static_cast<std::int64_t>(dtype_bytes(dtype));
+  if (bytes % 16 != 0) {
+    throw Error(ErrorKind::kInvalidArgument,
+                std::string(op) + ": rows of " + std::to_string(width) + " " + dtype_name(dtype) +
+                    " are not a multiple of 16 bytes",
+                "use a width that is a multiple of 8", __FILE__, __LINE__);
+  }
+  return static_cast<int>(bytes / 16);
+}
+
+dim3 grid_of(std::int64_t tokens, int vectors) {
+  return dim3(static_cast<unsigned>(tokens), (vectors + kThreads - 1) / kThreads);
+}
+
+template <class Launch>
+void for_element(DType dtype, const char* op, Launch launch) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return launch(__nv_bfloat16{});
+    case DType::kFloat16:
+      return launch(__half{});
+    case DType::kFloat32:
+      return launch(float{});
+    default:
+      throw Error(ErrorKind::kInvalidArgument,
+                  std::string(op) + ": no CUDA kernel for " + dtype_name(dtype),
+                  "use bfloat16, float16 or float32", __FILE__, __LINE__);
+  }
+}
+
+}  // namespace
+
+void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
+            Stream stream) {
+  const std::int64_t tokens = x_TD.shape[0];
+  const int vectors = vectors_of(x_TD.shape[1], x_TD.dtype, "gather");
+  if (tokens == 0 || top_k == 0 || vectors == 0) return;
+  gather_kernel<<<grid_of(tokens, vectors), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<const uint4*>(x_TD.data), rows_TK, static_cast<int>(top_k), vectors,
+      static_cast<uint4*>(x_RD.data));
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
+             std::int64_t top_k, TensorView out_TD, Stream stream) {
+  const std::int64_t tokens = out_TD.shape[0];
+  const int vectors = vectors_of(out_TD.shape[1], out_TD.dtype, "combine");
+  if (tokens == 0 || vectors == 0) return;
+  for_element(out_TD.dtype, "combine", [&](auto element) {
+    combine_kernel<decltype(element)>
+        <<<grid_of(tokens, vectors), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            static_cast<const uint4*>(y_RD.data), weights_TK, rows_TK, static_cast<int>(top_k),
+            vectors, static_cast<uint4*>(out_TD.data));
+  });
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+void combine_backward(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
+                      std::int64_t top_k, ConstTensorView d_out_TD, TensorView d_y_RD,
+                      float* d_weights_TK, Stream stream) {
+  const std::int64_t tokens = d_out_TD.shape[0];
+  const int vectors = vectors_of(d_out_TD.shape[1], d_out_TD.dtype, "combine_backward");
+  if (tokens == 0) return;
+  const auto blocks = static_cast<unsigned>((tokens + kThreads / 32 - 1) / (kThreads / 32));
+  for_element(d_out_TD.dtype, "combine_backward", [&](auto element) {
+    combine_backward_kernel<decltype(element)>
+        <<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            static_cast<const uint4*>(y_RD.data), weights_TK, rows_TK,
+            static_cast<const uint4*>(d_out_TD.data), tokens, static_cast<int>(top_k), vectors,
+            static_cast<uint4*>(d_y_RD.data), d_weights_TK);
+  });
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dropless::cuda

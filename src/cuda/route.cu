@@ -1,0 +1,342 @@
+// The router on the device: softmax, top-k, normalisation and the two losses, and their backward.
+// Formulas and tie rules: include/dropless/route.h. fp32 throughout.
+//
+// A warp per token; lane l holds experts l, l + 32, .... Sums over tokens go through per-CTA
+// partial sums that one CTA adds in order: the result depends on the shapes only.
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "src/cuda/check.h"
+#include "src/cuda/kernels.h"
+
+namespace dropless::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kTokensPerWarp = 8;
+constexpr int kTokensPerCta = kWarps * kTokensPerWarp;
+constexpr int kMaxExperts = 1024;
+constexpr int kReduceThreads = 1024;
+
+__device__ __forceinline__ float warp_max(float value) {
+  for (int step = 16; step > 0; step /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, step));
+  }
+  return value;
+}
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffff, value, step);
+  return value;
+}
+
+// One token's logits over a warp, and their softmax.
+template <int kPerLane>
+struct TokenSoftmax {
+  float logit[kPerLane];
+  float p[kPerLane];
+  float max;
+  float sum;  // of exp(logit - max)
+
+  __device__ __forceinline__ TokenSoftmax(const float* logits_E, int experts, int lane) {
+    max = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int expert = lane + 32 * i;
+      logit[i] = expert < experts ? logits_E[expert] : -INFINITY;
+      max = fmaxf(max, logit[i]);
+    }
+    max = warp_max(max);
+    sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      p[i] = lane + 32 * i < experts ? expf(logit[i] - max) : 0.0f;
+      sum += p[i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) p[i] /= sum;
+  }
+};
+
+// The largest logit not yet taken, lowest index first among equals. NaN counts as least, so that
+// every token gets distinct valid experts.
+template <int kPerLane>
+__device__ __forceinline__ int next_expert(const float (&logit)[kPerLane], unsigned& taken,
+                                           int experts, int lane, float& value) {
+  int best = 0x7fffffff;
+  float best_value = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int expert = lane + 32 * i;
+    if (expert >= experts || (taken >> i & 1) != 0) continue;
+    if (best == 0x7fffffff || logit[i] > best_value || (isnan(best_value) && !isnan(logit[i]))) {
+      best = expert;
+      best_value = logit[i];
+    }
+  }
+  if (isnan(best_value)) best_value = -INFINITY;
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const int other = __shfl_xor_sync(0xffffffff, best, step);
+    const float other_value = __shfl_xor_sync(0xffffffff, best_value, step);
+    if (other != 0x7fffffff && (best == 0x7fffffff || other_value > best_value ||
+                                (other_value == best_value && other < best))) {
+      best = other;
+      best_value = other_value;
+    }
+  }
+  if (best % 32 == lane) taken |= 1u << (best / 32);
+  value = best_value;
+  return best;
+}
+
+template <int kPerLane>
+__global__ void __launch_bounds__(32 * kWarps, 1)
+    route_kernel(const float* logits_TE, std::int64_t tokens, int experts, int top_k, float q,
+                 float* weights_TK, int* indices_TK, float* p_sums_BE, int* counts_BE,
+                 float* z_sums_B) {
+  __shared__ float shared_p[kWarps][kPerLane * 32];
+  __shared__ int shared_counts[kPerLane * 32];
+  __shared__ float shared_z[kWarps];
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  for (int i = threadIdx.x; i < kPerLane * 32; i += blockDim.x) shared_counts[i] = 0;
+  __syncthreads();
+  float p_sum[kPerLane] = {};
+  float z_sum = 0.0f;
+  for (int i = 0; i < kTokensPerWarp; ++i) {
+    const std::int64_t token =
+        static_cast<std::int64_t>(blockIdx.x) * kTokensPerCta + warp * kTokensPerWarp + i;
+    if (token >= tokens) break;
+    const TokenSoftmax<kPerLane> softmax(logits_TE + token * experts, experts, lane);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) p_sum[j] += softmax.p[j];
+    const float z = softmax.max + logf(softmax.sum);
+    z_sum += z * z;
+
+    unsigned taken = 0;
+    float norm = 0.0f;
+    for (int k = 0; k < top_k; ++k) {
+      float value;
+      const int expert = next_expert(softmax.logit, taken, experts, lane, value);
+      // From the owner's own p: exact, and NaN where the logits hold NaN.
+      float s = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) s = expert == lane + 32 * j ? softmax.p[j] : s;
+      s = __shfl_sync(0xffffffff, s, expert % 32);
+      norm += q == 1.0f ? s : q > 0.0f ? powf(s, q) : 0.0f;
+      if (lane == 0) {
+        weights_TK[token * top_k + k] = s;
+        indices_TK[token * top_k + k] = expert;
+        atomicAdd(&shared_counts[expert], 1);  // integers: the order cannot show
+      }
+    }
+    if (q > 0.0f) {
+      __syncwarp();
+      const float scale = q == 1.0f ? norm : powf(norm, 1.0f / q);
+      for (int k = lane; k < top_k; k += 32) weights_TK[token * top_k + k] /= scale;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) shared_p[warp][lane + 32 * j] = p_sum[j];
+  if (lane == 0) shared_z[warp] = z_sum;
+  __syncthreads();
+  for (int expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+    float sum = 0.0f;
+    for (int w = 0; w < kWarps; ++w) sum += shared_p[w][expert];
+    p_sums_BE[static_cast<std::int64_t>(blockIdx.x) * experts + expert] = sum;
+    counts_BE[static_cast<std::int64_t>(blockIdx.x) * experts + expert] = shared_counts[expert];
+  }
+  if (threadIdx.x == 0) {
+    float sum = 0.0f;
+    for (int w = 0; w < kWarps; ++w) sum += shared_z[w];
+    z_sums_B[blockIdx.x] = sum;
+  }
+}
+
+// Sums the CTAs' partial sums: thread (part, expert) adds a fixed range, then parts in order.
+__global__ void __launch_bounds__(kReduceThreads)
+    losses_kernel(const float* p_sums_BE, const int* counts_BE, const float* z_sums_B, int blocks,
+                  std::int64_t tokens, int experts, int top_k, float* losses_2,
+                  int* tokens_per_expert_E) {
+  __shared__ float shared_p[kReduceThreads];
+  __shared__ int shared_counts[kReduceThreads];
+  const int parts = kReduceThreads / experts;
+  const int part = threadIdx.x / experts;
+  const int expert = threadIdx.x % experts;
+  float p = 0.0f;
+  int count = 0;
+  if (part < parts) {
+    const int range = (blocks + parts - 1) / parts;
+    const int end = min(blocks, (part + 1) * range);
+#pragma unroll 8
+    for (int b = part * range; b < end; ++b) {
+      p += p_sums_BE[static_cast<std::int64_t>(b) * experts + expert];
+      count += counts_BE[static_cast<std::int64_t>(b) * experts + expert];
+    }
+  }
+  shared_p[threadIdx.x] = p;
+  shared_counts[threadIdx.x] = count;
+  __syncthreads();
+  float product = 0.0f;
+  if (threadIdx.x < experts) {
+    for (int i = 1; i < parts; ++i) {
+      p += shared_p[i * experts + threadIdx.x];
+      count += shared_counts[i * experts + threadIdx.x];
+    }
+    if (tokens_per_expert_E != nullptr) tokens_per_expert_E[threadIdx.x] = count;
+    product = p * static_cast<float>(count);
+  }
+  float z = 0.0f;
+  for (int b = threadIdx.x; b < blocks; b += kReduceThreads) z += z_sums_B[b];
+  // Two trees over the threads, halving: a fixed order.
+  __shared__ float shared_z[kReduceThreads];
+  __syncthreads();
+  shared_p[threadIdx.x] = product;
+  shared_z[threadIdx.x] = z;
+  __syncthreads();
+  for (int half = kReduceThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) {
+      shared_p[threadIdx.x] += shared_p[threadIdx.x + half];
+      shared_z[threadIdx.x] += shared_z[threadIdx.x + half];
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0 && losses_2 != nullptr) {
+    const auto t = static_cast<float>(tokens);
+    losses_2[0] = tokens == 0 ? 0.0f : shared_p[0] * experts / (t * top_k) / t;
+    losses_2[1] = tokens == 0 ? 0.0f : shared_z[0] / t;
+  }
+}
+
+template <int kPerLane>
+__global__ void __launch_bounds__(32 * kWarps, 1)
+    route_backward_kernel(const float* logits_TE, const int* indices_TK,
+                          const int* tokens_per_expert_E, const float* d_weights_TK,
+                          const float* d_losses_2, std::int64_t tokens, int experts, int top_k,
+                          float q, float* d_logits_TE) {
+  const int lane = threadIdx.x % 32;
+  const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (token >= tokens) return;
+  const TokenSoftmax<kPerLane> softmax(logits_TE + token * experts, experts, lane);
+  const auto selected = [&](int expert) {
+    float s = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) s = expert == lane + 32 * j ? softmax.p[j] : s;
+    return __shfl_sync(0xffffffff, s, expert % 32);
+  };
+  // norm = (sum s^q)^(1/q); inner = sum_j d_w_j w_j
+  float power = 0.0f;
+  float inner = 0.0f;
+  if (q > 0.0f) {
+    for (int k = 0; k < top_k; ++k) {
+      const float s = selected(indices_TK[token * top_k + k]);
+      power += q == 1.0f ? s : powf(s, q);
+      inner += d_weights_TK[token * top_k + k] * s;
+    }
+  }
+  const float norm = q > 0.0f ? (q == 1.0f ? power : powf(power, 1.0f / q)) : 1.0f;
+  inner /= norm;
+
+  float d_p[kPerLane];
+  const auto t = static_cast<float>(tokens);
+  const float balance = d_losses_2 == nullptr ? 0.0f : d_losses_2[0] * experts / (t * top_k) / t;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int expert = lane + 32 * j;
+    d_p[j] = balance != 0.0f && expert < experts ? balance * tokens_per_expert_E[expert] : 0.0f;
+  }
+  for (int k = 0; k < top_k; ++k) {
+    const int expert = indices_TK[token * top_k + k];
+    const float s = selected(expert);
+    float d_s = d_weights_TK[token * top_k + k];
+    if (q > 0.0f) {
+      const float w = s / norm;
+      d_s = (d_s - (q == 1.0f ? 1.0f : powf(w, q - 1.0f)) * inner) / norm;
+    }
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) d_p[j] += expert == lane + 32 * j ? d_s : 0.0f;
+  }
+  float mean = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) mean += softmax.p[j] * d_p[j];
+  mean = warp_sum(mean);
+  const float z = softmax.max + logf(softmax.sum);
+  const float d_z = d_losses_2 == nullptr ? 0.0f : d_losses_2[1] * 2.0f / t * z;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int expert = lane + 32 * j;
+    if (expert < experts) {
+      d_logits_TE[token * experts + expert] = softmax.p[j] * (d_p[j] - mean + d_z);
+    }
+  }
+}
+
+// Calls launch with the number of experts a lane holds, as a constant.
+template <class Launch>
+void for_experts(std::int64_t experts, Launch launch) {
+  const auto call = [&]<int kPerLane>() { launch(std::integral_constant<int, kPerLane>{}); };
+  if (experts <= 32) return call.template operator()<1>();
+  if (experts <= 64) return call.template operator()<2>();
+  if (experts <= 128) return call.template operator()<4>();
+  if (experts <= 256) return call.template operator()<8>();
+  if (experts <= 512) return call.template operator()<16>();
+  if (experts <= kMaxExperts) return call.template operator()<32>();
+  throw Error(ErrorKind::kInvalidArgument, "route: " + std::to_string(experts) + " experts",
+              "the CUDA router takes at most 1024", __FILE__, __LINE__);
+}
+
+std::int64_t block_count(std::int64_t tokens) {
+  return (tokens + kTokensPerCta - 1) / kTokensPerCta;
+}
+
+}  // namespace
+
+std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts) {
+  return static_cast<std::size_t>(block_count(num_tokens) * (2 * num_experts + 1)) * 4;
+}
+
+void route_forward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
+                   std::int64_t top_k, double normalize_p, float* weights_TK,
+                   std::int32_t* indices_TK, float* losses_2, std::int32_t* tokens_per_expert_E,
+                   void* workspace, Stream stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const auto blocks = static_cast<int>(block_count(num_tokens));
+  const auto experts = static_cast<int>(num_experts);
+  const auto k = static_cast<int>(top_k);
+  auto* p_sums_BE = static_cast<float*>(workspace);
+  auto* counts_BE = reinterpret_cast<int*>(p_sums_BE + static_cast<std::int64_t>(blocks) * experts);
+  auto* z_sums_B =
+      reinterpret_cast<float*>(counts_BE + static_cast<std::int64_t>(blocks) * experts);
+  for_experts(num_experts, [&](auto per_lane) {
+    if (blocks == 0) return;
+    route_kernel<per_lane.value><<<blocks, 32 * kWarps, 0, cuda_stream>>>(
+        logits_TE, num_tokens, experts, k, static_cast<float>(normalize_p), weights_TK, indices_TK,
+        p_sums_BE, counts_BE, z_sums_B);
+  });
+  if (losses_2 != nullptr || tokens_per_expert_E != nullptr) {
+    losses_kernel<<<1, kReduceThreads, 0, cuda_stream>>>(p_sums_BE, counts_BE, z_sums_B, blocks,
+                                                         num_tokens, experts, k, losses_2,
+                                                         tokens_per_expert_E);
+  }
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+void route_backward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
+                    std::int64_t top_k, double normalize_p, const std::int32_t* indices_TK,
+                    const std::int32_t* tokens_per_expert_E, const float* d_weights_TK,
+                    const float* d_losses_2, float* d_logits_TE, Stream stream) {
+  if (num_tokens == 0) return;
+  const auto blocks = static_cast<unsigned>((num_tokens + kWarps - 1) / kWarps);
+  for_experts(num_experts, [&](auto per_lane) {
+    route_backward_kernel<per_lane.value>
+        <<<blocks, 32 * kWarps, 0, static_cast<cudaStream_t>(stream)>>>(
+            logits_TE, indices_TK, tokens_per_expert_E, d_weights_TK, d_losses_2, num_tokens,
+            static_cast<int>(num_experts), static_cast<int>(top_k), static_cast<float>(normalize_p),
+            d_logits_TE);
+  });
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dropless::cuda
