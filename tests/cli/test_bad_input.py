@@ -50,7 +50,7 @@ class BadInputTest(CommandTest):
             ("max_duration=0ba", "max_duration"),
             ("max_duration=5min", "max_duration"),
             ("scheduler.t_warmup=50ba", "t_warmup"),
-            ("global_train_batch_size=100000", "global_train_batch_size"),
+            ("global_train_batch_size=100000", "a batch of 100000"),
             ("precision=amp_fp8", "amp_fp8"),
             ("optimizer.name=sgd", "decoupled_adamw"),
             ("no_such_key=1", "no_such_key"),

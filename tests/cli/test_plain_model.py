@@ -32,13 +32,13 @@ CASES = {
         {"act": "gelu", "glu": False, "norm": "layernorm", "rope": False, "normalize": False},
     ),
     "grouped_query": (
-        ["model.attn_config={rope: true, attn_type: grouped_query_attention, kv_n_heads: 2}",
+        ["model.attn_config={attn_type: grouped_query_attention, kv_n_heads: 2}",
          "model.ffn_config.ffn_act_fn=null"],
         {"kv_n_heads": 2, "act": "gelu_tanh"},
     ),
     "dense": (
-        ["model.ffn_config={ffn_type: mptglu, ffn_hidden_size: 64, ffn_act_fn: {name: relu}}",
-         "model.attn_config={rope: true, attn_type: multiquery_attention}"],
+        ["model.ffn_config=null", "model.ffn_config={ffn_type: mptglu, ffn_hidden_size: 64, ffn_act_fn: {name: relu}}",
+         "model.attn_config={attn_type: multiquery_attention}"],
         {"kv_n_heads": 1, "experts": 0, "act": "relu"},
     ),
 }  # fmt: skip

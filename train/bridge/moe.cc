@@ -45,6 +45,13 @@ SavedTensors make_saved(const MoEConfig& config, const at::Tensor& x_TD) {
   return saved;
 }
 
+MoEWeights weight_views(const MoEConfig& config, const at::Tensor& router_ED,
+                        const at::Tensor& w1_EFD, const at::Tensor& v1_EFD,
+                        const at::Tensor& w2_EFD) {
+  return {view_of(router_ED), view_of(w1_EFD), config.glu ? view_of(v1_EFD) : TensorView(),
+          view_of(w2_EFD)};
+}
+
 struct MoEFunction : torch::autograd::Function<MoEFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x_TD,
                                const at::Tensor& router_ED, const at::Tensor& w1_EFD,
@@ -55,7 +62,7 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     at::Tensor out_TD = at::empty_like(x_TD);
     at::Tensor losses_2 = at::empty({2}, loss_options);
     at::Tensor tokens_per_expert_E = at::empty({config.num_experts}, x_TD.options().dtype(at::kInt));
-    const MoEWeights weights{view_of(router_ED), view_of(w1_EFD), view_of(v1_EFD), view_of(w2_EFD)};
+    const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
     const std::size_t bytes =
         moe_forward_workspace_bytes(config, x_TD.size(0), view_of(x_TD).dtype);
     at::Tensor workspace = make_workspace(bytes, x_TD);
@@ -79,7 +86,7 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     const at::Tensor &x_TD = kept[0], &router_ED = kept[1], &w1_EFD = kept[2], &v1_EFD = kept[3],
                      &w2_EFD = kept[4];
     const SavedTensors saved{kept[5], kept[6], kept[7], kept[8], kept[9], kept[10]};
-    const MoEWeights weights{view_of(router_ED), view_of(w1_EFD), view_of(v1_EFD), view_of(w2_EFD)};
+    const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
 
     const at::Tensor d_out_TD = grads[0].contiguous();
     const at::Tensor d_losses_2 = grads[1].contiguous();
@@ -101,8 +108,10 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
 
 MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
                     const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
+  // libtorch asks every argument of a function for its device, so an absent tensor is passed as an empty one.
+  const at::Tensor v1 = config.glu ? v1_EFD : at::empty({0}, x_TD.options());
   const variable_list out =
-      MoEFunction::apply(x_TD.contiguous(), router_ED, w1_EFD, v1_EFD, w2_EFD, config);
+      MoEFunction::apply(x_TD.contiguous(), router_ED, w1_EFD, v1, w2_EFD, config);
   return {out[0], out[1], out[2]};
 }
 

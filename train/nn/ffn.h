@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "dropless/activation.h"
+#include "train/bridge/moe.h"
 #include "train/nn/init.h"
 
 namespace dropless::train {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "dropless/moe.h"
+#include "train/bridge/moe.h"
 #include "train/nn/init.h"
 
 namespace dropless::train {

@@ -54,6 +54,8 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     throw Error(ErrorKind::kInvalidArgument, "precision amp_fp16 needs a GPU",
                 "use amp_bf16 or fp32 on a CPU");
   }
+  // Before the run folder is made: a wrong path leaves nothing behind.
+  if (!config_.load_path.empty()) verify_checkpoint(resolve_checkpoint(config_.load_path));
   tokenizer_ = make_tokenizer(config_.tokenizer);
   if (tokenizer_->vocab_size() > config_.model.vocab_size) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -75,6 +77,8 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   length_ = training_length(config_, *train_loader_);
   schedule_.emplace(config_.scheduler, length_);
 
+  // Nothing draws from it yet, but it is saved: equal runs must have equal states.
+  at::manual_seed(config_.seed);
   model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_);
   std::vector<std::pair<std::string, at::Tensor>> named;
   for (const Parameter& parameter : model_->parameters()) {
@@ -97,7 +101,8 @@ void Trainer::prepare_run_folder() {
     remove_all(join_path(folder, "latest"));
     for (const std::int64_t step : steps) remove_all(join_path(folder, step_folder_name(step)));
     remove_all(metrics);
-  } else if (!config_.autoresume && (!steps.empty() || path_exists(metrics))) {
+  } else if (!config_.autoresume &&
+             (!steps.empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {
     throw Error(ErrorKind::kInvalidArgument, "run folder " + folder + " holds another run",
                 "autoresume=true goes on with it, save_overwrite=true removes it, "
                 "save_folder=DIR puts this run elsewhere");
@@ -121,7 +126,6 @@ void Trainer::restore() {
   }
   if (config_.load_path.empty()) return;
   const std::string checkpoint = resolve_checkpoint(config_.load_path);
-  verify_checkpoint(checkpoint);
   if (config_.load_weights_only) {
     load_model_weights(checkpoint, *model_);
     log_info("weights of {}", checkpoint);
@@ -141,6 +145,7 @@ void Trainer::restore_from(const std::string& checkpoint) {
     optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
     loss_scale_.restore(loss_scale_.enabled() ? state.at("loss_scale").get<double>() : 1.0,
                         state.at("loss_scale_good_steps").get<std::int64_t>());
+    evaluated_step_ = state.at("evaluated_step").get<std::int64_t>();
     train_loader_->reload_position(state.at("data"));
   } catch (const nlohmann::json::exception& error) {
     throw Error(ErrorKind::kDamaged,
@@ -196,7 +201,8 @@ void Trainer::loop() {
              config_.max_duration.str());
     return;
   }
-  if (config_.eval_first && step_ == 0) evaluate_all();
+  // After a resume: the evaluation that a signal cut off.
+  if (step_ == 0 ? config_.eval_first : due(config_.eval_interval)) evaluate_all();
   progress_ = std::make_unique<ProgressLine>(options);
   Batch batch;
   while (step_ < length_.max_batches && stop_signal() == 0) {
@@ -394,6 +400,7 @@ void Trainer::save() {
   state["step"] = step_;
   state["samples"] = samples_;
   state["tokens"] = tokens_;
+  state["evaluated_step"] = evaluated_step_;
   state["optimizer_steps"] = optimizer_->steps();
   state["loss_scale"] = loss_scale_.scale();
   state["loss_scale_good_steps"] = loss_scale_.good_steps();
