@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "benchmarks/cublas.h"
+#include "dropless/activation.h"
 #include "dropless/error.h"
 #include "src/cuda/check.h"
 #include "src/cuda/kernels.h"
@@ -155,8 +156,10 @@ class Runner {
     {
       DeviceBuffer out(rows * std::max(2 * f, d) * 2);
       forward(shape, "up", narrow.get(), weights.get(), false, d, 2 * f, out.get());
+      up_activation(shape, narrow.get(), weights.get(), wide.get(), out.get());
       forward(shape, "down", wide.get(), weights.get(), true, f, d, out.get());
       forward(shape, "d_act", narrow.get(), weights.get(), false, d, f, out.get());
+      activation_grad(shape, narrow.get(), weights.get(), wide.get(), out.get());
       forward(shape, "d_x", wide.get(), weights.get(), true, 2 * f, d, out.get());
     }
     DeviceBuffer out(experts * 2 * f * d * 2);
@@ -211,6 +214,72 @@ class Runner {
       }
     }
     report(shape, op, candidates, 2.0 * rows * n * k);
+  }
+
+  TensorView routed(void* data, std::int64_t width) const {
+    return {data, DType::kBFloat16, {rows(), width}, kGpu};
+  }
+  std::int64_t rows() const { return offsets_.back(); }
+
+  // The up projection alone, then with SwiGLU: pre-activations and activations stored, or the
+  // activations alone.
+  void up_activation(const Shape& shape, const void* x, const void* w, void* planes, void* act) {
+    if (!wanted("up_swiglu")) return;
+    const std::int64_t d = shape.d, f = shape.f, experts = shape.experts;
+    const ConstTensorView x_RD(x, DType::kBFloat16, {rows(), d}, kGpu);
+    ConstTensorView w1(w, DType::kBFloat16, {experts, f, d}, kGpu);
+    w1.stride[0] = 2 * f * d;
+    ConstTensorView v1 = w1;
+    v1.data = at(w, f * d);
+    const TensorView gate = routed(planes, f), up = routed(at(planes, rows() * f), f);
+    std::vector<Candidate> candidates;
+    if (cublas_.available()) {
+      candidates.push_back(
+          {"dense", [=, this] { cublas_.gemm(false, true, rows(), 2 * f, d, x, w, planes); }, {}});
+    }
+    candidates.push_back({"save",
+                          [=, this] {
+                            cuda::grouped_gemm_activation(Activation::kSilu, x_RD, w1, v1,
+                                                          tiles_128_, gate, up, routed(act, f),
+                                                          nullptr);
+                          },
+                          {}});
+    candidates.push_back({"act only",
+                          [=, this] {
+                            cuda::grouped_gemm_activation(Activation::kSilu, x_RD, w1, v1,
+                                                          tiles_128_, {}, {}, routed(act, f),
+                                                          nullptr);
+                          },
+                          {}});
+    report(shape, "up_swiglu", candidates, 2.0 * rows() * 2 * f * d);
+  }
+
+  void activation_grad(const Shape& shape, const void* d_out, const void* w2, void* planes,
+                       void* act) {
+    if (!wanted("d_swiglu")) return;
+    const std::int64_t d = shape.d, f = shape.f, experts = shape.experts;
+    DeviceBuffer scores(rows() * 4);
+    DeviceBuffer d_scores((f / cuda::kActivationGradColumns + 1) * rows() * 4);
+    testing::fill_random_fp32(scores.get(), rows(), 9, 1.0f);
+    // Made afresh: the up projection may have left other values.
+    testing::fill_random_bf16(planes, rows() * 2 * f, 1, 1.0f);
+    const TensorView gate = routed(planes, f), up = routed(at(planes, rows() * f), f);
+    std::vector<Candidate> candidates;
+    if (cublas_.available()) {
+      candidates.push_back(
+          {"dense", [=, this] { cublas_.gemm(false, true, rows(), f, d, d_out, w2, act); }, {}});
+    }
+    candidates.push_back({"grad",
+                          [&, this] {
+                            cuda::grouped_gemm_activation_grad(
+                                Activation::kSilu, {d_out, DType::kBFloat16, {rows(), d}, kGpu},
+                                {w2, DType::kBFloat16, {experts, f, d}, kGpu}, scores.as<float>(),
+                                tiles_128_, gate, up, routed(act, f), d_scores.as<float>(),
+                                nullptr);
+                          },
+                          {}});
+    report(shape, "d_swiglu", candidates, 2.0 * rows() * f * d);
+    testing::fill_random_bf16(planes, rows() * 2 * f, 1, 1.0f);
   }
 
   void weight_grad(const Shape& shape, const char* op, const void* a, const void* b, std::int64_t m,

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dropless/activation.h"
 #include "dropless/view.h"
 #include "src/cuda/gemm_config.h"
 
@@ -68,5 +69,24 @@ void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const 
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
                               const GemmConfig& config, Stream stream);
+
+// Up projection with its activation: gate = x w1^T, up = x v1^T, act = activation(gate) * up;
+// without v1 act = activation(gate). gate and up may be absent (nothing is saved for backward).
+// bf16; w1 and v1 may be halves of one tensor. row_tiles: of block_m = 128.
+void grouped_gemm_activation(Activation activation, ConstTensorView x_RD, ConstTensorView w1_EFD,
+                             ConstTensorView v1_EFD, const void* row_tiles, TensorView gate_RF,
+                             TensorView up_RF, TensorView act_RF, Stream stream);
+
+// The gradient through the down and the activation, for rows whose outputs the router weighs by
+// scores: with t = d_out w2^T (d_out_RD gathered, not weighed),
+//   gate <- scores t up activation'(gate)      up <- scores t activation(gate)      in place
+//   act  =  scores activation(gate) up         for d_w2 = act^T d_out
+//   d_scores_NR[i, r] = the part of <t, activation(gate) up> in columns 256 i .. 256 i + 255
+// without up: plain activations. The partial sums, ceil(F / 256) rows of R, add up in order of i.
+inline constexpr int kActivationGradColumns = 256;
+void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_RD,
+                                  ConstTensorView w2_EFD, const float* scores_R,
+                                  const void* row_tiles, TensorView gate_RF, TensorView up_RF,
+                                  TensorView act_RF, float* d_scores_NR, Stream stream);
 
 }  // namespace dropless::cuda

@@ -6,7 +6,7 @@
 #include "src/cuda/device/gemm.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
-#include "src/cuda/tensor_map.h"
+#include "src/cuda/operands.cuh"
 
 namespace dropless::cuda {
 namespace {
@@ -16,35 +16,13 @@ void launch(const ConstTensorView& a_RK, const ConstTensorView& b, const void* r
             const TensorView& out_RN, const GemmConfig& config, cudaStream_t stream) {
   using Schedule = RowTileSchedule<Tile>;
   using Epilogue = StoreEpilogue<Tile, __nv_bfloat16, StoreMode::kOverwrite>;
-  constexpr bool kIsEKN = Tile::kMajorB == Major::kMN;
-  const std::int64_t rows = a_RK.shape[0];
-  const std::int64_t k = a_RK.shape[1];
-  const std::int64_t n = out_RN.shape[1];
-  const std::int64_t experts = b.shape[0];
-
-  const CUtensorMap map_a = make_tensor_map({.data = a_RK.data,
-                                             .dims = {k, rows, 1},
-                                             .row_pitch = a_RK.stride[0],
-                                             .box = {kBlockK, Tile::kBlockM / Tile::kClusterN}});
-  const CUtensorMap map_b =
-      make_tensor_map({.data = b.data,
-                       .dims = {kIsEKN ? n : k, kIsEKN ? k : n, experts},
-                       .row_pitch = b.stride[1],
-                       .batch_pitch = b.stride[0],
-                       .box = {64, kIsEKN ? kBlockK : Tile::kBlockN / Tile::kClusterM}});
-  const typename Epilogue::Params epilogue{make_tensor_map({.data = out_RN.data,
-                                                            .dims = {n, rows, 1},
-                                                            .row_pitch = out_RN.stride[0],
-                                                            .box = {Epilogue::kColumns, 16}}),
-                                           static_cast<__nv_bfloat16*>(out_RN.data),
-                                           out_RN.stride[0], static_cast<int>(n)};
-  const auto* count = static_cast<const int*>(row_tiles);
-  const int tiles_n = static_cast<int>((n + Tile::kBlockN - 1) / Tile::kBlockN);
-  const typename Schedule::Params schedule{count, reinterpret_cast<const RowTile*>(count + 4),
-                                           tiles_n, static_cast<int>(k), config.raster_width};
-  const long long max_tiles = (rows / Tile::kBlockM + experts + 1) * (tiles_n + 1);
+  const std::int64_t rows = a_RK.shape[0], k = a_RK.shape[1], n = out_RN.shape[1];
+  const CUtensorMap map_b = weight_operand<Tile>(b);
   launch_persistent(gemm_kernel<Tile, Schedule, Epilogue>, kGemmThreads, Tile::kSharedBytes,
-                    Tile::kCluster, max_tiles, stream, map_a, map_b, schedule, epilogue);
+                    Tile::kCluster, row_tile_bound<Tile>(rows, b.shape[0], n), stream,
+                    row_operand<Tile>(a_RK), map_b, map_b,
+                    row_tile_schedule<Tile>(row_tiles, n, k, config.raster_width),
+                    row_output<__nv_bfloat16>(out_RN));
 }
 
 struct Arguments {

@@ -41,14 +41,14 @@ void launch(const Arguments& x) {
                                              .dims = {n, rows, 1},
                                              .row_pitch = x.b_RN.stride[0],
                                              .box = {64, kBlockK}});
-  const typename Epilogue::Params epilogue{make_tensor_map({.data = x.out_EMN.data,
-                                                            .dtype = x.out_EMN.dtype,
-                                                            .dims = {n, m, experts},
-                                                            .row_pitch = x.out_EMN.stride[1],
-                                                            .batch_pitch = x.out_EMN.stride[0],
-                                                            .box = {Epilogue::kColumns, 16}}),
-                                           static_cast<Element*>(x.out_EMN.data),
-                                           x.out_EMN.stride[1], static_cast<int>(n)};
+  const typename Epilogue::Params epilogue{
+      make_tensor_map({.data = x.out_EMN.data,
+                       .dtype = x.out_EMN.dtype,
+                       .dims = {n, m, experts},
+                       .row_pitch = x.out_EMN.stride[1],
+                       .batch_pitch = x.out_EMN.stride[0],
+                       .box = {128 / static_cast<int>(sizeof(Element)), 16}}),
+      static_cast<Element*>(x.out_EMN.data), x.out_EMN.stride[1], static_cast<int>(n)};
   const int tiles_m = static_cast<int>((m + Tile::kBlockM - 1) / Tile::kBlockM);
   const int tiles_n = static_cast<int>((n + Tile::kBlockN - 1) / Tile::kBlockN);
   const typename Schedule::Params schedule{x.offsets_E1, static_cast<int>(experts), tiles_m,
@@ -56,7 +56,7 @@ void launch(const Arguments& x) {
   const long long clusters = experts * ((tiles_m + Tile::kClusterM - 1) / Tile::kClusterM) *
                              ((tiles_n + Tile::kClusterN - 1) / Tile::kClusterN);
   launch_persistent(gemm_kernel<Tile, Schedule, Epilogue>, kGemmThreads, Tile::kSharedBytes,
-                    Tile::kCluster, clusters, x.stream, map_a, map_b, schedule, epilogue);
+                    Tile::kCluster, clusters, x.stream, map_a, map_b, map_b, schedule, epilogue);
 }
 
 template <std::size_t kIndex>

@@ -56,4 +56,13 @@ void grouped_gemm_weight_grad(ConstTensorView, ConstTensorView, const std::int64
   unavailable("grouped_gemm_weight_grad");
 }
 
+void grouped_gemm_activation(Activation, ConstTensorView, ConstTensorView, ConstTensorView,
+                             const void*, TensorView, TensorView, TensorView, Stream) {
+  unavailable("grouped_gemm_activation");
+}
+void grouped_gemm_activation_grad(Activation, ConstTensorView, ConstTensorView, const float*,
+                                  const void*, TensorView, TensorView, TensorView, float*, Stream) {
+  unavailable("grouped_gemm_activation_grad");
+}
+
 }  // namespace dropless::cuda

@@ -30,6 +30,11 @@ class RoutingCuda : public ::testing::TestWithParam<RoutingCase> {
   }
 };
 
+// The CPU ops' workspaces are 64-byte aligned.
+struct alignas(64) Line {
+  char bytes[64];
+};
+
 template <class T>
 DeviceBuffer on_device(const std::vector<T>& values) {
   DeviceBuffer buffer(values.size() * sizeof(T));
@@ -63,12 +68,11 @@ TEST_P(RoutingCuda, RouterMatchesTheCpu) {
   }
   std::vector<float> weights(T * K), losses(2);
   std::vector<std::int32_t> indices(T * K), counts(E);
-  std::vector<char> workspace(route_workspace_bytes(T, E) +
-                              dropless::route_workspace_bytes(T, E, DType::kFloat32) + 64);
+  std::vector<Line> workspace(dropless::route_workspace_bytes(T, E, DType::kFloat32) / 64 + 1);
   dropless::route_forward(
       {logits.data(), DType::kFloat32, {T, E}}, q, {weights.data(), DType::kFloat32, {T, K}},
       {indices.data(), DType::kInt32, {T, K}}, {losses.data(), DType::kFloat32, {2}},
-      {counts.data(), DType::kInt32, {E}}, workspace.data(), workspace.size());
+      {counts.data(), DType::kInt32, {E}}, workspace.data(), 64 * workspace.size());
 
   const DeviceBuffer g_logits = on_device(logits);
   DeviceBuffer g_weights(T * K * 4), g_indices(T * K * 4), g_losses(8), g_counts(E * 4),
@@ -124,11 +128,11 @@ TEST_P(RoutingCuda, PermuteAndCombineMatchTheCpu) {
   std::vector<std::int32_t> indices(R), rows(R), tokens(R);
   for (auto& index : indices) index = (random() % 4 == 0) ? 0 : random() % E;
   std::vector<std::int64_t> offsets(E + 1);
-  std::vector<char> workspace(dropless::dispatch_order_workspace_bytes(T, E) + 64);
-  dropless::dispatch_order({indices.data(), DType::kInt32, {T, K}},
-                           {rows.data(), DType::kInt32, {T, K}},
-                           {offsets.data(), DType::kInt64, {E + 1}},
-                           {tokens.data(), DType::kInt32, {R}}, workspace.data(), workspace.size());
+  std::vector<Line> workspace(dropless::dispatch_order_workspace_bytes(T, E) / 64 + 1);
+  dropless::dispatch_order(
+      {indices.data(), DType::kInt32, {T, K}}, {rows.data(), DType::kInt32, {T, K}},
+      {offsets.data(), DType::kInt64, {E + 1}}, {tokens.data(), DType::kInt32, {R}},
+      workspace.data(), 64 * workspace.size());
   const std::vector<float> weights = random_floats(R, 3);
   const DeviceBuffer g_indices = on_device(indices), g_weights = on_device(weights);
   DeviceBuffer g_rows(R * 4), g_offsets((E + 1) * 8), g_tokens(R * 4), g_weights_R(R * 4),

@@ -13,11 +13,12 @@
 
 namespace dropless::cuda {
 
-// The loading thread: one stage after another, across tile borders.
-template <class Tile, class Schedule>
+// The loading thread: one stage after another, across tile borders. map_b2: the second plane of B.
+template <class Tile, class Schedule, class Epilogue>
 __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, Schedule schedule,
+                                        const typename Epilogue::Params& epilogue,
                                         const CUtensorMap* map_a, const CUtensorMap* map_b,
-                                        int rank) {
+                                        const CUtensorMap* map_b2, int rank) {
   RingPosition<Tile::kStages> ring;
   Work work;
   while (schedule.next(work)) {
@@ -27,9 +28,22 @@ __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, Schedule
       ptx::mbarrier_arrive_expect_bytes(full, Tile::kStageBytes);
       load_operand<Tile::kBlockM, Tile::kMajorA, Tile::kClusterN>(
           map_a, full, pipeline.a(ring.stage), work.m, work.k + k, 0, rank, work.share);
-      load_operand<Tile::kBlockN, Tile::kMajorB, Tile::kClusterM>(
-          map_b, full, pipeline.b(ring.stage), work.n, work.k + k, work.batch_b, rank, work.share);
+      if constexpr (Tile::kPlanes == 2) {
+        load_planes<Tile::kBlockN>(map_b, map_b2, full, pipeline.b(ring.stage), work.n, work.k + k,
+                                   work.batch_b, rank, work.share);
+      } else {
+        load_operand<Tile::kBlockN, Tile::kMajorB, Tile::kClusterM>(
+            map_b, full, pipeline.b(ring.stage), work.n, work.k + k, work.batch_b, rank,
+            work.share);
+      }
       ring.advance();
+    }
+    if constexpr (Epilogue::kExtraStages > 0) {
+      for (int i = 0; i < Epilogue::kExtraStages; ++i) {
+        pipeline.wait_empty(ring);
+        Epilogue::load_extra(epilogue, pipeline.full(ring.stage), pipeline.a(ring.stage), work, i);
+        ring.advance();
+      }
     }
   }
 }
@@ -107,13 +121,28 @@ class Consumer {
       }
       float acc[Tile::kTilesM][Tile::kBlockN / 2];
       if (Schedule::kRaggedK && work.k_length < kBlockK) zero(acc);
+      epilogue.prepare(work, row0 + warp_ * 16);
       multiply(acc, work, lead);
       release_follower(lead);  // a first tile shorter than the lag
 #pragma unroll
-      for (int i = 0; i < Tile::kTilesM; ++i) epilogue(acc[i], work, row0 + i * 64 + warp_ * 16);
+      for (int i = 0; i < Tile::kTilesM; ++i) {
+        epilogue(acc[i], work, row0 + i * 64 + warp_ * 16, *this);
+      }
     }
     release_follower(lead);
     epilogue.finish();
+  }
+
+  // For epilogues with stages of their own: the next stage's memory once it is full, and the
+  // release of a stage by its number, by the whole warp.
+  __device__ __forceinline__ std::uint32_t wait_stage(int& stage) {
+    pipeline_.wait_full(ring_);
+    stage = ring_.stage;
+    ring_.advance();
+    return pipeline_.a(stage);
+  }
+  __device__ __forceinline__ void release_stage(int stage) const {
+    pipeline_.release(stage, lane_);
   }
 
  private:
@@ -135,7 +164,8 @@ class Consumer {
 
   // No valid row in this half of the tile: leave the tensor cores to the other warpgroup.
   __device__ __forceinline__ void skip(const Work& work) {
-    for (int k = 0; k < work.k_length; k += kBlockK) {
+    const int stages = (work.k_length + kBlockK - 1) / kBlockK + Epilogue::kExtraStages;
+    for (int i = 0; i < stages; ++i) {
       pipeline_.wait_full(ring_);
       pipeline_.release(ring_.stage, lane_);
       ring_.advance();
@@ -196,6 +226,7 @@ template <class Tile, class Schedule, class Epilogue>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap map_a,
                 const __grid_constant__ CUtensorMap map_b,
+                const __grid_constant__ CUtensorMap map_b2,
                 const __grid_constant__ typename Schedule::Params schedule_params,
                 const __grid_constant__ typename Epilogue::Params epilogue_params) {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
@@ -220,7 +251,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (warpgroup == 0) {
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
-      produce<Tile>(pipeline, Schedule(schedule_params, rank), &map_a, &map_b, rank);
+      produce<Tile, Schedule, Epilogue>(pipeline, Schedule(schedule_params, rank), epilogue_params,
+                                        &map_a, &map_b, &map_b2, rank);
     }
     __syncwarp();
   } else {

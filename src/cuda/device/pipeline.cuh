@@ -94,4 +94,22 @@ __device__ __forceinline__ void load_operand(const CUtensorMap* map, std::uint32
   }
 }
 
+// The same for a K-major B of two planes, kRows / 2 rows of each: with `share` this CTA loads the
+// plane of its rank for both.
+template <int kRows>
+__device__ __forceinline__ void load_planes(const CUtensorMap* map_0, const CUtensorMap* map_1,
+                                            std::uint32_t barrier, std::uint32_t destination,
+                                            int mn, int k, int batch, int rank, bool share) {
+#pragma unroll
+  for (int plane = 0; plane < 2; ++plane) {
+    const CUtensorMap* map = plane == 0 ? map_0 : map_1;
+    const std::uint32_t target = destination + plane * (kRows / 2) * kBlockK * 2;
+    if (!share) {
+      ptx::tma_load(map, barrier, target, k, mn, batch);
+    } else if (plane == rank) {
+      ptx::tma_load_multicast(map, barrier, target, k, mn, batch, 3);
+    }
+  }
+}
+
 }  // namespace dropless::cuda

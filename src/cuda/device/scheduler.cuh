@@ -84,7 +84,7 @@ class RowTileSchedule {
     ahead_.k_length = params_.k_length;
     ahead_.batch_d = 0;
     ahead_.share = true;
-    ahead_.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kBlockN;
+    ahead_.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kStepN;
     RowTile tile = entry(m * Tile::kClusterM);
     if constexpr (Tile::kClusterM > 1) {
       const int first = tile.expert;
@@ -147,7 +147,7 @@ class RaggedKSchedule {
     raster(index_ - expert * clusters_m_ * clusters_n_, clusters_m_, clusters_n_, params_.width, m,
            n);
     ahead_.m = (m * Tile::kClusterM + (Tile::kClusterM > 1 ? rank_ : 0)) * Tile::kBlockM;
-    ahead_.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kBlockN;
+    ahead_.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kStepN;
     ahead_.rows = Tile::kBlockM;  // the copy engine clips at the tensor's edge
     ahead_.batch_b = 0;
     ahead_.batch_d = expert;

@@ -24,8 +24,10 @@ inline constexpr int kConsumerLag = 1;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 // kClusterM CTAs, neighbours along M, share each B tile; kClusterN CTAs along N share each A tile.
+// With kPlanes = 2 the B tile is two halves, the same rows of two weight tensors: a thread then
+// holds columns c and c + kBlockN / 2 of both products.
 template <int kM, int kN, int kStageCount, int kSlotCount, int kClusterAlongM, int kClusterAlongN,
-          Major kLayoutA, Major kLayoutB>
+          Major kLayoutA, Major kLayoutB, int kPlaneCount = 1>
 struct Tile {
   static constexpr int kBlockM = kM;
   static constexpr int kBlockN = kN;
@@ -36,6 +38,9 @@ struct Tile {
   static constexpr int kCluster = kClusterM * kClusterN;
   static constexpr Major kMajorA = kLayoutA;
   static constexpr Major kMajorB = kLayoutB;
+
+  static constexpr int kPlanes = kPlaneCount;
+  static constexpr int kStepN = kBlockN / kPlanes;  // columns of D between tiles
 
   static constexpr int kRowsPerConsumer = kBlockM / kConsumers;
   static constexpr int kTilesM = kRowsPerConsumer / 64;  // wgmma tiles along M of one consumer
@@ -50,6 +55,7 @@ struct Tile {
   static_assert(kBlockM % (64 * kConsumers) == 0 && kBlockN % 64 == 0);
   static_assert(kSharedBytes <= kMaxSharedBytes);
   static_assert(kCluster <= 2);
+  static_assert(kPlanes == 1 || (kClusterM == 2 && kMajorB == Major::kK));
 };
 
 }  // namespace dropless::cuda

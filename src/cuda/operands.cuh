@@ -1,0 +1,56 @@
+// Tensor maps of the matrix products' operands, as the main loop's tiles read and write them.
+#pragma once
+
+#include "src/cuda/device/epilogue.cuh"
+#include "src/cuda/device/tile.cuh"
+#include "src/cuda/kernels.h"
+#include "src/cuda/tensor_map.h"
+
+namespace dropless::cuda {
+
+// A [rows, k], K-major.
+template <class Tile>
+CUtensorMap row_operand(const ConstTensorView& a_RK) {
+  return make_tensor_map({.data = a_RK.data,
+                          .dims = {a_RK.shape[1], a_RK.shape[0], 1},
+                          .row_pitch = a_RK.stride[0],
+                          .box = {kBlockK, Tile::kBlockM / Tile::kClusterN}});
+}
+
+// Weights [E, n, k] (K-major B) or [E, k, n] (MN-major B).
+template <class Tile>
+CUtensorMap weight_operand(const ConstTensorView& b) {
+  constexpr bool kIsMN = Tile::kMajorB == Major::kMN;
+  return make_tensor_map({.data = b.data,
+                          .dims = {b.shape[2], b.shape[1], b.shape[0]},
+                          .row_pitch = b.stride[1],
+                          .batch_pitch = b.stride[0],
+                          .box = {64, kIsMN ? kBlockK : Tile::kBlockN / Tile::kClusterM}});
+}
+
+template <class Element>
+Output<Element> row_output(const TensorView& out_RN) {
+  return {make_tensor_map({.data = out_RN.data,
+                           .dtype = out_RN.dtype,
+                           .dims = {out_RN.shape[1], out_RN.shape[0], 1},
+                           .row_pitch = out_RN.stride[0],
+                           .box = {128 / static_cast<int>(sizeof(Element)), 16}}),
+          static_cast<Element*>(out_RN.data), out_RN.stride[0], static_cast<int>(out_RN.shape[1])};
+}
+
+template <class Tile>
+typename RowTileSchedule<Tile>::Params row_tile_schedule(const void* row_tiles, std::int64_t n,
+                                                         std::int64_t k, int raster_width) {
+  const auto* count = static_cast<const int*>(row_tiles);
+  return {count, reinterpret_cast<const RowTile*>(count + 4),
+          static_cast<int>((n + Tile::kStepN - 1) / Tile::kStepN), static_cast<int>(k),
+          raster_width};
+}
+
+// No launch needs more clusters than this.
+template <class Tile>
+long long row_tile_bound(std::int64_t rows, std::int64_t experts, std::int64_t n) {
+  return (rows / Tile::kBlockM + experts + 1) * (n / Tile::kStepN + 1);
+}
+
+}  // namespace dropless::cuda

@@ -1,0 +1,191 @@
+// Up projection with its activation, and the gradient through it, against fp32 products and double
+// arithmetic on the host: every activation, plain and gated, ragged and empty experts.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "src/cuda/kernels.h"
+#include "tests/cuda/gpu_support.h"
+
+namespace dropless::cuda {
+namespace {
+
+using dropless::testing::DeviceBuffer;
+const Device kGpu{DeviceType::kCuda, 0};
+constexpr double kTolerance = 5e-3;
+
+double act(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kGelu:
+      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kRelu:
+      return x > 0.0 ? x : 0.0;
+    case Activation::kQuickGelu:
+      return x / (1.0 + std::exp(-1.702 * x));
+  }
+  return 0.0;
+}
+
+// By central differences, away from relu's kink.
+double slope(Activation activation, double x) {
+  if (activation == Activation::kRelu) return x > 0.0 ? 1.0 : 0.0;
+  return (act(activation, x + 1e-4) - act(activation, x - 1e-4)) / 2e-4;
+}
+
+std::vector<double> bf16_values(const DeviceBuffer& buffer, std::size_t count) {
+  std::vector<double> values(count);
+  const auto bits = buffer.download<std::uint16_t>(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t word = static_cast<std::uint32_t>(bits[i]) << 16;
+    float value;
+    std::memcpy(&value, &word, 4);
+    values[i] = value;
+  }
+  return values;
+}
+
+std::vector<double> fp32_values(const DeviceBuffer& buffer, std::size_t count) {
+  const auto values = buffer.download<float>(count);
+  return {values.begin(), values.end()};
+}
+
+double relative(const std::vector<double>& actual, const std::vector<double>& expected) {
+  double difference = 0.0, norm = 0.0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+struct Sizes {
+  std::vector<std::int64_t> offsets;
+  std::int64_t d, f;
+};
+const Sizes kSizes[] = {
+    {{0, 300, 300, 301, 429, 700}, 192, 328},
+    {{0, 128, 256}, 512, 512},
+    {{0, 0, 77}, 64, 8},
+};
+
+class ActivationCuda : public ::testing::TestWithParam<std::tuple<Activation, bool>> {
+ protected:
+  void SetUp() override {
+    if (!dropless::testing::gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+  }
+};
+
+TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
+  const auto [activation, glu] = GetParam();
+  for (const Sizes& s : kSizes) {
+    const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
+    // w1 and v1 are halves of one [E, 2 F, D] tensor, as Hugging Face stores them.
+    DeviceBuffer offsets(8 * (E + 1)), x(R * D * 2), w(E * 2 * F * D * 2);
+    DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), out_only(R * F * 2);
+    DeviceBuffer both(R * 2 * F * 4), tiles(row_tiles_bytes(R, E, 128));
+    offsets.upload(s.offsets);
+    dropless::testing::fill_random_bf16(x.get(), R * D, 1, 1.0f);
+    dropless::testing::fill_random_bf16(w.get(), E * 2 * F * D, 2, 0.2f);
+    dropless::testing::reference_grouped_gemm(x.get(), w.get(), false, offsets.as<std::int64_t>(),
+                                              E, D, 2 * F, both.as<float>());
+    build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
+    ConstTensorView w1(w.get(), DType::kBFloat16, {E, F, D}, kGpu);
+    w1.stride[0] = 2 * F * D;
+    ConstTensorView v1 = w1;
+    v1.data = w.as<char>() + F * D * 2;
+    const auto routed = [&](const DeviceBuffer& buffer) {
+      return TensorView(buffer.get(), DType::kBFloat16, {R, F}, kGpu);
+    };
+    const ConstTensorView x_RD(x.get(), DType::kBFloat16, {R, D}, kGpu);
+    grouped_gemm_activation(activation, x_RD, w1, glu ? v1 : ConstTensorView(), tiles.get(),
+                            routed(gate), glu ? routed(up) : TensorView(), routed(out), nullptr);
+    grouped_gemm_activation(activation, x_RD, w1, glu ? v1 : ConstTensorView(), tiles.get(),
+                            TensorView(), TensorView(), routed(out_only), nullptr);
+    dropless::testing::synchronize();
+
+    const auto reference = fp32_values(both, R * 2 * F);
+    std::vector<double> gate_ref(R * F), up_ref(R * F), out_ref(R * F);
+    const auto g = bf16_values(gate, R * F), u = bf16_values(up, R * F);
+    for (std::int64_t r = 0; r < R; ++r) {
+      for (std::int64_t c = 0; c < F; ++c) {
+        const std::int64_t i = r * F + c;
+        gate_ref[i] = reference[r * 2 * F + c];
+        up_ref[i] = reference[r * 2 * F + F + c];
+        out_ref[i] = act(activation, g[i]) * (glu ? u[i] : 1.0);
+      }
+    }
+    EXPECT_LE(relative(g, gate_ref), kTolerance);
+    if (glu) {
+      EXPECT_LE(relative(u, up_ref), kTolerance);
+    }
+    EXPECT_LE(relative(bf16_values(out, R * F), out_ref), kTolerance);
+    EXPECT_EQ(out.download<std::uint16_t>(R * F), out_only.download<std::uint16_t>(R * F));
+  }
+}
+
+TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
+  const auto [activation, glu] = GetParam();
+  for (const Sizes& s : kSizes) {
+    const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
+    const std::int64_t parts = (F + kActivationGradColumns - 1) / kActivationGradColumns;
+    DeviceBuffer offsets(8 * (E + 1)), d_out(R * D * 2), w2(E * F * D * 2), scores(R * 4);
+    DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), t(R * F * 4);
+    DeviceBuffer d_scores(parts * R * 4), tiles(row_tiles_bytes(R, E, 128));
+    offsets.upload(s.offsets);
+    dropless::testing::fill_random_bf16(d_out.get(), R * D, 1, 1.0f);
+    dropless::testing::fill_random_bf16(w2.get(), E * F * D, 2, 0.2f);
+    dropless::testing::fill_random_bf16(gate.get(), R * F, 3, 4.0f);
+    dropless::testing::fill_random_bf16(up.get(), R * F, 4, 2.0f);
+    dropless::testing::fill_random_fp32(scores.get(), R, 5, 1.0f);
+    dropless::testing::reference_grouped_gemm(d_out.get(), w2.get(), false,
+                                              offsets.as<std::int64_t>(), E, D, F, t.as<float>());
+    const auto g = bf16_values(gate, R * F), u = bf16_values(up, R * F);
+    build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
+    const auto routed = [&](const DeviceBuffer& buffer) {
+      return TensorView(buffer.get(), DType::kBFloat16, {R, F}, kGpu);
+    };
+    grouped_gemm_activation_grad(activation, {d_out.get(), DType::kBFloat16, {R, D}, kGpu},
+                                 {w2.get(), DType::kBFloat16, {E, F, D}, kGpu}, scores.as<float>(),
+                                 tiles.get(), routed(gate), glu ? routed(up) : TensorView(),
+                                 routed(out), d_scores.as<float>(), nullptr);
+    dropless::testing::synchronize();
+
+    const auto t_RF = fp32_values(t, R * F), s_R = fp32_values(scores, R);
+    const auto partial = fp32_values(d_scores, parts * R);
+    std::vector<double> d_gate(R * F), d_up(R * F), scaled(R * F), d_s(R, 0.0), d_s_ref(R, 0.0);
+    for (std::int64_t r = 0; r < R; ++r) {
+      for (std::int64_t c = 0; c < F; ++c) {
+        const std::int64_t i = r * F + c;
+        const double up_value = glu ? u[i] : 1.0, value = act(activation, g[i]);
+        d_gate[i] = s_R[r] * t_RF[i] * up_value * slope(activation, g[i]);
+        d_up[i] = s_R[r] * t_RF[i] * value;
+        scaled[i] = s_R[r] * value * up_value;
+        d_s_ref[r] += t_RF[i] * value * up_value;
+      }
+      for (std::int64_t i = 0; i < parts; ++i) d_s[r] += partial[i * R + r];
+    }
+    EXPECT_LE(relative(bf16_values(gate, R * F), d_gate), kTolerance);
+    if (glu) {
+      EXPECT_LE(relative(bf16_values(up, R * F), d_up), kTolerance);
+    }
+    EXPECT_LE(relative(bf16_values(out, R * F), scaled), kTolerance);
+    EXPECT_LE(relative(d_s, d_s_ref), 1e-4);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ActivationCuda,
+                         ::testing::Combine(::testing::Values(Activation::kSilu,
+                                                              Activation::kGeluTanh,
+                                                              Activation::kGelu, Activation::kRelu,
+                                                              Activation::kQuickGelu),
+                                            ::testing::Bool()));
+
+}  // namespace
+}  // namespace dropless::cuda
