@@ -1,4 +1,4 @@
-// The six matrix products of a dropless MoE layer on one GPU, every compiled variant, against dense
+// The matrix products of a dropless MoE layer on one GPU, every compiled variant, against dense
 // cuBLAS of equal FLOPs and against one cuBLAS call per expert.
 //
 // Everything of a product is timed in one loop, one launch of each in turn, an event pair around
@@ -7,7 +7,7 @@
 //
 //   grouped_gemm_cuda_benchmark [--json FILE] [--rounds N] [--routing uniform|random|zipf]
 //                               [--shape NAME] [--op NAME] [--widths 4,8,16]
-//                               [--all]
+//
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -50,7 +50,6 @@ struct Options {
   std::string json, shape, op, routing = "random";
   std::vector<int> widths{8};
   int rounds = 11;
-  bool all = false;  // every compiled variant, not only the chosen one
 };
 
 // Rows of each expert.
@@ -371,10 +370,6 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     const char* value = i + 1 < argc ? argv[i + 1] : nullptr;
-    if (argument == "--all") {
-      options.all = true;
-      continue;
-    }
     if (value == nullptr) throw Error(ErrorKind::kInvalidArgument, argument + " needs a value");
     ++i;
     if (argument == "--json")
