@@ -1,0 +1,97 @@
+// The three backends of the MoE layer agree, value and gradient, on the same weights.
+#include "train/nn/moe.h"
+
+#include <gtest/gtest.h>
+
+#include "dropless/error.h"
+#include "train/nn/precision.h"
+
+namespace dropless::train {
+namespace {
+
+MoELayerConfig parse(const std::string& extra) {
+  const std::string text =
+      "{ffn_type: mb_dmoe, moe_num_experts: 5, moe_top_k: 2, ffn_hidden_size: 24" + extra + "}";
+  return MoELayerConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root(), 16, 64,
+                                   /*bias=*/true);
+}
+
+struct Outcome {
+  at::Tensor out, losses, tokens;
+  std::vector<at::Tensor> grads;
+};
+
+Outcome run(const MoELayerConfig& config, Precision precision = Precision::kFp32) {
+  ParameterMaker maker({}, 16, 2, 11, at::kCPU);
+  MoE moe(config, "ffn", maker);
+  at::manual_seed(4);
+  at::Tensor x = at::randn({3, 7, 16}).set_requires_grad(true);
+  const at::Tensor weight = at::randn({3, 7, 16});
+  RouterRecord record;
+  Outcome outcome;
+  {
+    AutocastGuard autocast(precision, at::kCPU);
+    outcome.out = moe.forward(x, record);
+  }
+  outcome.losses = record.losses_2.at(0);
+  outcome.tokens = record.tokens_per_expert_E.at(0);
+  ((outcome.out.to(at::kFloat) * weight).sum() + outcome.losses[0] * 3 + outcome.losses[1] * 0.7)
+      .backward();
+  outcome.grads.push_back(x.grad());
+  for (const Parameter& parameter : maker.take()) outcome.grads.push_back(parameter.value.grad());
+  return outcome;
+}
+
+double relative(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).norm() / (b.norm() + 1e-30)).item<double>();
+}
+
+TEST(MoE, BackendsAgree) {
+  for (const char* extra :
+       {", mlp_type: glu, ffn_act_fn: {name: silu}, moe_normalize_expert_weights: 1",
+        ", mlp_type: mlp", ", mlp_type: mlp, ffn_act_fn: {name: relu}, moe_normalize_expert_weights: 2",
+        ", mlp_type: glu, ffn_act_fn: {name: quick_gelu}",
+        ", mlp_type: glu, ffn_act_fn: {name: gelu}, mlp_impl: grouped"}) {
+    MoELayerConfig config = parse(extra);
+    const Outcome dropless = run(config);
+    for (const MoEBackend backend : {MoEBackend::kReference, MoEBackend::kTorch}) {
+      config.backend = backend;
+      const Outcome other = run(config);
+      EXPECT_LT(relative(dropless.out, other.out), 1e-5) << extra;
+      EXPECT_LT(relative(dropless.losses, other.losses), 1e-5) << extra;
+      EXPECT_TRUE(at::equal(dropless.tokens, other.tokens));
+      ASSERT_EQ(dropless.grads.size(), other.grads.size());
+      for (std::size_t i = 0; i < dropless.grads.size(); ++i) {
+        EXPECT_LT(relative(dropless.grads[i], other.grads[i]), 1e-5) << extra << " gradient " << i;
+      }
+    }
+    EXPECT_EQ(dropless.tokens.sum().item<std::int64_t>(), 3 * 7 * 2);
+  }
+}
+
+TEST(MoE, AutocastComputesInBf16) {
+  MoELayerConfig config = parse(", mlp_type: glu");
+  const Outcome exact = run(config);
+  for (const MoEBackend backend : {MoEBackend::kAuto, MoEBackend::kTorch}) {
+    config.backend = backend;
+    const Outcome low = run(config, Precision::kAmpBf16);
+    EXPECT_LT(relative(low.out.to(at::kFloat), exact.out), 3e-2);
+    EXPECT_GT(relative(low.out.to(at::kFloat), exact.out), 1e-5);
+    for (std::size_t i = 0; i < low.grads.size(); ++i) {
+      EXPECT_EQ(low.grads[i].scalar_type(), at::kFloat);
+      EXPECT_LT(relative(low.grads[i], exact.grads[i]), 5e-2) << "gradient " << i;
+    }
+  }
+}
+
+TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
+  for (const char* extra : {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",
+                            ", ffn_act_fn: {name: swish}", ", moe_jitter_eps: 0.1",
+                            ", shared_expert: true", ", moe_loss_weight: -1", ", mlp_impl: dense",
+                            ", moe_normalize_expert_weights: -1", ", moe_num_expert: 3"}) {
+    EXPECT_THROW(parse(extra), Error) << extra;
+  }
+}
+
+}  // namespace
+}  // namespace dropless::train

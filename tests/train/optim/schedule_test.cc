@@ -1,0 +1,70 @@
+#include "train/optim/schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numbers>
+
+#include "dropless/error.h"
+#include "train/optim/loss_scale.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr TrainingLength kLength{.max_batches = 100,
+                                 .batches_per_epoch = 40,
+                                 .samples_per_batch = 8,
+                                 .tokens_per_batch = 256};
+
+Schedule make(const std::string& text) {
+  return Schedule(ScheduleConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root()), kLength);
+}
+
+TEST(Schedule, CosineWithWarmup) {
+  const Schedule schedule = make("{name: cosine_with_warmup, t_warmup: 10ba, alpha_f: 0.1}");
+  EXPECT_EQ(schedule.multiplier(0), 0.0);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(5), 0.5);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(10), 1.0);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(55), 0.1 + 0.9 * 0.5);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(100), 0.1);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(130), 0.1);
+}
+
+TEST(Schedule, LinearDecayAndConstant) {
+  const Schedule linear = make("{name: linear_decay_with_warmup, t_warmup: 0ba, t_max: 50ba, alpha_f: 0.5}");
+  EXPECT_DOUBLE_EQ(linear.multiplier(0), 1.0);
+  EXPECT_DOUBLE_EQ(linear.multiplier(25), 0.75);
+  EXPECT_DOUBLE_EQ(linear.multiplier(99), 0.5);
+  const Schedule constant = make("{name: constant_with_warmup, t_warmup: 4ba}");
+  EXPECT_DOUBLE_EQ(constant.multiplier(1), 0.25);
+  EXPECT_DOUBLE_EQ(constant.multiplier(99), 1.0);
+}
+
+TEST(Schedule, EveryUnitBecomesBatches) {
+  EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("7ba")), 7);
+  EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("2ep")), 80);
+  EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("20sp")), 2.5);
+  EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("512tok")), 2);
+  EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("0.02dur")), 2);
+  EXPECT_THROW(kLength.batches(Time::parse("10sec")), Error);
+}
+
+TEST(Schedule, RefusesAWarmupBeyondTheEnd) {
+  EXPECT_THROW(make("{name: cosine_with_warmup, t_warmup: 100ba}"), Error);
+  EXPECT_THROW(make("{name: inv_sqrt_with_warmup, t_warmup: 1ba}"), Error);
+  EXPECT_THROW(make("{name: cosine_with_warmup, t_warmup: soon}"), Error);
+}
+
+TEST(LossScale, HalvesOnOverflowAndDoublesAfterGoodSteps) {
+  LossScale scale(true);
+  EXPECT_FALSE(scale.update(false));
+  EXPECT_EQ(scale.scale(), 32768.0);
+  for (int i = 0; i < 2000; ++i) EXPECT_TRUE(scale.update(true));
+  EXPECT_EQ(scale.scale(), 65536.0);
+  LossScale off(false);
+  EXPECT_FALSE(off.update(false));
+  EXPECT_EQ(off.scale(), 1.0);
+}
+
+}  // namespace
+}  // namespace dropless::train

@@ -1,0 +1,37 @@
+#include "train/run/batches.h"
+
+#include <gtest/gtest.h>
+
+#include "train/run/expert_load.h"
+
+namespace dropless::train {
+namespace {
+
+TEST(BatchTensors, LabelsAreTheNextTokensOfEachRow) {
+  Batch batch;
+  batch.batch = 3;
+  batch.seq_len = 4;
+  batch.tokens_BS = {9, 9, 9, 9, 1, 2, 3, 4, 5, 6, 0, 0};
+  batch.lengths_B = {4, 4, 2};
+  batch.tokens = 10;
+  const BatchTensors tensors = batch_tensors(batch, 1, 2, at::kCPU);
+  EXPECT_EQ(tensors.scored, 4);
+  EXPECT_TRUE(at::equal(tensors.tokens_BS, at::tensor({1, 2, 3, 4, 5, 6, 0, 0}, at::kLong).view({2, 4})));
+  EXPECT_TRUE(at::equal(tensors.labels_BS,
+                        at::tensor({2, 3, 4, -100, 6, -100, -100, -100}, at::kLong).view({2, 4})));
+}
+
+TEST(ExpertLoad, PerfectBalanceAndOneBusyExpert) {
+  const ExpertLoad even = expert_load(at::full({2, 4}, 6, at::kLong), 2);
+  EXPECT_DOUBLE_EQ(even.min, 0.5);  // K / E
+  EXPECT_DOUBLE_EQ(even.max, 0.5);
+  EXPECT_DOUBLE_EQ(even.max_over_mean, 1.0);
+  EXPECT_DOUBLE_EQ(even.std, 0.0);
+  const ExpertLoad skewed = expert_load(at::tensor({8, 0, 0, 0}, at::kLong).view({1, 4}), 1);
+  EXPECT_DOUBLE_EQ(skewed.max, 1.0);
+  EXPECT_DOUBLE_EQ(skewed.min, 0.0);
+  EXPECT_DOUBLE_EQ(skewed.max_over_mean, 4.0);
+}
+
+}  // namespace
+}  // namespace dropless::train

@@ -1,0 +1,78 @@
+// Defaults and checks of the whole config; the parts have tests of their own.
+#include "train/run/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr const char* kMinimal = R"(
+model: {name: mpt_causal_lm, d_model: 16, n_heads: 2, n_layers: 1, vocab_size: 257}
+tokenizer: {name: bytes}
+optimizer: {name: decoupled_adamw, lr: 1.0e-3}
+scheduler: {name: cosine_with_warmup, t_warmup: 0ba}
+train_loader: {name: text, dataset: {local: somewhere}}
+max_duration: 10ba
+max_seq_len: 16
+global_train_batch_size: 4
+)";
+
+TrainConfig parse(const std::string& text, const std::vector<std::string>& overrides = {}) {
+  return TrainConfig::from_yaml(YamlDocument::parse(text, "t.yaml", overrides));
+}
+
+TEST(TrainConfig, DefaultsAreLlmFoundrys) {
+  const TrainConfig config = parse(kMinimal);
+  EXPECT_EQ(config.seed, 17u);
+  EXPECT_EQ(config.precision, Precision::kAmpBf16);
+  EXPECT_EQ(config.save_interval, (Time{1000, TimeUnit::kBatch}));
+  EXPECT_EQ(config.eval_interval, (Time{1, TimeUnit::kEpoch}));
+  EXPECT_EQ(config.save_num_checkpoints_to_keep, -1);
+  EXPECT_EQ(config.device_train_microbatch_size, 0);
+  EXPECT_FALSE(config.autoresume);
+  EXPECT_FALSE(config.clip.has_value());
+  EXPECT_THAT(config.save_folder, testing::StartsWith("runs/"));
+}
+
+TEST(TrainConfig, EveryMandatoryKeyIsMissedByName) {
+  for (const char* key : {"model", "tokenizer", "optimizer", "scheduler", "train_loader",
+                          "max_duration", "max_seq_len", "global_train_batch_size"}) {
+    try {
+      parse(kMinimal, {std::string(key) + "=null"});
+      FAIL() << key;
+    } catch (const Error& error) {
+      EXPECT_THAT(std::string(error.what()) + error.hint(), testing::HasSubstr(key));
+    }
+  }
+}
+
+TEST(TrainConfig, RunFolderNames) {
+  EXPECT_EQ(parse(kMinimal, {"run_name=a"}).save_folder, "runs/a");
+  EXPECT_EQ(parse(kMinimal, {"run_name=a", "save_folder=b/{run_name}/c"}).save_folder, "b/a/c");
+  EXPECT_THROW(parse(kMinimal, {"save_folder=b/{run_name}"}), Error);
+}
+
+TEST(TrainConfig, RefusesContradictions) {
+  for (const char* override :
+       {"seed=-1", "max_duration=1dur", "max_duration=10sec", "save_interval=5sec", "max_seq_len=1",
+        "device_train_microbatch_size=5", "device_train_microbatch_size=large",
+        "save_num_checkpoints_to_keep=0", "precision=fp8", "device_eval_batch_size=0",
+        "algorithms={alibi: {}}", "callbacks={my_callback: {}}", "loggers={wandb: {}}", "modle=1"}) {
+    EXPECT_THROW(parse(kMinimal, {override}), Error) << override;
+  }
+  EXPECT_THROW(parse(kMinimal, {"autoresume=true", "save_overwrite=true"}), Error);
+}
+
+TEST(TrainConfig, SeveralEvalLoadersNeedLabels) {
+  const std::string one = "{name: text, dataset: {local: v}}";
+  const std::string a = "{label: a, name: text, dataset: {local: v}}";
+  EXPECT_EQ(parse(kMinimal, {"eval_loader=" + one}).eval_loaders.size(), 1u);
+  EXPECT_THROW(parse(kMinimal, {"eval_loader=[" + one + "," + a + "]"}), Error);
+  EXPECT_THROW(parse(kMinimal, {"eval_loader=[" + a + "," + a + "]"}), Error);
+}
+
+}  // namespace
+}  // namespace dropless::train
