@@ -61,9 +61,9 @@ ROOMS = (
     # Users of the whole: nothing includes them.
     Room("python", 2, torch=True, kernels=True, sees=LIBRARY),
     Room("examples", 7, torch=True, kernels=True),
-    Room("benchmarks", 7, torch=True, kernels=True),
     Room("tests/ops", 7, kernels=True, sees=LIBRARY + ("src/common", "src/cpu", "src/cuda", "src/ops")),
     Room("tests", 7, torch=True, kernels=True),
+    Room("benchmarks", 8, torch=True, kernels=True),  # they share the tests' GPU support
 )
 BY_LONGEST_PATH = sorted(ROOMS, key=lambda room: -len(room.path))
 SOURCE_FOLDERS = ("include", "src", "train", "apps", "python", "examples", "benchmarks", "tests")
@@ -79,8 +79,10 @@ def room_of(path):
     return None
 
 
-def resolve(name):
+def resolve(name, room, quoted):
     """The path in the repository that a project include names, or None for any other header."""
+    if quoted and room.path == "src/cuda/device" and "/" not in name:
+        return f"{room.path}/{name}"  # device headers name each other bare: the folder stands alone
     if name.startswith("dropless/"):
         return "include/" + name
     if name.split("/")[0] in SOURCE_FOLDERS:
@@ -128,7 +130,7 @@ def check_file(root, path):
         return [f"{source}:1: {source} is in no room that check_layers.py knows"], {}
     violations, targets, torch_line, kernel_line = [], {}, None, None
     for line, name, quoted in read_includes(path):
-        target = resolve(name)
+        target = resolve(name, room, quoted)
         if target is None:
             if TORCH.match(name):
                 torch_line = torch_line or line

@@ -88,6 +88,8 @@ class CheckLayersTest(unittest.TestCase):
     def test_device_headers_stand_alone(self):
         self.expect_violation("src/cuda/device/x.h", '#include "dropless/error.h"\n', 1, "nothing outside itself")
         self.expect_violation("src/cuda/device/x.h", "#include <cute/tensor.hpp>\n", 1, "nothing outside itself")
+        self.expect_violation("src/cuda/device/x.h", '#include "absent.h"\n', 1, "does not exist")
+        self.assertEqual(self.check({"src/cuda/device/x.h": '#include "tile.h"\n'}), (0, ""))
 
     def test_nobody_but_apps_includes_run(self):
         self.expect_violation("train/nn/x.h", '#include "train/run/trainer.h"\n', 1, "only apps")
