@@ -1,7 +1,14 @@
 # Tests, format and lint, benchmarks, GPU runs.
 
-# Of ctest's output, all but the lines on starting and passed tests: failures with their output, and the end.
-ctest_essentials() { grep -vE '^ *Start +[0-9]+: |^ *[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed |^Test project |^Internal ctest'; }
+# Of ctest's output, all but the lines on starting, passed and skipped tests: failures with their output, and
+# the end, with the number of skipped ones.
+ctest_essentials() {
+  awk '/^ *Start +[0-9]+: / || /^ *[0-9]+\/[0-9]+ Test +#[0-9]+: .* Passed / || /^Test project / || /^Internal ctest/ { next }
+    /\*\*\*Skipped/ || /^The following tests did not run:/ { next }
+    /^[ \t]+[0-9]+ - .*\(Skipped\)$/ { skipped++; next }
+    { print }
+    END { if (skipped) print skipped " tests skipped (no GPU here, or as the log says)" }'
+}
 
 # run_tests PRESET CTEST_ARG...: results to standard output, the whole output to a log. Only the tests of
 # one folder: --test-dir build/PRESET/FOLDER.

@@ -110,13 +110,15 @@ class DevTest(unittest.TestCase):
             (
                 "Test project /x", "        Start   1: A.b", "  1/12 Test   #1: A.b ......   Passed    0.01 sec",
                 " 2/12 Test #2: C.d ......***Failed    0.01 sec", "expected 1", "",
-                "50% tests passed, 1 tests failed out of 2",
+                "50% tests passed, 1 tests failed out of 2", "", "The following tests did not run:",
+                "\t  3 - E.f (Skipped)",
             )
         )
         result = self.shell(f"ctest_essentials <<'END'\n{output}\nEND")
         self.assertEqual(
             result.stdout,
-            " 2/12 Test #2: C.d ......***Failed    0.01 sec\nexpected 1\n\n50% tests passed, 1 tests failed out of 2\n",
+            " 2/12 Test #2: C.d ......***Failed    0.01 sec\nexpected 1\n\n50% tests passed, 1 tests failed out of 2\n\n"
+            "1 tests skipped (no GPU here, or as the log says)\n",
         )
 
     def test_every_package_line_has_a_group(self):
