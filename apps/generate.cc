@@ -30,6 +30,36 @@ struct GenerateVerb {
   ModelOptions model_options;
 };
 
+// Prints bytes as they come, as valid UTF-8: a character's bytes wait for its last one.
+class Utf8Printer {
+ public:
+  void print(const std::string& bytes) {
+    pending_ += bytes;
+    flush(pending_.size() - unfinished());
+  }
+  void finish() { flush(pending_.size()); }
+
+ private:
+  // Bytes at the end that may be the beginning of a longer character.
+  std::size_t unfinished() const {
+    for (std::size_t back = 1; back <= 3 && back <= pending_.size(); ++back) {
+      const auto byte = static_cast<unsigned char>(pending_[pending_.size() - back]);
+      if ((byte & 0xC0) == 0x80) continue;
+      const std::size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
+      return length > back ? back : 0;
+    }
+    return 0;
+  }
+  void flush(std::size_t bytes) {
+    const std::string text = replace_invalid_utf8(pending_.substr(0, bytes));
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+    pending_.erase(0, bytes);
+  }
+
+  std::string pending_;
+};
+
 std::vector<std::vector<TokenId>> ids_from_json(const std::string& text) {
   const nlohmann::json json = parse_json(text, "--prompt-ids");
   std::vector<std::vector<TokenId>> prompts;
@@ -98,20 +128,17 @@ void run_generate(const GenerateVerb& verb) {
     print_json(verb, generate(*loaded.model, prompts, options), tokenizer);
     return;
   }
-  if (tokenizer == nullptr) {
-    throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here", "use --json");
+  if (tokenizer == nullptr || prompts.size() != 1) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "only one prompt of a model with a tokenizer can be printed as text", "use --json");
   }
-  const auto print = [](const std::string& text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  };
-  for (const auto& prompt : prompts) {
-    print(tokenizer->decode_bytes(prompt));
-    generate(*loaded.model, {prompt}, options, [&](std::size_t, TokenId id) {
-      print(tokenizer->decode_bytes(std::vector<TokenId>{id}));
-    });
-    print("\n");
-  }
+  Utf8Printer printer;
+  printer.print(tokenizer->decode_bytes(prompts[0]));
+  generate(*loaded.model, prompts, options, [&](std::size_t, TokenId id) {
+    printer.print(tokenizer->decode_bytes(std::vector<TokenId>{id}));
+  });
+  printer.finish();
+  std::fputs("\n", stdout);
 }
 
 }  // namespace
