@@ -90,6 +90,17 @@ void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
     throw Error(ErrorKind::kInvalidArgument, "weight gradients accumulate in float32 only",
                 "pass a float32 gradient, or accumulate = false", __FILE__, __LINE__);
   }
+  if (a_RM.shape[0] == 0) {  // no rows at all: nothing that a tensor map could describe
+    if (accumulate) return;
+    const std::size_t element = dtype_bytes(out_EMN.dtype);
+    for (std::int64_t e = 0; e < out_EMN.shape[0]; ++e) {
+      DROPLESS_CUDA_CHECK(
+          cudaMemset2DAsync(static_cast<char*>(out_EMN.data) + e * out_EMN.stride[0] * element,
+                            out_EMN.stride[1] * element, 0, out_EMN.shape[2] * element,
+                            out_EMN.shape[1], static_cast<cudaStream_t>(stream)));
+    }
+    return;
+  }
   const Arguments x{
       a_RM, b_RN, offsets_E1, out_EMN, accumulate, config, static_cast<cudaStream_t>(stream)};
   if (!dispatch(x, std::make_index_sequence<std::size(kWeightGradVariants)>())) {

@@ -166,6 +166,57 @@ TEST_F(GroupedWgradCuda, MatchesPlainLoops) {
   }
 }
 
+TEST_F(GroupedWgradCuda, NoRowsAtAllGiveZeros) {
+  DeviceBuffer offsets_E1(3 * 8), out(2 * 16 * 24 * 4);
+  offsets_E1.upload<std::int64_t>({0, 0, 0});
+  const auto weight_grad = [&](bool accumulate) {
+    grouped_gemm_weight_grad(
+        {nullptr, DType::kBFloat16, {0, 16}, kGpu}, {nullptr, DType::kBFloat16, {0, 24}, kGpu},
+        offsets_E1.as<std::int64_t>(), {out.get(), DType::kFloat32, {2, 16, 24}, kGpu}, accumulate,
+        choose_weight_grad(24), nullptr);
+  };
+  weight_grad(false);
+  EXPECT_EQ(out.download<float>(2 * 16 * 24), std::vector<float>(2 * 16 * 24, 0.0f));
+  out.upload(std::vector<float>(2 * 16 * 24, 3.0f));
+  weight_grad(true);
+  EXPECT_EQ(out.download<float>(2 * 16 * 24), std::vector<float>(2 * 16 * 24, 3.0f));
+}
+
+// Nothing inside waits or allocates, so the calls can be captured; the graph follows new offsets.
+TEST_F(GroupedGemmCuda, RunsInAGraphWithOtherOffsets) {
+  const std::int64_t rows = 500, k = 128, n = 264, experts = 3;
+  DeviceBuffer offsets_E1(4 * 8), a(rows * k * 2), b(experts * k * n * 2), out(rows * n * 2),
+      expected(rows * n * 4), tiles(row_tiles_bytes(rows, experts, 128));
+  dropless::testing::fill_random_bf16(a.get(), rows * k, 3, 1.0f);
+  dropless::testing::fill_random_bf16(b.get(), experts * k * n, 4, 1.0f);
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  build_row_tiles(offsets_E1.as<std::int64_t>(), experts, 128, tiles.get(), stream);
+  grouped_gemm({a.get(), DType::kBFloat16, {rows, k}, kGpu},
+               {b.get(), DType::kBFloat16, {experts, n, k}, kGpu}, false, tiles.get(),
+               {out.get(), DType::kBFloat16, {rows, n}, kGpu}, choose_grouped_gemm(n), stream);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+  for (const std::vector<std::int64_t>& offsets :
+       {std::vector<std::int64_t>{0, 100, 101, 500}, std::vector<std::int64_t>{0, 0, 500, 500}}) {
+    offsets_E1.upload(offsets);
+    out.poison();
+    dropless::testing::reference_grouped_gemm(a.get(), b.get(), false,
+                                              offsets_E1.as<std::int64_t>(), experts, k, n,
+                                              expected.as<float>());
+    dropless::testing::synchronize();
+    ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
+    dropless::testing::synchronize();
+    EXPECT_LE(dropless::testing::relative_error_bf16(out, expected, rows * n), kTolerance);
+  }
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
 TEST_F(GroupedGemmCuda, RefusesWidthsThatTheCopyEngineCannotRead) {
   DeviceBuffer memory(1 << 16);
   EXPECT_THROW(grouped_gemm({memory.get(), DType::kBFloat16, {16, 12}, kGpu},
