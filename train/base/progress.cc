@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <utility>
 
@@ -39,7 +40,7 @@ void write_text(int fd, const std::string& text) {
 
 std::string format_seconds(double seconds) {
   if (!(seconds >= 0) || seconds > 1e9) return "?";
-  const auto total = static_cast<std::int64_t>(seconds + 0.5);
+  const auto total = std::llround(seconds);
   if (total < 60) return fmt::format("{}s", total);
   if (total < 3600) return fmt::format("{}m{:02}s", total / 60, total % 60);
   if (total < 86400) return fmt::format("{}h{:02}m", total / 3600, total / 60 % 60);

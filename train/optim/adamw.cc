@@ -29,7 +29,7 @@ AdamWConfig AdamWConfig::from_yaml(const YamlMap& map) {
 DecoupledAdamW::DecoupledAdamW(const AdamWConfig& config,
                                std::vector<std::pair<std::string, at::Tensor>> parameters)
     : config_(config) {
-  for (auto& [name, parameter] : parameters) {
+  for (const auto& [name, parameter] : parameters) {
     const at::Tensor value = parameter.detach();
     slots_.push_back({name, parameter, at::zeros_like(value), at::zeros_like(value),
                       at::zeros({}, value.options().dtype(at::kFloat))});
