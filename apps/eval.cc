@@ -82,9 +82,9 @@ void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool 
     return;
   }
   for (const auto& [label, result] : results) {
-    std::cout << fmt::format("{}{}cross-entropy {:.4f} nats per token, perplexity {:.3f}, {} tokens\n",
-                             label, label.empty() ? "" : ": ", result.cross_entropy(),
-                             result.perplexity(), result.tokens);
+    std::cout << fmt::format(
+        "{}{}cross-entropy {:.4f} nats per token, perplexity {:.3f}, {} tokens\n", label,
+        label.empty() ? "" : ": ", result.cross_entropy(), result.perplexity(), result.tokens);
   }
 }
 
@@ -95,8 +95,8 @@ void run_eval(EvalVerb verb) {
     throw Error(ErrorKind::kInvalidArgument, "eval MODEL needs --data DIR or --data FILE");
   }
   if (is_model && !verb.overrides.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, "overrides such as " + verb.overrides[0] +
-                                                 " belong to a CONFIG, not to a model");
+    throw Error(ErrorKind::kInvalidArgument,
+                "overrides such as " + verb.overrides[0] + " belong to a CONFIG, not to a model");
   }
   std::vector<Source> sources;
   std::optional<TrainConfig> config;
@@ -135,10 +135,12 @@ void run_eval(EvalVerb verb) {
 void add_eval_verb(CLI::App& app) {
   auto verb = std::make_shared<EvalVerb>();
   CLI::App* cli = app.add_subcommand("eval", "Cross-entropy and perplexity of a model");
-  cli->add_option("target", verb->target, "YAML config (its load_path, else its run folder), or a model")
+  cli->add_option("target", verb->target,
+                  "YAML config (its load_path, else its run folder), or a model")
       ->required();
   cli->add_option("overrides", verb->overrides, "key.path=value, for a config");
-  cli->add_option("--data", verb->data, "MDS folder or text file, in place of the config's loaders");
+  cli->add_option("--data", verb->data,
+                  "MDS folder or text file, in place of the config's loaders");
   cli->add_option("--split", verb->split, "sub-folder of --data");
   cli->add_flag("--json", verb->json, "one JSON document");
   verb->model_options.add_to(*cli);

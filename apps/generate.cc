@@ -82,19 +82,22 @@ std::vector<std::vector<TokenId>> ids_from_json(const std::string& text) {
   return prompts;
 }
 
-std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb, const Tokenizer* tokenizer) {
+std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
+                                               const Tokenizer* tokenizer) {
   if (!verb.prompt_ids.empty()) return ids_from_json(verb.prompt_ids);
   if (tokenizer == nullptr) {
     throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here",
                 "give token ids: --prompt-ids");
   }
-  const std::string text = verb.prompt_file.empty() ? verb.prompt : read_file(verb.prompt_file, 64 << 20);
+  const std::string text =
+      verb.prompt_file.empty() ? verb.prompt : read_file(verb.prompt_file, 64 << 20);
   std::vector<TokenId> ids = tokenizer->encode(text);
   if (ids.empty() && tokenizer->eos_id()) ids.push_back(*tokenizer->eos_id());  // starts a document
   return {ids};
 }
 
-void print_json(const GenerateVerb& verb, const GenerateResult& result, const Tokenizer* tokenizer) {
+void print_json(const GenerateVerb& verb, const GenerateResult& result,
+                const Tokenizer* tokenizer) {
   nlohmann::ordered_json json;
   json["sequences"] = result.sequences;
   json["text"] = nullptr;
@@ -103,7 +106,8 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result, const To
     for (const auto& ids : result.sequences) json["text"].push_back(tokenizer->decode(ids));
   }
   json["finish"] = nlohmann::json::array();
-  for (const bool stopped : result.stopped_at_eos) json["finish"].push_back(stopped ? "eos" : "length");
+  for (const bool stopped : result.stopped_at_eos)
+    json["finish"].push_back(stopped ? "eos" : "length");
   if (verb.logits) {
     json["cross_entropy"] = nullptr;
     if (result.cross_entropy) json["cross_entropy"] = *result.cross_entropy;
@@ -154,7 +158,8 @@ void add_generate_verb(CLI::App& app) {
   prompt->require_option(0, 1);
   cli->add_option("--max-new-tokens", verb->options.max_new_tokens)->capture_default_str();
   cli->add_option("--temperature", verb->options.temperature, "0: greedy")->capture_default_str();
-  cli->add_option("--top-k", verb->options.top_k, "keep the k likeliest; 0: all")->capture_default_str();
+  cli->add_option("--top-k", verb->options.top_k, "keep the k likeliest; 0: all")
+      ->capture_default_str();
   cli->add_option("--top-p", verb->options.top_p, "keep the likeliest of this probability")
       ->capture_default_str();
   cli->add_option("--seed", verb->options.seed)->capture_default_str();

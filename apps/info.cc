@@ -60,7 +60,8 @@ void print_text(const nlohmann::ordered_json& json) {
   const auto total = json["parameters"]["total"].get<std::int64_t>();
   const auto active = json["parameters"]["active"].get<std::int64_t>();
   if (json.contains("folder")) {
-    std::cout << "checkpoint  " << json["folder"].get<std::string>() << ", step " << json["step"] << "\n";
+    std::cout << "checkpoint  " << json["folder"].get<std::string>() << ", step " << json["step"]
+              << "\n";
   }
   std::cout << fmt::format("parameters  {} ({}), {} ({}) active per token\n", total,
                            format_count(static_cast<double>(total)), active,

@@ -1,5 +1,5 @@
-// The `dropless` command: parses the verb, runs it, and turns errors into one message and an exit code
-// (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
+// The `dropless` command: parses the verb, runs it, and turns errors into one message and an exit
+// code (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -33,9 +33,9 @@ int report(const dropless::Error& error) {
   return exit_code(error.kind());
 }
 
-// OpenMP threads that wait spin, by default for milliseconds: beside another busy program two threads on two
-// cores then train ten times slower. A short spin costs nothing on an idle machine. The runtime reads its
-// environment when it is loaded, before main: hence the second start.
+// OpenMP threads that wait spin, by default for milliseconds: beside another busy program two
+// threads on two cores then train ten times slower. A short spin costs nothing on an idle machine.
+// The runtime reads its environment when it is loaded, before main: hence the second start.
 void limit_spinning(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
   ::setenv("GOMP_SPINCOUNT", "10000", 1);
@@ -45,7 +45,8 @@ void limit_spinning(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // A file-size limit is then an error of the write, like a full disk, and not the end of the process.
+  // A file-size limit is then an error of the write, like a full disk, and not the end of the
+  // process.
   std::signal(SIGXFSZ, SIG_IGN);
   if (argc > 1 && std::string_view(argv[1]) == "train") limit_spinning(argv);
   CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};

@@ -46,7 +46,8 @@ void run_version(bool as_json) {
   }
   std::cout << "dropless " << DROPLESS_VERSION << " (" << DROPLESS_COMMIT << ")\n"
             << "torch " << TORCH_VERSION << "\n"
-            << "GPU: " << (json["cuda_device"].is_null() ? "none" : json["cuda_device"].get<std::string>())
+            << "GPU: "
+            << (json["cuda_device"].is_null() ? "none" : json["cuda_device"].get<std::string>())
             << "\nCPU features:";
   for (const std::string& feature : cpu_features()) std::cout << " " << feature;
   std::cout << "\nkernels:";

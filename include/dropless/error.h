@@ -1,7 +1,7 @@
 // The one exception type of dropless: what went wrong, where, and how to mend it.
 //
-// The library throws it on bad arguments before it touches any output; the `dropless` command prints
-// message and hint and turns the kind into its exit code.
+// The library throws it on bad arguments before it touches any output; the `dropless` command
+// prints message and hint and turns the kind into its exit code.
 #pragma once
 
 #include <stdexcept>
@@ -11,7 +11,8 @@
 namespace dropless {
 
 enum class ErrorKind {
-  kInvalidArgument,  // the caller's shapes, types or options are wrong; a path is absent; a format is unknown
+  kInvalidArgument,  // the caller's shapes, types or options are wrong; a path is absent; a format
+                     // is unknown
   kDamaged,          // data that an index or manifest names is missing, truncated or altered
   kResource,         // out of memory, disk full, an operating-system call failed
   kNonFinite,        // a loss or gradient became infinite or not a number
@@ -23,7 +24,11 @@ class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message, std::string hint = {}, const char* file = "",
         int line = 0)
-      : std::runtime_error(message), kind_(kind), hint_(std::move(hint)), file_(file), line_(line) {}
+      : std::runtime_error(message),
+        kind_(kind),
+        hint_(std::move(hint)),
+        file_(file),
+        line_(line) {}
 
   ErrorKind kind() const noexcept { return kind_; }
   // What the reader can do about it; empty where nothing useful can be said.

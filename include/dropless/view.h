@@ -49,8 +49,8 @@ struct BasicTensorView {
 
   // A mutable view is also a read-only one.
   template <class Other>
-    requires(std::is_convertible_v<Other, Pointer> && !std::is_same_v<Other, Pointer>)
-  BasicTensorView(const BasicTensorView<Other>& other)
+  requires(std::is_convertible_v<Other, Pointer> && !std::is_same_v<Other, Pointer>)
+      BasicTensorView(const BasicTensorView<Other>& other)
       : data(other.data),
         dtype(other.dtype),
         device(other.device),

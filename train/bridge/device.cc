@@ -1,5 +1,5 @@
-// libtorch_cuda registers its kernels when it is loaded. It is not linked, so that one binary starts fast
-// on machines without a GPU and trains on those with one.
+// libtorch_cuda registers its kernels when it is loaded. It is not linked, so that one binary
+// starts fast on machines without a GPU and trains on those with one.
 #include "train/bridge/device.h"
 
 #include <ATen/Parallel.h>
@@ -13,7 +13,8 @@ namespace {
 
 // Why CUDA cannot be used; empty when it can.
 std::string load_cuda() {
-  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL) == nullptr) return "no NVIDIA driver is installed";
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL) == nullptr)
+    return "no NVIDIA driver is installed";
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     return std::string("libtorch_cuda cannot be loaded: ") + dlerror();
   }

@@ -7,8 +7,8 @@
 
 namespace dropless::train {
 
-// True if a CUDA driver, libtorch_cuda and at least one GPU are there. Loads libtorch_cuda on the first
-// call (about a second on a GPU machine, nothing elsewhere).
+// True if a CUDA driver, libtorch_cuda and at least one GPU are there. Loads libtorch_cuda on the
+// first call (about a second on a GPU machine, nothing elsewhere).
 bool cuda_available();
 
 // "cpu", "cuda", "cuda:N", or "auto" (a GPU where there is one). Throws Error(kInvalidArgument).

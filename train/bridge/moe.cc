@@ -61,7 +61,8 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     const auto loss_options = saved.weights_TK.options();
     at::Tensor out_TD = at::empty_like(x_TD);
     at::Tensor losses_2 = at::empty({2}, loss_options);
-    at::Tensor tokens_per_expert_E = at::empty({config.num_experts}, x_TD.options().dtype(at::kInt));
+    at::Tensor tokens_per_expert_E =
+        at::empty({config.num_experts}, x_TD.options().dtype(at::kInt));
     const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
     const std::size_t bytes =
         moe_forward_workspace_bytes(config, x_TD.size(0), view_of(x_TD).dtype);
@@ -108,7 +109,8 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
 
 MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
                     const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
-  // libtorch asks every argument of a function for its device, so an absent tensor is passed as an empty one.
+  // libtorch asks every argument of a function for its device, so an absent tensor is passed as an
+  // empty one.
   const at::Tensor v1 = config.glu ? v1_EFD : at::empty({0}, x_TD.options());
   const variable_list out =
       MoEFunction::apply(x_TD.contiguous(), router_ED, w1_EFD, v1, w2_EFD, config);

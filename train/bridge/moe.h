@@ -12,8 +12,9 @@ struct MoEResult {
   at::Tensor tokens_per_expert_E;  // int32
 };
 
-// x_TD [T, D]; router_ED [E, D]; w1, v1, w2 [E, F, D], v1 undefined for MLP; one element type and device.
-// Keeps x, the weights (by reference) and MoESaved from forward to backward. Formulas: dropless/moe.h.
+// x_TD [T, D]; router_ED [E, D]; w1, v1, w2 [E, F, D], v1 undefined for MLP; one element type and
+// device. Keeps x, the weights (by reference) and MoESaved from forward to backward. Formulas:
+// dropless/moe.h.
 MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
                     const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD);
 

@@ -34,7 +34,8 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_mo
     map.fail("kv_n_heads", "kv_n_heads " + std::to_string(*kv_heads) + " does not fit " + type);
   }
   if (config.kv_n_heads < 1 || n_heads % config.kv_n_heads != 0) {
-    map.fail("kv_n_heads", "n_heads " + std::to_string(n_heads) + " is not a multiple of kv_n_heads " +
+    map.fail("kv_n_heads", "n_heads " + std::to_string(n_heads) +
+                               " is not a multiple of kv_n_heads " +
                                std::to_string(config.kv_n_heads));
   }
   config.clip_qkv = map.get<double>("clip_qkv", 0.0);

@@ -1,5 +1,6 @@
-// Causal self-attention with H query heads sharing G key/value heads (multi-head: G = H, multi-query:
-// G = 1, grouped-query between; Ainslie et al. 2023, arXiv:2305.13245), by libtorch's fused kernels.
+// Causal self-attention with H query heads sharing G key/value heads (multi-head: G = H,
+// multi-query: G = 1, grouped-query between; Ainslie et al. 2023, arXiv:2305.13245), by libtorch's
+// fused kernels.
 #pragma once
 
 #include <cstdint>
@@ -34,11 +35,12 @@ struct KeyValueCache {
 
 class Attention {
  public:
-  // Parameters NAME.Wqkv [(H + 2G) head_dim, D] (q rows, then k, then v), NAME.out_proj [D, H head_dim].
+  // Parameters NAME.Wqkv [(H + 2G) head_dim, D] (q rows, then k, then v), NAME.out_proj [D, H
+  // head_dim].
   Attention(const AttentionConfig& config, const std::string& name, ParameterMaker& maker,
             at::Device device);
-  // x [B, S, D] -> [B, S, D]. With a cache: x are the tokens after the cached ones, which it then holds
-  // too; after the first call S must be 1.
+  // x [B, S, D] -> [B, S, D]. With a cache: x are the tokens after the cached ones, which it then
+  // holds too; after the first call S must be 1.
   at::Tensor forward(const at::Tensor& x_BSD, KeyValueCache* cache);
 
  private:

@@ -80,9 +80,8 @@ Ffn::Ffn(const FfnConfig& config, const std::string& name, ParameterMaker& maker
 at::Tensor Ffn::forward(const at::Tensor& x) const {
   const at::Tensor up = at::linear(x, up_, up_bias_);
   const at::Tensor a =
-      config_.glu
-          ? apply_activation(config_.activation, at::linear(x, gate_, gate_bias_), up)
-          : apply_activation(config_.activation, up, at::Tensor());
+      config_.glu ? apply_activation(config_.activation, at::linear(x, gate_, gate_bias_), up)
+                  : apply_activation(config_.activation, up, at::Tensor());
   return at::linear(a, down_, down_bias_);
 }
 

@@ -1,8 +1,9 @@
 // Parameters and their initial values.
 //
-// The schemes are LLM Foundry's `init_config`: a standard deviation per matrix from its fan-in, and the
-// projections that write into the residual stream divided by sqrt(2 n_layers). Values are drawn on the
-// CPU from one generator in the order of construction, so that they depend on the seed alone.
+// The schemes are LLM Foundry's `init_config`: a standard deviation per matrix from its fan-in, and
+// the projections that write into the residual stream divided by sqrt(2 n_layers). Values are drawn
+// on the CPU from one generator in the order of construction, so that they depend on the seed
+// alone.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@
 namespace dropless::train {
 
 struct Parameter {
-  std::string name;  // LLM Foundry's, without the `model.` prefix
-  at::Tensor value;  // a leaf that requires a gradient
+  std::string name;     // LLM Foundry's, without the `model.` prefix
+  at::Tensor value;     // a leaf that requires a gradient
   bool expert = false;  // [E * F, D]: only top_k / E of it works on a token
 };
 
@@ -38,7 +39,8 @@ class ParameterMaker {
                  std::uint64_t seed, at::Device device);
 
   // [out, in]; `residual`: it writes into the residual stream.
-  at::Tensor linear(const std::string& name, std::int64_t out, std::int64_t in, bool residual = false);
+  at::Tensor linear(const std::string& name, std::int64_t out, std::int64_t in,
+                    bool residual = false);
   // [vocabulary, d]
   at::Tensor embedding(const std::string& name, std::int64_t rows, std::int64_t d);
   // [E * F, D]: E matrices of fan-in D (w1, v1) or fan-in F (w2, `residual`).

@@ -70,7 +70,8 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
     map.fail("moe_normalize_expert_weights", "moe_normalize_expert_weights must not be negative");
   }
   if (config.loss_weight < 0) map.fail("moe_loss_weight", "moe_loss_weight must not be negative");
-  if (config.zloss_weight < 0) map.fail("moe_zloss_weight", "moe_zloss_weight must not be negative");
+  if (config.zloss_weight < 0)
+    map.fail("moe_zloss_weight", "moe_zloss_weight must not be negative");
   refuse_unsupported(map);
   const std::string impl = map.get<std::string>("mlp_impl", "grouped");
   if (impl != "grouped" && impl != "sparse") {

@@ -1,4 +1,5 @@
-// The mixture-of-experts feed-forward layer of the model: MegaBlocks' dMoE by name, shape and formula.
+// The mixture-of-experts feed-forward layer of the model: MegaBlocks' dMoE by name, shape and
+// formula.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,8 @@ const char* moe_backend_name(MoEBackend backend);
 
 class MoE {
  public:
-  // Parameters NAME.router.layer.weight [E, D], NAME.experts.mlp.{w1,v1,w2} [E * F, D], NAME.experts.bias [D].
+  // Parameters NAME.router.layer.weight [E, D], NAME.experts.mlp.{w1,v1,w2} [E * F, D],
+  // NAME.experts.bias [D].
   MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker);
   at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record) const;
 

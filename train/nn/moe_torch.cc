@@ -32,18 +32,18 @@ at::Tensor router_losses(const at::Tensor& logits_TE, const at::Tensor& scores_T
                          const at::Tensor& tokens_per_expert_E, std::int64_t top_k) {
   const std::int64_t T = logits_TE.size(0), E = logits_TE.size(1);
   if (T == 0) return at::zeros({2}, logits_TE.options());
-  const at::Tensor balance = (scores_TE.mean(0) * tokens_per_expert_E.to(scores_TE.scalar_type()))
-                                 .sum() *
-                             (static_cast<double>(E) / static_cast<double>(T * top_k));
+  const at::Tensor balance =
+      (scores_TE.mean(0) * tokens_per_expert_E.to(scores_TE.scalar_type())).sum() *
+      (static_cast<double>(E) / static_cast<double>(T * top_k));
   const at::Tensor z = at::logsumexp(logits_TE, {1}).square().mean();
   return at::stack({balance, z});
 }
 
 }  // namespace
 
-MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
-                          const at::Tensor& w1_EFD, const at::Tensor& v1_EFD,
-                          const at::Tensor& w2_EFD) {
+MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
+                          const at::Tensor& router_ED, const at::Tensor& w1_EFD,
+                          const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
   const std::int64_t T = x_TD.size(0), E = config.num_experts, K = config.top_k;
   const at::DeviceType device = x_TD.device().type();
   // The router and the combination are fp32 whatever autocast says; fp64 stays fp64.
@@ -67,15 +67,16 @@ MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD, const
   const at::Tensor ends_E = tokens_per_expert_E.cumsum(0).to(at::kInt);
   const at::Tensor rows_RD = x_TD.index_select(0, at::floor_divide(order_R, K));
   const at::Tensor gate_RF = grouped_product(rows_RD, w1_EFD.transpose(1, 2), ends_E);
-  const at::Tensor up_RF = config.glu ? grouped_product(rows_RD, v1_EFD.transpose(1, 2), ends_E)
-                                      : at::Tensor();
+  const at::Tensor up_RF =
+      config.glu ? grouped_product(rows_RD, v1_EFD.transpose(1, 2), ends_E) : at::Tensor();
   const at::Tensor a_RF = apply_activation(config.activation, gate_RF, up_RF);
   const at::Tensor y_RD = grouped_product(a_RF, w2_EFD, ends_E);
 
   at::Tensor row_of_R = at::empty_like(order_R);
   row_of_R.scatter_(0, order_R, at::arange(T * K, order_R.options()));
   const at::Tensor y_TKD = y_RD.index_select(0, row_of_R).view({T, K, x_TD.size(1)});
-  at::Tensor out_TD = (y_TKD.to(router_type) * weights_TK.unsqueeze(-1)).sum(1).to(x_TD.scalar_type());
+  at::Tensor out_TD =
+      (y_TKD.to(router_type) * weights_TK.unsqueeze(-1)).sum(1).to(x_TD.scalar_type());
   at::Tensor losses_2 = router_losses(logits_TE, scores_TE, tokens_per_expert_E, K);
   at::autocast::set_autocast_enabled(device, autocast);
   return {out_TD, losses_2, tokens_per_expert_E.to(at::kInt)};

@@ -1,5 +1,6 @@
-// The dropless layer out of libtorch's operators alone: `at::_grouped_mm`, or a product per expert where
-// that refuses the type or the alignment. The in-binary rival and the CUDA path until our kernels are in.
+// The dropless layer out of libtorch's operators alone: `at::_grouped_mm`, or a product per expert
+// where that refuses the type or the alignment. The in-binary rival and the CUDA path until our
+// kernels are in.
 #pragma once
 
 #include "train/bridge/moe.h"
@@ -7,8 +8,8 @@
 namespace dropless::train {
 
 // Same contract as moe_layer (train/bridge/moe.h).
-MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
-                          const at::Tensor& w1_EFD, const at::Tensor& v1_EFD,
-                          const at::Tensor& w2_EFD);
+MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
+                          const at::Tensor& router_ED, const at::Tensor& w1_EFD,
+                          const at::Tensor& v1_EFD, const at::Tensor& w2_EFD);
 
 }  // namespace dropless::train

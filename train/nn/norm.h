@@ -1,4 +1,5 @@
-// LayerNorm: y = (x - mean) / sqrt(var + eps) * weight + bias.  RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight.
+// LayerNorm: y = (x - mean) / sqrt(var + eps) * weight + bias.  RMSNorm: y = x / sqrt(mean(x^2) +
+// eps) * weight.
 #pragma once
 
 #include <cstdint>

@@ -26,7 +26,8 @@ class AutocastGuard {
   at::ScalarType previous_dtype_;
 };
 
-// `tensor` in the element type that products run in here: autocast's where it is on, else unchanged.
+// `tensor` in the element type that products run in here: autocast's where it is on, else
+// unchanged.
 at::Tensor to_compute_dtype(const at::Tensor& tensor);
 
 }  // namespace dropless::train

@@ -3,7 +3,8 @@
 namespace dropless::train {
 namespace {
 
-// One node instead of the six of the composed form; the gradient is the rotation by the opposite angle.
+// One node instead of the six of the composed form; the gradient is the rotation by the opposite
+// angle.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, double sign) {
   const std::int64_t half = x.size(-1) / 2;
   const at::Tensor x1 = x.narrow(-1, 0, half), x2 = x.narrow(-1, half, half);
@@ -39,8 +40,7 @@ void Rope::grow(std::int64_t positions) {
   // Angles in fp64: at position 1e5 fp32 has lost three digits of the phase.
   const at::Tensor i = at::arange(half_, at::kDouble);
   const at::Tensor frequency = at::pow(theta_, i * (-1.0 / static_cast<double>(half_)));
-  const at::Tensor angle =
-      at::arange(positions, at::kDouble).unsqueeze(1) * frequency.unsqueeze(0);
+  const at::Tensor angle = at::arange(positions, at::kDouble).unsqueeze(1) * frequency.unsqueeze(0);
   cos_ = angle.cos().to(at::kFloat).unsqueeze(1).to(device_);
   sin_ = angle.sin().to(at::kFloat).unsqueeze(1).to(device_);
 }

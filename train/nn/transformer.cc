@@ -37,11 +37,13 @@ std::variant<FfnConfig, MoELayerConfig> ffn_from_yaml(const std::optional<YamlMa
     return MoELayerConfig::from_yaml(*map, d_model, d_ffn, bias);
   }
   if (type == "mb_moe") {
-    map->fail("ffn_type", "mb_moe (capacity MoE, which drops tokens) is not supported by this version",
+    map->fail("ffn_type",
+              "mb_moe (capacity MoE, which drops tokens) is not supported by this version",
               "use mb_dmoe: no token is dropped");
   }
   if (type != "mptmlp" && type != "mptglu") {
-    map->fail("ffn_type", "unknown ffn_type " + type, "one of: mptmlp, mptglu, mb_dmoe, torch_dmoe");
+    map->fail("ffn_type", "unknown ffn_type " + type,
+              "one of: mptmlp, mptglu, mb_dmoe, torch_dmoe");
   }
   dense.glu = type == "mptglu";
   dense.d_ffn = map->get<std::int64_t>("ffn_hidden_size", d_ffn);
@@ -192,8 +194,9 @@ ParameterCount Transformer::count() const {
 }
 
 at::Tensor cross_entropy_sum(const at::Tensor& logits_BSV, const at::Tensor& labels_BS) {
-  const at::Tensor logits = logits_BSV.reshape({-1, logits_BSV.size(-1)}).to(
-      logits_BSV.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const at::Tensor logits =
+      logits_BSV.reshape({-1, logits_BSV.size(-1)})
+          .to(logits_BSV.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   return at::cross_entropy_loss(logits, labels_BS.reshape({-1}), {}, at::Reduction::Sum,
                                 /*ignore_index=*/-100);
 }

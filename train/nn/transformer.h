@@ -40,7 +40,8 @@ struct ModelConfig {
   const MoELayerConfig* moe() const { return std::get_if<MoELayerConfig>(&ffn); }
 };
 
-// Parameter counts without building the model. `active`: the embedding table and top_k / E of the experts.
+// Parameter counts without building the model. `active`: the embedding table and top_k / E of the
+// experts.
 struct ParameterCount {
   std::int64_t total = 0;
   std::int64_t active = 0;
@@ -57,7 +58,8 @@ class Transformer {
 
   // tokens_BS int64 -> logits [B, S, V]. With a cache, the tokens follow those it holds. Throws
   // Error(kInvalidArgument) when learned positions run out.
-  at::Tensor forward(const at::Tensor& tokens_BS, RouterRecord& record, ModelCache* cache = nullptr);
+  at::Tensor forward(const at::Tensor& tokens_BS, RouterRecord& record,
+                     ModelCache* cache = nullptr);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const ModelConfig& config() const { return config_; }
@@ -75,8 +77,8 @@ class Transformer {
   std::optional<Norm> norm_f_;
 };
 
-// Sum of -log softmax(logits)[label] over the positions whose label is not -100; a scalar, fp32 (fp64 for
-// fp64 logits). logits_BSV [B, S, V]; labels_BS int64: each position's next token.
+// Sum of -log softmax(logits)[label] over the positions whose label is not -100; a scalar, fp32
+// (fp64 for fp64 logits). logits_BSV [B, S, V]; labels_BS int64: each position's next token.
 at::Tensor cross_entropy_sum(const at::Tensor& logits_BSV, const at::Tensor& labels_BS);
 
 }  // namespace dropless::train

@@ -1,5 +1,5 @@
-// AdamW with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), in Composer's form,
-// where the decay does not grow with the learning rate's absolute value:
+// AdamW with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), in Composer's
+// form, where the decay does not grow with the learning rate's absolute value:
 //
 //   p <- p (1 - wd lr / lr_0)              lr_0: the configured rate, lr: the scheduled one
 //   m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
@@ -30,13 +30,15 @@ struct AdamWConfig {
 class DecoupledAdamW {
  public:
   // (name, parameter) pairs; parameters are leaves whose .grad() step() reads.
-  DecoupledAdamW(const AdamWConfig& config, std::vector<std::pair<std::string, at::Tensor>> parameters);
+  DecoupledAdamW(const AdamWConfig& config,
+                 std::vector<std::pair<std::string, at::Tensor>> parameters);
 
   // One update at learning rate lr_0 * multiplier. Parameters without a gradient are left alone.
   void step(double multiplier);
   void zero_grad();  // frees the gradients
 
-  // "exp_avg/NAME", "exp_avg_sq/NAME": the moments, the optimizer's own memory (to be saved, or loaded in place).
+  // "exp_avg/NAME", "exp_avg_sq/NAME": the moments, the optimizer's own memory (to be saved, or
+  // loaded in place).
   std::vector<std::pair<std::string, at::Tensor>> state() const;
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps);

@@ -1,6 +1,7 @@
-// Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740): the loss is multiplied by a
-// power of two before backward and the gradients divided by it; a step with a non-finite gradient is
-// skipped and halves the scale, `growth_interval` good steps in a row double it.
+// Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740): the loss is
+// multiplied by a power of two before backward and the gradients divided by it; a step with a
+// non-finite gradient is skipped and halves the scale, `growth_interval` good steps in a row double
+// it.
 #pragma once
 
 #include <cstdint>

@@ -65,9 +65,9 @@ Schedule::Schedule(const ScheduleConfig& config, const TrainingLength& length)
       max_(length.batches(config.t_max)),
       alpha_f_(config.alpha_f) {
   if (type_ != ScheduleType::kConstant && warmup_ >= max_) {
-    throw Error(ErrorKind::kInvalidArgument,
-                "scheduler: t_warmup (" + config.t_warmup.str() + ") is not below t_max (" +
-                    config.t_max.str() + ")");
+    throw Error(ErrorKind::kInvalidArgument, "scheduler: t_warmup (" + config.t_warmup.str() +
+                                                 ") is not below t_max (" + config.t_max.str() +
+                                                 ")");
   }
 }
 

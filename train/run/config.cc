@@ -69,7 +69,8 @@ void read_loaders(const YamlMap& root, TrainConfig& config) {
       map.fail("label", "each of several eval loaders needs a label");
     }
     for (const TextDatasetConfig& other : config.eval_loaders) {
-      if (other.label == loader.label) map.fail("label", "two eval loaders are called " + loader.label);
+      if (other.label == loader.label)
+        map.fail("label", "two eval loaders are called " + loader.label);
     }
     config.eval_loaders.push_back(std::move(loader));
   }
@@ -99,7 +100,8 @@ void accept_without_effect(const YamlMap& root) {
   root.no_effect("log_config", "the resolved config is saved with every checkpoint");
   root.no_effect("save_filename", "checkpoints are called step-N");
   root.no_effect("save_latest_filename", "the newest checkpoint is called latest");
-  root.no_effect("spin_dataloaders", "loaders resume at the sample without reading what came before");
+  root.no_effect("spin_dataloaders",
+                 "loaders resume at the sample without reading what came before");
   root.no_effect("compile_config", "nothing is compiled at run time");
   root.no_effect("metadata", "it is not stored");
   root.no_effect("flatten_metadata", "it is not stored");
@@ -119,11 +121,11 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
   }
   config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");
   if (config.device_train_microbatch_size > config.global_train_batch_size) {
-    root.fail("device_train_microbatch_size",
-              "device_train_microbatch_size " + std::to_string(config.device_train_microbatch_size) +
-                  " is above global_train_batch_size " +
-                  std::to_string(config.global_train_batch_size),
-              "make it at most the global batch size, or auto");
+    root.fail(
+        "device_train_microbatch_size",
+        "device_train_microbatch_size " + std::to_string(config.device_train_microbatch_size) +
+            " is above global_train_batch_size " + std::to_string(config.global_train_batch_size),
+        "make it at most the global batch size, or auto");
   }
   const std::int64_t microbatch = config.device_train_microbatch_size > 0
                                       ? config.device_train_microbatch_size
@@ -155,7 +157,8 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
   config.save_interval = interval_at(root, "save_interval", config.save_interval);
   config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
   if (config.save_num_checkpoints_to_keep < -1 || config.save_num_checkpoints_to_keep == 0) {
-    root.fail("save_num_checkpoints_to_keep", "save_num_checkpoints_to_keep is -1 (all) or at least 1");
+    root.fail("save_num_checkpoints_to_keep",
+              "save_num_checkpoints_to_keep is -1 (all) or at least 1");
   }
   config.save_overwrite = root.get<bool>("save_overwrite", false);
   config.load_path = root.get<std::string>("load_path", "");

@@ -1,5 +1,6 @@
-// The whole training config: composes the parts' own Configs out of one LLM-Foundry-style YAML file.
-// Keys and defaults are LLM Foundry's (TrainConfig); `device` and `ffn_config.backend` are ours.
+// The whole training config: composes the parts' own Configs out of one LLM-Foundry-style YAML
+// file. Keys and defaults are LLM Foundry's (TrainConfig); `device` and `ffn_config.backend` are
+// ours.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,9 @@ struct TrainConfig {
   Precision precision = Precision::kAmpBf16;
   std::int64_t max_seq_len = 0;
   Time max_duration;
-  std::int64_t global_train_batch_size = 0;        // samples an optimiser step
-  std::int64_t device_train_microbatch_size = 0;   // samples a forward pass; 0 (auto): the whole batch
+  std::int64_t global_train_batch_size = 0;  // samples an optimiser step
+  std::int64_t device_train_microbatch_size =
+      0;  // samples a forward pass; 0 (auto): the whole batch
   std::int64_t device_eval_batch_size = 0;
 
   ModelConfig model;

@@ -11,8 +11,7 @@ ExpertLoad expert_load(const at::Tensor& tokens_per_expert_LE, std::int64_t top_
   load.max = tpe.max().item<double>();
   load.median = tpe.median().item<double>();
   load.std = tpe.numel() > 1 ? tpe.std().item<double>() : 0.0;
-  load.max_over_mean =
-      (share.amax(1) * static_cast<double>(tokens.size(1))).mean().item<double>();
+  load.max_over_mean = (share.amax(1) * static_cast<double>(tokens.size(1))).mean().item<double>();
   return load;
 }
 

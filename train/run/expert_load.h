@@ -8,7 +8,8 @@
 namespace dropless::train {
 
 struct ExpertLoad {
-  // Over all experts of all layers, of tokens_e * K / sum_e tokens_e (K / E each at perfect balance).
+  // Over all experts of all layers, of tokens_e * K / sum_e tokens_e (K / E each at perfect
+  // balance).
   double min = 0, max = 0, median = 0, std = 0;
   double max_over_mean = 0;  // the busiest expert's load over the mean, averaged over layers
 };

@@ -26,8 +26,9 @@ void check_prompts(const std::vector<std::vector<TokenId>>& prompts, const Model
     }
     for (const TokenId id : prompt) {
       if (id < 0 || id >= config.vocab_size) {
-        throw Error(ErrorKind::kInvalidArgument,
-                    fmt::format("token id {} is outside the vocabulary of {}", id, config.vocab_size));
+        throw Error(
+            ErrorKind::kInvalidArgument,
+            fmt::format("token id {} is outside the vocabulary of {}", id, config.vocab_size));
       }
     }
   }
@@ -100,7 +101,8 @@ GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenI
 
   at::Tensor tokens = at::empty({B, S}, at::kLong);
   for (std::int64_t b = 0; b < B; ++b) {
-    std::copy(prompts[b].begin(), prompts[b].end(), tokens.mutable_data_ptr<std::int64_t>() + b * S);
+    std::copy(prompts[b].begin(), prompts[b].end(),
+              tokens.mutable_data_ptr<std::int64_t>() + b * S);
   }
   tokens = tokens.to(model.device());
   RouterRecord record;
@@ -122,7 +124,8 @@ GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenI
 
   // One generator a sequence: what a prompt yields does not depend on its neighbours.
   std::vector<std::mt19937_64> rngs;
-  for (std::int64_t b = 0; b < B; ++b) rngs.emplace_back(options.seed + static_cast<std::uint64_t>(b));
+  for (std::int64_t b = 0; b < B; ++b)
+    rngs.emplace_back(options.seed + static_cast<std::uint64_t>(b));
   at::Tensor next = at::zeros({B, 1}, at::kLong);
   for (std::int64_t step = 0; step < options.max_new_tokens; ++step) {
     check_interrupted();

@@ -29,12 +29,12 @@ struct GenerateOptions {
 struct GenerateResult {
   std::vector<std::vector<TokenId>> sequences;  // the new tokens
   std::vector<bool> stopped_at_eos;
-  std::optional<double> cross_entropy;            // of the prompts' own tokens; none for length 1
-  std::vector<std::vector<float>> logits_last;    // after each prompt, before any new token
+  std::optional<double> cross_entropy;          // of the prompts' own tokens; none for length 1
+  std::vector<std::vector<float>> logits_last;  // after each prompt, before any new token
 };
 
-// prompts: equal lengths of at least 1, ids below the vocabulary. `on_token(sequence, id)` is called as
-// each token comes. Throws Error(kInvalidArgument).
+// prompts: equal lengths of at least 1, ids below the vocabulary. `on_token(sequence, id)` is
+// called as each token comes. Throws Error(kInvalidArgument).
 GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenId>>& prompts,
                         const GenerateOptions& options,
                         const std::function<void(std::size_t, TokenId)>& on_token = {});

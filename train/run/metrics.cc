@@ -1,9 +1,9 @@
 #include "train/run/metrics.h"
 
-#include <cerrno>
 #include <fcntl.h>
-#include <sstream>
 #include <unistd.h>
+#include <cerrno>
+#include <sstream>
 
 #include "train/base/fs.h"
 #include "train/base/log.h"

@@ -9,8 +9,8 @@ namespace dropless::train {
 
 class MetricsFile {
  public:
-  // Opens RUN_FOLDER/metrics.jsonl for appending and drops all lines of later steps than `last_step`
-  // (and a torn last line), so that a resumed run has each step once.
+  // Opens RUN_FOLDER/metrics.jsonl for appending and drops all lines of later steps than
+  // `last_step` (and a torn last line), so that a resumed run has each step once.
   MetricsFile(const std::string& run_folder, std::int64_t last_step);
   ~MetricsFile();
   MetricsFile(const MetricsFile&) = delete;

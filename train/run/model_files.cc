@@ -28,7 +28,8 @@ struct HostTensors {
   void add(const std::string& name, const at::Tensor& tensor) {
     storage.push_back(tensor.detach().cpu().contiguous());
     const at::Tensor& host = storage.back();
-    named.push_back({name, storage_type(dtype_of(host)), host.sizes().vec(), host.const_data_ptr()});
+    named.push_back(
+        {name, storage_type(dtype_of(host)), host.sizes().vec(), host.const_data_ptr()});
   }
 };
 
@@ -60,7 +61,8 @@ std::string save_training_checkpoint(const std::string& run_folder, std::int64_t
                                      const Transformer& model, const DecoupledAdamW& optimizer,
                                      const nlohmann::json& state, const std::string& config_yaml) {
   HostTensors weights, moments;
-  for (const Parameter& parameter : model.parameters()) weights.add(parameter.name, parameter.value);
+  for (const Parameter& parameter : model.parameters())
+    weights.add(parameter.name, parameter.value);
   for (const auto& [name, tensor] : optimizer.state()) moments.add(name, tensor);
   moments.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state());
   const TensorMetadata metadata{{"format", "pt"}};

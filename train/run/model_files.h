@@ -1,5 +1,5 @@
-// Between the model in memory and checkpoint folders: what the trainer saves, and how generate, eval and
-// resume read it back.
+// Between the model in memory and checkpoint folders: what the trainer saves, and how generate,
+// eval and resume read it back.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ std::string save_training_checkpoint(const std::string& run_folder, std::int64_t
                                      const Transformer& model, const DecoupledAdamW& optimizer,
                                      const nlohmann::json& state, const std::string& config_yaml);
 
-// Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the model's.
+// Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
+// model's.
 void load_model_weights(const std::string& checkpoint, Transformer& model);
 void load_optimizer(const std::string& checkpoint, DecoupledAdamW& optimizer);
 nlohmann::json load_training_state(const std::string& checkpoint);
@@ -33,7 +34,8 @@ nlohmann::json load_training_state(const std::string& checkpoint);
 struct LoadedModel {
   std::string folder;  // the checkpoint itself
   std::unique_ptr<Transformer> model;
-  std::shared_ptr<const Tokenizer> tokenizer;  // null where the checkpoint's needs files that are not here
+  std::shared_ptr<const Tokenizer>
+      tokenizer;  // null where the checkpoint's needs files that are not here
 };
 LoadedModel load_model(const std::string& path, at::Device device);
 

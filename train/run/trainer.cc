@@ -168,17 +168,18 @@ bool Trainer::due(const Interval& interval) const {
 void Trainer::run() {
   log_info("{}", training_summary(config_, *model_, *train_loader_, length_));
   const auto with_checkpoint = [&](const std::string& hint) {
-    const std::string last = last_checkpoint_.empty()
-                                 ? "no checkpoint was saved"
-                                 : "last good checkpoint: " + last_checkpoint_ +
-                                       " (autoresume=true goes on from it)";
+    const std::string last =
+        last_checkpoint_.empty()
+            ? "no checkpoint was saved"
+            : "last good checkpoint: " + last_checkpoint_ + " (autoresume=true goes on from it)";
     return hint.empty() ? last : hint + "; " + last;
   };
   try {
     loop();
   } catch (const Error& error) {
     progress_.reset();
-    throw Error(error.kind(), error.what(), with_checkpoint(error.hint()), error.file(), error.line());
+    throw Error(error.kind(), error.what(), with_checkpoint(error.hint()), error.file(),
+                error.line());
   } catch (const c10::Error& error) {
     progress_.reset();
     throw Error(ErrorKind::kResource, std::string("libtorch: ") + error.what_without_backtrace(),
@@ -240,20 +241,20 @@ bool Trainer::next_batch(Batch& batch) {
   return train_loader_->next(batch);
 }
 
-// Backward over all microbatches. Every scored token of the batch weighs the same, however the batch is
-// cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's rule).
-// Returns fp32 [3] on the device: cross-entropy, load-balancing loss, z-loss, as in the total.
+// Backward over all microbatches. Every scored token of the batch weighs the same, however the
+// batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
+// rule). Returns fp32 [3] on the device: cross-entropy, load-balancing loss, z-loss, as in the
+// total.
 at::Tensor Trainer::accumulate_gradients(const Batch& batch, StepResult& result) {
   const std::int64_t scored = batch.scored_tokens();
   if (scored == 0) {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("batch {} has no token to predict: all its samples have one token",
-                            step_ + 1));
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("batch {} has no token to predict: all its samples have one token", step_ + 1));
   }
   const MoELayerConfig* moe = config_.model.moe();
-  const std::int64_t microbatch = config_.device_train_microbatch_size > 0
-                                      ? config_.device_train_microbatch_size
-                                      : batch.batch;
+  const std::int64_t microbatch =
+      config_.device_train_microbatch_size > 0 ? config_.device_train_microbatch_size : batch.batch;
   at::Tensor sums = at::zeros({3}, at::TensorOptions(at::kFloat).device(device_));
   at::Tensor tokens_per_expert;
   for (std::int64_t first = 0; first < batch.batch; first += microbatch) {
@@ -329,10 +330,9 @@ void Trainer::log_step(const StepResult& result, std::int64_t tokens) {
   train_seconds_ += result.seconds;
   const double tokens_per_second = static_cast<double>(tokens) / result.seconds;
   // An exponential mean over about twenty steps is calm enough to read.
-  recent_tokens_per_second_ =
-      recent_tokens_per_second_ > 0
-          ? 0.95 * recent_tokens_per_second_ + 0.05 * tokens_per_second
-          : tokens_per_second;
+  recent_tokens_per_second_ = recent_tokens_per_second_ > 0
+                                  ? 0.95 * recent_tokens_per_second_ + 0.05 * tokens_per_second
+                                  : tokens_per_second;
   const double lr = config_.optimizer.lr * result.multiplier;
   nlohmann::ordered_json line;
   line["step"] = step_;
@@ -405,8 +405,8 @@ void Trainer::save() {
   state["loss_scale"] = loss_scale_.scale();
   state["loss_scale_good_steps"] = loss_scale_.good_steps();
   state["data"] = train_loader_->record_position();
-  last_checkpoint_ = save_training_checkpoint(config_.save_folder, step_, *model_, *optimizer_, state,
-                                              config_yaml_);
+  last_checkpoint_ = save_training_checkpoint(config_.save_folder, step_, *model_, *optimizer_,
+                                              state, config_yaml_);
   saved_step_ = step_;
   prune_checkpoints(config_.save_folder, config_.save_num_checkpoints_to_keep);
 }

@@ -22,11 +22,12 @@ namespace dropless::train {
 class Trainer {
  public:
   // Opens the data, builds the model and loads what load_path or autoresume ask for. Throws Error
-  // before anything is written but the run folder. `config_yaml`: the resolved config, for checkpoints.
+  // before anything is written but the run folder. `config_yaml`: the resolved config, for
+  // checkpoints.
   Trainer(TrainConfig config, std::string config_yaml);
 
-  // Trains to max_duration, or to SIGTERM or Ctrl-C (saves, then returns). Throws Error: kNonFinite,
-  // kResource (disk full), kDamaged (data); the hint names the last good checkpoint.
+  // Trains to max_duration, or to SIGTERM or Ctrl-C (saves, then returns). Throws Error:
+  // kNonFinite, kResource (disk full), kDamaged (data); the hint names the last good checkpoint.
   void run();
 
  private:

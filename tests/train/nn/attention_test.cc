@@ -1,4 +1,5 @@
-// Attention and RoPE against their definitions in fp64, and the key/value cache against the whole pass.
+// Attention and RoPE against their definitions in fp64, and the key/value cache against the whole
+// pass.
 #include "train/nn/attention.h"
 
 #include <gtest/gtest.h>
@@ -10,7 +11,8 @@
 namespace dropless::train {
 namespace {
 
-AttentionConfig parse(const std::string& text, std::int64_t d_model = 32, std::int64_t n_heads = 4) {
+AttentionConfig parse(const std::string& text, std::int64_t d_model = 32,
+                      std::int64_t n_heads = 4) {
   return AttentionConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root(), d_model, n_heads,
                                     std::nullopt, /*bias=*/true);
 }

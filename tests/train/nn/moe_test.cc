@@ -49,7 +49,8 @@ double relative(const at::Tensor& a, const at::Tensor& b) {
 TEST(MoE, BackendsAgree) {
   for (const char* extra :
        {", mlp_type: glu, ffn_act_fn: {name: silu}, moe_normalize_expert_weights: 1",
-        ", mlp_type: mlp", ", mlp_type: mlp, ffn_act_fn: {name: relu}, moe_normalize_expert_weights: 2",
+        ", mlp_type: mlp",
+        ", mlp_type: mlp, ffn_act_fn: {name: relu}, moe_normalize_expert_weights: 2",
         ", mlp_type: glu, ffn_act_fn: {name: quick_gelu}",
         ", mlp_type: glu, ffn_act_fn: {name: gelu}, mlp_impl: grouped"}) {
     MoELayerConfig config = parse(extra);
@@ -85,10 +86,11 @@ TEST(MoE, AutocastComputesInBf16) {
 }
 
 TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
-  for (const char* extra : {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",
-                            ", ffn_act_fn: {name: swish}", ", moe_jitter_eps: 0.1",
-                            ", shared_expert: true", ", moe_loss_weight: -1", ", mlp_impl: dense",
-                            ", moe_normalize_expert_weights: -1", ", moe_num_expert: 3"}) {
+  for (const char* extra :
+       {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",
+        ", ffn_act_fn: {name: swish}", ", moe_jitter_eps: 0.1", ", shared_expert: true",
+        ", moe_loss_weight: -1", ", mlp_impl: dense", ", moe_normalize_expert_weights: -1",
+        ", moe_num_expert: 3"}) {
     EXPECT_THROW(parse(extra), Error) << extra;
   }
 }

@@ -1,5 +1,5 @@
-// Names, counts and the cache of the whole model. Its values are checked against a plain PyTorch model
-// by tests/cli/test_plain_model.py.
+// Names, counts and the cache of the whole model. Its values are checked against a plain PyTorch
+// model by tests/cli/test_plain_model.py.
 #include "train/nn/transformer.h"
 
 #include <gtest/gtest.h>
@@ -25,9 +25,10 @@ TEST(Transformer, NamesAreLlmFoundrys) {
   const Transformer model(parse(kMoE), 1, at::kCPU);
   std::vector<std::string> names;
   for (const Parameter& parameter : model.parameters()) names.push_back(parameter.name);
-  const std::vector<std::string> block{
-      "norm_1.weight",           "attn.Wqkv.weight",   "attn.out_proj.weight", "norm_2.weight",
-      "ffn.router.layer.weight", "ffn.experts.mlp.w1", "ffn.experts.mlp.v1",   "ffn.experts.mlp.w2"};
+  const std::vector<std::string> block{"norm_1.weight",           "attn.Wqkv.weight",
+                                       "attn.out_proj.weight",    "norm_2.weight",
+                                       "ffn.router.layer.weight", "ffn.experts.mlp.w1",
+                                       "ffn.experts.mlp.v1",      "ffn.experts.mlp.w2"};
   std::vector<std::string> expected{"transformer.wte.weight"};
   for (const char* i : {"0", "1"}) {
     for (const std::string& name : block) {
@@ -42,10 +43,10 @@ TEST(Transformer, DenseNamesWithBiases) {
   const Transformer model(parse(", tie_word_embeddings: false"), 1, at::kCPU);
   std::set<std::string> names;
   for (const Parameter& parameter : model.parameters()) names.insert(parameter.name);
-  for (const char* name : {"transformer.wpe.weight", "transformer.blocks.1.attn.Wqkv.bias",
-                           "transformer.blocks.0.ffn.up_proj.weight",
-                           "transformer.blocks.0.ffn.down_proj.bias", "transformer.norm_f.bias",
-                           "lm_head.weight"}) {
+  for (const char* name :
+       {"transformer.wpe.weight", "transformer.blocks.1.attn.Wqkv.bias",
+        "transformer.blocks.0.ffn.up_proj.weight", "transformer.blocks.0.ffn.down_proj.bias",
+        "transformer.norm_f.bias", "lm_head.weight"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
 }

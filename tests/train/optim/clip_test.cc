@@ -50,8 +50,9 @@ TEST(Clip, ByValueClampsEachElement) {
 }
 
 TEST(ClipConfig, RefusesWhatItDoesNotKnow) {
-  for (const char* text : {"{clipping_type: adaptive, clipping_threshold: 1}",
-                           "{clipping_type: norm, clipping_threshold: 0}", "{clipping_type: norm}"}) {
+  for (const char* text :
+       {"{clipping_type: adaptive, clipping_threshold: 1}",
+        "{clipping_type: norm, clipping_threshold: 0}", "{clipping_type: norm}"}) {
     EXPECT_THROW(ClipConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root()), Error) << text;
   }
 }

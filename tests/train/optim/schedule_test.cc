@@ -11,10 +11,8 @@
 namespace dropless::train {
 namespace {
 
-constexpr TrainingLength kLength{.max_batches = 100,
-                                 .batches_per_epoch = 40,
-                                 .samples_per_batch = 8,
-                                 .tokens_per_batch = 256};
+constexpr TrainingLength kLength{
+    .max_batches = 100, .batches_per_epoch = 40, .samples_per_batch = 8, .tokens_per_batch = 256};
 
 Schedule make(const std::string& text) {
   return Schedule(ScheduleConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root()), kLength);
@@ -31,7 +29,8 @@ TEST(Schedule, CosineWithWarmup) {
 }
 
 TEST(Schedule, LinearDecayAndConstant) {
-  const Schedule linear = make("{name: linear_decay_with_warmup, t_warmup: 0ba, t_max: 50ba, alpha_f: 0.5}");
+  const Schedule linear =
+      make("{name: linear_decay_with_warmup, t_warmup: 0ba, t_max: 50ba, alpha_f: 0.5}");
   EXPECT_DOUBLE_EQ(linear.multiplier(0), 1.0);
   EXPECT_DOUBLE_EQ(linear.multiplier(25), 0.75);
   EXPECT_DOUBLE_EQ(linear.multiplier(99), 0.5);

@@ -16,7 +16,8 @@ TEST(BatchTensors, LabelsAreTheNextTokensOfEachRow) {
   batch.tokens = 10;
   const BatchTensors tensors = batch_tensors(batch, 1, 2, at::kCPU);
   EXPECT_EQ(tensors.scored, 4);
-  EXPECT_TRUE(at::equal(tensors.tokens_BS, at::tensor({1, 2, 3, 4, 5, 6, 0, 0}, at::kLong).view({2, 4})));
+  EXPECT_TRUE(
+      at::equal(tensors.tokens_BS, at::tensor({1, 2, 3, 4, 5, 6, 0, 0}, at::kLong).view({2, 4})));
   EXPECT_TRUE(at::equal(tensors.labels_BS,
                         at::tensor({2, 3, 4, -100, 6, -100, -100, -100}, at::kLong).view({2, 4})));
 }

@@ -60,7 +60,8 @@ TEST(TrainConfig, RefusesContradictions) {
        {"seed=-1", "max_duration=1dur", "max_duration=10sec", "save_interval=5sec", "max_seq_len=1",
         "device_train_microbatch_size=5", "device_train_microbatch_size=large",
         "save_num_checkpoints_to_keep=0", "precision=fp8", "device_eval_batch_size=0",
-        "algorithms={alibi: {}}", "callbacks={my_callback: {}}", "loggers={wandb: {}}", "modle=1"}) {
+        "algorithms={alibi: {}}", "callbacks={my_callback: {}}", "loggers={wandb: {}}",
+        "modle=1"}) {
     EXPECT_THROW(parse(kMinimal, {override}), Error) << override;
   }
   EXPECT_THROW(parse(kMinimal, {"autoresume=true", "save_overwrite=true"}), Error);

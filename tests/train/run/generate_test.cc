@@ -56,7 +56,8 @@ TEST(Generate, FiltersKeepTheLikeliest) {
   const std::vector<std::vector<TokenId>> prompts(300, {3, 1});
   const auto drawn = [&](const GenerateOptions& options) {
     std::set<TokenId> ids;
-    for (const auto& sequence : generate(model, prompts, options).sequences) ids.insert(sequence[0]);
+    for (const auto& sequence : generate(model, prompts, options).sequences)
+      ids.insert(sequence[0]);
     return ids;
   };
   GenerateOptions options;
