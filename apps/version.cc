@@ -35,8 +35,10 @@ void run_version(bool as_json) {
   json["version"] = DROPLESS_VERSION;
   json["commit"] = DROPLESS_COMMIT;
   json["torch"] = TORCH_VERSION;
-  json["cuda_device"] = nullptr;
-  if (cuda_available()) json["cuda_device"] = describe_device(at::Device(at::kCUDA, 0));
+  json["cuda"] = nullptr;  // the toolkit that compiled our kernels
+  if (DROPLESS_HAS_CUDA_KERNELS) json["cuda"] = DROPLESS_CUDA_VERSION;
+  json["gpu"] = nullptr;  // of this machine
+  if (cuda_available()) json["gpu"] = describe_device(at::Device(at::kCUDA, 0));
   json["cpu_features"] = cpu_features();
   json["backends"] = nlohmann::json::array({"reference", "cpu", "torch"});
   if (DROPLESS_HAS_CUDA_KERNELS) json["backends"].push_back("cuda");
@@ -47,7 +49,7 @@ void run_version(bool as_json) {
   std::cout << "dropless " << DROPLESS_VERSION << " (" << DROPLESS_COMMIT << ")\n"
             << "torch " << TORCH_VERSION << "\n"
             << "GPU: "
-            << (json["cuda_device"].is_null() ? "none" : json["cuda_device"].get<std::string>())
+            << (json["gpu"].is_null() ? "none" : json["gpu"].get<std::string>())
             << "\nCPU features:";
   for (const std::string& feature : cpu_features()) std::cout << " " << feature;
   std::cout << "\nkernels:";

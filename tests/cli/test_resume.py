@@ -1,8 +1,6 @@
 """Interrupted runs equal straight ones to the bit: losses, weights, moments and the sample order."""
 
-import json
 import os
-import pathlib
 import signal
 import subprocess
 import time
@@ -101,6 +99,17 @@ class ResumeTest(CommandTest):
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(timeout=60), 0)
         self.assertTrue((self.folder / "interrupted" / "latest" / "manifest.json").exists())
+
+    def test_two_runs_cannot_share_a_folder(self):
+        process = self.start("save_folder=shared")
+        self.wait_for_step(process, "shared", 1)
+        process.send_signal(signal.SIGSTOP)
+        result = self.run_command("train", self.config, "save_folder=shared/", "autoresume=true")
+        process.send_signal(signal.SIGCONT)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("in use by another process", result.stderr)
+        self.assertEqual(process.wait(timeout=60), 0)
+        self.assert_equal_runs("shared")
 
     def test_run_folder_of_another_run_is_refused(self):
         result = self.run_command("train", self.config, "save_folder=straight")

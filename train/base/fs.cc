@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -300,5 +301,18 @@ void FileWriter::finish() {
   // NFS reports a full disk only here.
   if (::close(std::exchange(fd_, -1)) == -1) throw_errno("close", path_, errno);
 }
+
+FolderLock::FolderLock(const std::string& folder)
+    : fd_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  if (fd_ < 0) throw_errno("open", folder, errno);
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+  const int error_number = errno;
+  ::close(fd_);
+  if (error_number != EWOULDBLOCK) throw_errno("lock", folder, error_number);
+  throw Error(ErrorKind::kInvalidArgument, folder + " is in use by another process",
+              "wait for it or stop it; or choose another folder");
+}
+
+FolderLock::~FolderLock() { ::close(fd_); }
 
 }  // namespace dropless::train

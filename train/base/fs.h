@@ -84,4 +84,17 @@ class FileReader {
   std::uint64_t bytes_ = 0;
 };
 
+// Keeps other processes that ask for the same lock out of a folder, until it is destroyed or the
+// process ends in any way. Held by another: kInvalidArgument.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
 }  // namespace dropless::train

@@ -22,6 +22,21 @@ std::string load_cuda() {
   return "";
 }
 
+// The card's name from the driver, which is already loaded: libtorch has no device-free call for it.
+std::string gpu_name(int index) {
+  using Get = int (*)(int*, int);
+  using GetName = int (*)(char*, int, int);
+  const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "cuDeviceGet"));
+  const auto get_name = reinterpret_cast<GetName>(dlsym(RTLD_DEFAULT, "cuDeviceGetName"));
+  int device = 0;
+  char name[256] = "";
+  if (get == nullptr || get_name == nullptr || get(&device, index) != 0 ||
+      get_name(name, sizeof(name), device) != 0) {
+    return "GPU " + std::to_string(index);
+  }
+  return name;
+}
+
 const std::string& cuda_problem() {
   static const std::string problem = load_cuda();
   return problem;
@@ -63,7 +78,7 @@ std::string describe_device(const at::Device& device) {
     const int threads = at::get_num_threads();
     return "CPU, " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
   }
-  return "GPU " + device.str();
+  return gpu_name(device.has_index() ? device.index() : 0);
 }
 
 }  // namespace dropless::train

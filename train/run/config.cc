@@ -154,6 +154,9 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
     if (config.run_name.empty()) root.fail("save_folder", "{run_name} needs run_name to be set");
     config.save_folder.replace(at, std::string("{run_name}").size(), config.run_name);
   }
+  while (config.save_folder.size() > 1 && config.save_folder.back() == '/') {
+    config.save_folder.pop_back();
+  }
   config.save_interval = interval_at(root, "save_interval", config.save_interval);
   config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
   if (config.save_num_checkpoints_to_keep < -1 || config.save_num_checkpoints_to_keep == 0) {

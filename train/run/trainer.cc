@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "dropless/error.h"
-#include "train/base/fs.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
@@ -94,12 +93,18 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
 void Trainer::prepare_run_folder() {
   const std::string& folder = config_.save_folder;
   make_folders(folder);
+  folder_lock_.emplace(folder);
   for (const std::string& line : sweep_stale(folder)) log_warning("{}", line);
   const std::vector<std::int64_t> steps = list_steps(folder);
   const std::string metrics = join_path(folder, "metrics.jsonl");
   if (config_.save_overwrite) {
     remove_all(join_path(folder, "latest"));
-    for (const std::int64_t step : steps) remove_all(join_path(folder, step_folder_name(step)));
+    for (const std::int64_t step : steps) {
+      // Renamed first: a half-removed folder must not look like a checkpoint.
+      const std::string checkpoint = join_path(folder, step_folder_name(step));
+      rename_path(checkpoint, checkpoint + ".tmp");
+      remove_all(checkpoint + ".tmp");
+    }
     remove_all(metrics);
   } else if (!config_.autoresume &&
              (!steps.empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {

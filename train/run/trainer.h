@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "train/base/fs.h"
 #include "train/base/progress.h"
 #include "train/data/loader.h"
 #include "train/nn/transformer.h"
@@ -65,6 +66,7 @@ class Trainer {
   TrainingLength length_;
   std::optional<Schedule> schedule_;
   LossScale loss_scale_;
+  std::optional<FolderLock> folder_lock_;
   std::unique_ptr<MetricsFile> metrics_;
   std::unique_ptr<ProgressLine> progress_;
 

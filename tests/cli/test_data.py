@@ -1,0 +1,114 @@
+"""The data verbs and `version`, as cli.md's contract and docs/data.md give them."""
+
+import json
+import unittest
+
+from command import CommandTest, text
+
+
+class DataTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        (self.folder / "a.txt").write_text(text(1, 700))
+        (self.folder / "b.txt").write_bytes("häß\n".encode() + b"\xff\x00")
+
+    def lines(self, *arguments) -> list:
+        return [json.loads(line) for line in self.check_command(*arguments).splitlines()]
+
+    def tokens(self, line: dict) -> list:
+        raw = bytes.fromhex(line["tokens"]["hex"])
+        return [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)]
+
+    def test_text_becomes_pieces_of_tokens(self):
+        self.check_command(
+            "data", "text", "a.txt", "b.txt", "--out", "set", "--tokenizer", "bytes",
+            "--concat-tokens", 64, "--eos-text", "<|endoftext|>",
+        )  # fmt: skip
+        stream = []
+        for name in ["a.txt", "b.txt"]:
+            stream += list((self.folder / name).read_bytes()) + [256]
+        pieces = [stream[i : i + 64] for i in range(0, len(stream) - 63, 64)]
+        rows = self.lines("data", "cat", "set")
+        self.assertEqual([self.tokens(row) for row in rows], pieces)
+        self.assertEqual(rows[0]["tokens"]["dtype"], "int32")
+        info = json.loads(self.check_command("data", "info", "set", "--json"))
+        self.assertEqual(info["num_samples"], len(pieces))
+        self.assertEqual(info["column_names"], ["tokens"])
+        self.assertEqual(info["column_encodings"], ["ndarray:int32"])
+        self.assertEqual(self.check_command("data", "verify", "set").strip(), "")
+
+    def test_from_and_count(self):
+        self.check_command("data", "text", "a.txt", "--out", "set", "--tokenizer", "bytes", "--concat-tokens", 50)
+        every = self.lines("data", "cat", "set")
+        self.assertEqual(self.lines("data", "cat", "set", "--from", 3, "--count", 4), every[3:7])
+
+    def test_whole_texts_and_raw_bytes(self):
+        self.check_command("data", "text", "a.txt", "--out", "set")
+        self.assertEqual(
+            self.lines("data", "cat", "set"),
+            [{"text": {"t": "str", "v": (self.folder / "a.txt").read_text()}}],
+        )
+        # A str column may hold invalid UTF-8: damage when decoded, readable raw.
+        broken = '{"text":{"t":"bytes","hex":"41ff00"}}\n'
+        self.check_command("data", "write", "broken", "--columns", '{"text":"str"}', input=broken)
+        result = self.run_command("data", "cat", "broken")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("text", result.stderr)
+        self.assertEqual(self.lines("data", "cat", "broken", "--raw")[0]["text"]["len"], 3)
+
+    def test_text_that_is_not_utf8_is_refused_before_anything_is_written(self):
+        result = self.run_command("data", "text", "b.txt", "--out", "set")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("b.txt", result.stderr)
+        self.assertFalse((self.folder / "set").exists())
+
+    def test_nothing_stays_under_the_final_name_on_failure(self):
+        result = self.run_command("data", "text", "a.txt", "absent.txt", "--out", "set")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("absent.txt", result.stderr)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a.txt", "b.txt"])
+
+    def test_refusals(self):
+        self.check_command("data", "text", "a.txt", "--out", "set")
+        for code, message, arguments in [
+            (2, "set", ["text", "a.txt", "--out", "set"]),  # not empty
+            (2, "nowhere", ["cat", "nowhere"]),
+            (2, "nowhere", ["info", "nowhere", "--json"]),
+            (2, "gpt9", ["text", "a.txt", "--out", "x", "--tokenizer", "gpt9", "--concat-tokens", "8"]),
+        ]:
+            with self.subTest(arguments):
+                result = self.run_command("data", *arguments)
+                self.assertEqual(result.returncode, code, result.stderr)
+                self.assertIn(message, result.stderr)
+                self.assertEqual(result.stdout, "")
+
+    def test_damage_is_named(self):
+        self.check_command("data", "text", "a.txt", "--out", "set")
+        (shard,) = (self.folder / "set").glob("*.mds")
+        shard.write_bytes(shard.read_bytes()[:-5])
+        result = self.run_command("data", "verify", "set")
+        self.assertEqual(result.returncode, 1)
+        self.assertTrue(result.stdout.startswith(shard.name + ": "), result.stdout)
+        self.assertEqual(self.run_command("data", "cat", "set").returncode, 1)
+
+    def test_cat_into_write_reproduces_the_set(self):
+        self.check_command("data", "text", "a.txt", "--out", "set", "--tokenizer", "bytes", "--concat-tokens", 32)
+        rows = self.check_command("data", "cat", "set")
+        self.check_command("data", "write", "copy", "--columns", '{"tokens":"ndarray:int32"}', input=rows)
+        for name in ["index.json", "shard.00000.mds"]:
+            self.assertEqual(
+                (self.folder / "set" / name).read_bytes(), (self.folder / "copy" / name).read_bytes(), name
+            )
+
+    def test_version(self):
+        version = json.loads(self.check_command("version", "--json"))
+        self.assertRegex(version["version"], r"^\d+\.\d+\.\d+$")
+        self.assertEqual(
+            set(version), {"version", "commit", "torch", "cuda", "gpu", "cpu_features", "backends"}
+        )
+        self.assertIn("reference", version["backends"])
+        self.assertEqual("cuda" in version["backends"], version["cuda"] is not None)
+
+
+if __name__ == "__main__":
+    unittest.main()
