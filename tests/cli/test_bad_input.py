@@ -100,6 +100,17 @@ class BadInputTest(CommandTest):
         for change in ["model.n_layers=3", "model.n_layers=1", "model.ffn_config.ffn_hidden_size=40"]:
             self.refuse(2, "another model", "train", self.config, "load_path=run", "save_folder=n" + change, change)
 
+    def test_a_failing_load_removes_nothing(self):
+        self.check_command("train", self.config, "max_duration=3ba", "scheduler.t_warmup=0ba")
+        before = sorted(str(p) for p in (self.folder / "run").rglob("*"))
+        for arguments in [["load_path=run", "model.n_layers=3"], ["load_path=nowhere"]]:
+            self.refuse(2, "", "train", self.config, "save_overwrite=true", *arguments)
+            self.assertEqual(sorted(str(p) for p in (self.folder / "run").rglob("*")), before)
+        # From its own checkpoint: read first, then replaced.
+        self.check_command("train", self.config, "save_overwrite=true", "load_path=run/step-3", "max_duration=5ba", "scheduler.t_warmup=0ba")
+        self.assertFalse((self.folder / "run" / "step-3").exists())
+        self.assertTrue((self.folder / "run" / "step-5").exists())
+
     def test_non_finite_loss_stops_and_names_the_last_checkpoint(self):
         result = self.refuse(
             1, "last good checkpoint: run/step-", "train", self.config, "optimizer.lr=1e30",

@@ -82,6 +82,16 @@ class DataTest(CommandTest):
                 self.assertIn(message, result.stderr)
                 self.assertEqual(result.stdout, "")
 
+    def test_exist_ok_replaces_sets_only(self):
+        write = ["data", "write", "--columns", '{"a":"int"}', "--exist-ok"]
+        self.check_command("data", "text", "a.txt", "--out", "parent/set")
+        result = self.run_command(*write, "parent", input="")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("parent holds set", result.stderr)
+        self.assertTrue((self.folder / "parent" / "set" / "index.json").exists())
+        self.check_command(*write, "parent/set", input='{"a":{"t":"int","v":"5"}}\n')
+        self.assertEqual(self.lines("data", "cat", "parent/set"), [{"a": {"t": "int", "v": "5"}}])
+
     def test_damage_is_named(self):
         self.check_command("data", "text", "a.txt", "--out", "set")
         (shard,) = (self.folder / "set").glob("*.mds")

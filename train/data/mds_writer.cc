@@ -49,6 +49,24 @@ std::vector<MdsColumn> make_columns(
   return out;
 }
 
+// An existing target must be empty or, to be replaced, hold nothing but a set.
+void check_target(const std::string& folder, bool replace) {
+  if (!path_exists(folder)) return;
+  if (is_folder(folder) && list_folder(folder).empty()) return;
+  if (!replace || !is_folder(folder)) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} exists and is not empty", folder),
+                "name another folder, or remove this one");
+  }
+  for (const std::string& name : list_folder(folder)) {
+    if (name != "index.json" && !name.starts_with("shard.")) {
+      throw Error(
+          ErrorKind::kInvalidArgument,
+          fmt::format("{} holds {}, which is no part of a set: it is not replaced", folder, name),
+          "name another folder");
+    }
+  }
+}
+
 }  // namespace
 
 MdsWriter::MdsWriter(std::string folder,
@@ -65,10 +83,7 @@ MdsWriter::MdsWriter(std::string folder,
                             *options.size_limit),
                 "use a smaller limit, such as 64mb");
   }
-  if (path_exists(folder_) && (!is_folder(folder_) || !list_folder(folder_).empty()) && !replace_) {
-    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} exists and is not empty", folder_),
-                "name another folder, or remove this one");
-  }
+  check_target(folder_, replace_);
   make_folders(parent_folder(folder_));
   temporary_ = fmt::format("{}.tmp-{}", folder_, getpid());
   remove_all(temporary_);
@@ -143,7 +158,7 @@ void MdsWriter::finish() {
   if (shard_.samples > 0) flush_shard();
   write_file_durable(join_path(temporary_, "index.json"), index_.dump());
   fsync_path(temporary_);
-  if (replace_ && path_exists(folder_) && (!is_folder(folder_) || !list_folder(folder_).empty())) {
+  if (replace_ && path_exists(folder_) && !list_folder(folder_).empty()) {
     // Swapped where the file system can, so that at no time nothing stands under the final name.
     if (!exchange_paths(temporary_, folder_)) {
       remove_all(folder_);

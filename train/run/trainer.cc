@@ -87,6 +87,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   optimizer_ = std::make_unique<DecoupledAdamW>(config_.optimizer, std::move(named));
   prepare_run_folder();
   restore();
+  if (config_.save_overwrite) remove_old_run();
   metrics_ = std::make_unique<MetricsFile>(config_.save_folder, step_);
 }
 
@@ -97,21 +98,25 @@ void Trainer::prepare_run_folder() {
   for (const std::string& line : sweep_stale(folder)) log_warning("{}", line);
   const std::vector<std::int64_t> steps = list_steps(folder);
   const std::string metrics = join_path(folder, "metrics.jsonl");
-  if (config_.save_overwrite) {
-    remove_all(join_path(folder, "latest"));
-    for (const std::int64_t step : steps) {
-      // Renamed first: a half-removed folder must not look like a checkpoint.
-      const std::string checkpoint = join_path(folder, step_folder_name(step));
-      rename_path(checkpoint, checkpoint + ".tmp");
-      remove_all(checkpoint + ".tmp");
-    }
-    remove_all(metrics);
-  } else if (!config_.autoresume &&
-             (!steps.empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {
+  if (!config_.save_overwrite && !config_.autoresume &&
+      (!steps.empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {
     throw Error(ErrorKind::kInvalidArgument, "run folder " + folder + " holds another run",
                 "autoresume=true goes on with it, save_overwrite=true removes it, "
                 "save_folder=DIR puts this run elsewhere");
   }
+}
+
+// After restore(): what load_path names was read by then, and a load that fails removes nothing.
+void Trainer::remove_old_run() {
+  const std::string& folder = config_.save_folder;
+  remove_all(join_path(folder, "latest"));
+  for (const std::int64_t step : list_steps(folder)) {
+    // Renamed first: a half-removed folder must not look like a checkpoint.
+    const std::string checkpoint = join_path(folder, step_folder_name(step));
+    rename_path(checkpoint, checkpoint + ".tmp");
+    remove_all(checkpoint + ".tmp");
+  }
+  remove_all(join_path(folder, "metrics.jsonl"));
 }
 
 void Trainer::restore() {
@@ -157,7 +162,7 @@ void Trainer::restore_from(const std::string& checkpoint) {
                 join_path(checkpoint, kStateFile) + " lacks what a resume needs: " + error.what());
   }
   first_step_ = step_;
-  const bool own = parent_folder(checkpoint) == config_.save_folder;
+  const bool own = !config_.save_overwrite && parent_folder(checkpoint) == config_.save_folder;
   saved_step_ = own ? step_ : -1;
   if (own) last_checkpoint_ = checkpoint;
   log_info("resumed from {} at step {}", checkpoint, step_);

@@ -43,6 +43,7 @@ class Trainer {
 
   void prepare_run_folder();
   void restore();
+  void remove_old_run();
   void restore_from(const std::string& checkpoint);
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
