@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "dropless/error.h"
@@ -111,7 +113,12 @@ template <>
 struct Reader<double> {
   static double read(const YamlNode& node, const std::string& path) {
     if (node.kind == Kind::kScalar && node.plain) {
-      if (const std::optional<double> value = parse_float_text(node.text)) return *value;
+      const std::optional<double> value = parse_float_text(node.text);
+      constexpr double kMax = std::numeric_limits<float>::max();
+      if (value && std::abs(*value) <= kMax) return *value;
+      if (value) {
+        fail_type(node, path, fmt::format("a finite number of at most {:.1e}", kMax));
+      }
     }
     fail_type(node, path, "a number", quotes_hint(node));
   }
@@ -239,6 +246,50 @@ T YamlMap::get(std::string_view key) const {
   return *std::move(value);
 }
 
+template <class T>
+std::optional<T> YamlMap::find_positive(std::string_view key) const {
+  const std::optional<T> value = find<T>(key);
+  if (value && *value <= 0) {
+    const char* bound = std::is_integral_v<T> ? "must be at least 1" : "must be above 0";
+    fail(key, fmt::format("{}, not {}", bound, *value));
+  }
+  return value;
+}
+
+template <class T>
+T YamlMap::positive(std::string_view key, std::optional<T> fallback) const {
+  const std::optional<T> value = find_positive<T>(key);
+  if (value) return *value;
+  return fallback ? *fallback : get<T>(key);
+}
+
+template <class T>
+T YamlMap::non_negative(std::string_view key, std::optional<T> fallback) const {
+  const std::optional<T> value = find<T>(key);
+  if (value && *value < 0) fail(key, fmt::format("must not be negative, but is {}", *value));
+  if (value) return *value;
+  return fallback ? *fallback : get<T>(key);
+}
+
+#define DROPLESS_YAML_NUMBER(T)                                                \
+  template std::optional<T> YamlMap::find_positive<T>(std::string_view) const; \
+  template T YamlMap::positive<T>(std::string_view, std::optional<T>) const;   \
+  template T YamlMap::non_negative<T>(std::string_view, std::optional<T>) const;
+DROPLESS_YAML_NUMBER(int)
+DROPLESS_YAML_NUMBER(std::int64_t)
+DROPLESS_YAML_NUMBER(double)
+#undef DROPLESS_YAML_NUMBER
+
+Time YamlMap::time(std::string_view key, const Time& fallback) const {
+  const std::optional<std::string> text = find<std::string>(key);
+  if (!text) return fallback;
+  try {
+    return Time::parse(*text);
+  } catch (const Error& error) {
+    fail(key, error.what(), error.hint());
+  }
+}
+
 #define DROPLESS_YAML_TYPE(...)                                                           \
   template std::optional<__VA_ARGS__> YamlMap::find<__VA_ARGS__>(std::string_view) const; \
   template __VA_ARGS__ YamlMap::get<__VA_ARGS__>(std::string_view, __VA_ARGS__) const;    \
@@ -309,6 +360,13 @@ void YamlMap::no_effect(std::string_view key, std::string_view why) const {
   if (take(*node_, key) == nullptr) return;
   log_warning("{}: {} has no effect: {}", where(key), child_path(path(), key), why);
 }
+
+void YamlMap::refuse(std::string_view key, bool set, const std::string& hint) const {
+  skip(key);
+  if (set) fail(key, "not supported by this version", hint);
+}
+
+void YamlMap::refuse(std::string_view key) const { refuse(key, has(key)); }
 
 void YamlMap::skip(std::string_view key) const { take(*node_, key); }
 

@@ -15,6 +15,8 @@
 #include <string_view>
 #include <vector>
 
+#include "train/base/time.h"
+
 namespace dropless::train {
 
 class YamlMap;
@@ -50,13 +52,24 @@ class YamlMap {
   // Error(kInvalidArgument) with the place when the key is absent or null (get without fallback) or
   // of another type. Integers take `5`, `5.0`, `3e4`, `1_000`; bools take true/false only; a string
   // key takes any scalar as it is written and refuses mappings and sequences; a vector takes a
-  // sequence.
+  // sequence. A double is finite and within fp32's range, the one it will be computed in.
   template <class T>
   T get(std::string_view key) const;
   template <class T>
   T get(std::string_view key, T fallback) const;  // absent or null: fallback
   template <class T>
   std::optional<T> find(std::string_view key) const;
+
+  // Numbers (int64_t, int, double) with a bound: above 0, or 0 and above. Without a fallback the
+  // key is required.
+  template <class T>
+  T positive(std::string_view key, std::optional<T> fallback = std::nullopt) const;
+  template <class T>
+  T non_negative(std::string_view key, std::optional<T> fallback = std::nullopt) const;
+  template <class T>
+  std::optional<T> find_positive(std::string_view key) const;
+  // A time string such as "10ba"; absent or null: fallback.
+  Time time(std::string_view key, const Time& fallback) const;
 
   YamlMap map(std::string_view key) const;                      // absent: error
   std::optional<YamlMap> find_map(std::string_view key) const;  // absent or null: nullopt
@@ -68,6 +81,11 @@ class YamlMap {
 
   // The key is accepted but changes nothing here; present: one warning saying why.
   void no_effect(std::string_view key, std::string_view why) const;
+  // The key is known and one of its values cannot be honoured: `set` says whether that one is
+  // given.
+  void refuse(std::string_view key, bool set, const std::string& hint = {}) const;
+  // The same for a key of which only null can be honoured.
+  void refuse(std::string_view key) const;
   // Reads the key without using it (a free-form part such as `variables`).
   void skip(std::string_view key) const;
 

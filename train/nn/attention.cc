@@ -38,17 +38,14 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_mo
                                " is not a multiple of kv_n_heads " +
                                std::to_string(config.kv_n_heads));
   }
-  config.clip_qkv = map.get<double>("clip_qkv", 0.0);
-  if (config.clip_qkv < 0) map.fail("clip_qkv", "clip_qkv must not be negative");
-  config.softmax_scale = map.get<double>("softmax_scale", 0.0);
+  config.clip_qkv = map.non_negative<double>("clip_qkv", 0.0);
+  config.softmax_scale = map.find_positive<double>("softmax_scale");
   config.rope = map.get<bool>("rope", false);
-  config.rope_theta = map.get<double>("rope_theta", config.rope_theta);
+  config.rope_theta = map.positive<double>("rope_theta", config.rope_theta);
   if (config.rope && config.head_dim % 2 != 0) {
     map.fail("rope", "rope needs an even head dimension; it is " + std::to_string(config.head_dim));
   }
-  if (map.get<double>("attn_pdrop", 0.0) != 0.0) {
-    map.fail("attn_pdrop", "dropout in attention is not supported by this version", "set it to 0");
-  }
+  map.refuse("attn_pdrop", map.get<double>("attn_pdrop", 0.0) != 0.0, "set it to 0");
   map.no_effect("attn_impl", "libtorch picks the fused attention kernel");
   map.no_effect("rope_impl", "dail and hf are the same rotation");
   map.finish();
@@ -88,11 +85,10 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache) {
     k = cache->keys;
     v = cache->values;
   }
-  const std::optional<double> scale =
-      config_.softmax_scale > 0 ? std::optional<double>(config_.softmax_scale) : std::nullopt;
-  const at::Tensor out = at::scaled_dot_product_attention(
-      q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/past == 0 && S > 1, scale,
-      /*enable_gqa=*/H != G);
+  const at::Tensor out =
+      at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
+                                       /*is_causal=*/past == 0 && S > 1, config_.softmax_scale,
+                                       /*enable_gqa=*/H != G);
   return at::linear(out.transpose(1, 2).reshape({B, S, H * hd}), out_weight_, out_bias_);
 }
 

@@ -17,8 +17,8 @@ struct AttentionConfig {
   std::int64_t n_heads = 0;
   std::int64_t kv_n_heads = 0;
   std::int64_t head_dim = 0;
-  double clip_qkv = 0;       // 0: off; else q, k and v are clamped to [-clip, clip] before RoPE
-  double softmax_scale = 0;  // 0: 1 / sqrt(head_dim)
+  double clip_qkv = 0;  // 0: off; else q, k and v are clamped to [-clip, clip] before RoPE
+  std::optional<double> softmax_scale;  // absent: 1 / sqrt(head_dim)
   bool rope = false;
   double rope_theta = 10000;
   bool bias = true;

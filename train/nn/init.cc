@@ -14,11 +14,9 @@ InitConfig InitConfig::from_yaml(const YamlMap& map) {
     map.fail("name", "unknown initialisation " + config.name,
              "one of: kaiming_normal_, xavier_normal_, small_init_, baseline_");
   }
-  config.init_std = map.get<double>("init_std", config.init_std);
-  config.emb_init_std = map.get<double>("emb_init_std", config.emb_init_std);
+  config.init_std = map.positive<double>("init_std", config.init_std);
+  config.emb_init_std = map.non_negative<double>("emb_init_std", config.emb_init_std);
   config.init_div_is_residual = map.get<bool>("init_div_is_residual", config.init_div_is_residual);
-  if (config.init_std <= 0) map.fail("init_std", "init_std must be above 0");
-  if (config.emb_init_std < 0) map.fail("emb_init_std", "emb_init_std must not be negative");
   map.finish();
   return config;
 }

@@ -19,14 +19,10 @@ MoEBackend backend_from_yaml(const YamlMap& map) {
 
 // Arguments of MegaBlocks that change the result and that this version does not have.
 void refuse_unsupported(const YamlMap& map) {
-  const auto refuse_if = [&](const char* key, bool set) {
-    if (set) map.fail(key, std::string(key) + " is not supported by this version");
-  };
-  refuse_if("moe_jitter_eps", map.has("moe_jitter_eps"));
-  refuse_if("shared_expert", map.get<bool>("shared_expert", false));
-  refuse_if("uniform_expert_assignment", map.get<bool>("uniform_expert_assignment", false));
-  map.skip("moe_jitter_eps");
-  map.skip("uniform_expert_assignment");
+  map.refuse("moe_jitter_eps");
+  for (const char* key : {"shared_expert", "uniform_expert_assignment"}) {
+    map.refuse(key, map.get<bool>(key, false));
+  }
   const std::int64_t world = map.get<std::int64_t>("moe_world_size", 1);
   if (world != 1) {
     map.fail("moe_world_size", "moe_world_size " + std::to_string(world) +
@@ -42,9 +38,9 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
   MoELayerConfig config;
   MoEConfig& moe = config.moe;
   moe.d_model = d_model;
-  moe.num_experts = map.get<std::int64_t>("moe_num_experts", 1);
-  moe.top_k = map.get<std::int64_t>("moe_top_k", 1);
-  moe.d_ffn = map.get<std::int64_t>("ffn_hidden_size", default_d_ffn);
+  moe.num_experts = map.positive<std::int64_t>("moe_num_experts", 1);
+  moe.top_k = map.positive<std::int64_t>("moe_top_k", 1);
+  moe.d_ffn = map.positive<std::int64_t>("ffn_hidden_size", default_d_ffn);
   // MegaBlocks' default activation is tanh-gelu; torch_dmoe's is the exact one.
   moe.activation =
       activation_from_yaml(map, megablocks ? Activation::kGeluTanh : Activation::kGelu);
@@ -53,25 +49,16 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
     map.fail("mlp_type", "unknown mlp_type " + mlp_type, "one of: mlp, glu");
   }
   moe.glu = mlp_type == "glu";
-  moe.normalize_p = map.get<double>("moe_normalize_expert_weights", 0.0);
+  moe.normalize_p = map.non_negative<double>("moe_normalize_expert_weights", 0.0);
   config.bias = megablocks && bias;
-  config.loss_weight = map.get<double>("moe_loss_weight", megablocks ? 0.1 : 0.0);
-  config.zloss_weight = map.get<double>("moe_zloss_weight", 0.0);
+  config.loss_weight = map.non_negative<double>("moe_loss_weight", megablocks ? 0.1 : 0.0);
+  config.zloss_weight = map.non_negative<double>("moe_zloss_weight", 0.0);
   config.backend = backend_from_yaml(map);
 
-  if (moe.num_experts < 1) map.fail("moe_num_experts", "moe_num_experts must be at least 1");
-  if (moe.top_k < 1 || moe.top_k > moe.num_experts) {
-    map.fail("moe_top_k", "moe_top_k " + std::to_string(moe.top_k) +
-                              " is not between 1 and moe_num_experts " +
+  if (moe.top_k > moe.num_experts) {
+    map.fail("moe_top_k", "moe_top_k " + std::to_string(moe.top_k) + " is above moe_num_experts " +
                               std::to_string(moe.num_experts));
   }
-  if (moe.d_ffn < 1) map.fail("ffn_hidden_size", "ffn_hidden_size must be at least 1");
-  if (moe.normalize_p < 0) {
-    map.fail("moe_normalize_expert_weights", "moe_normalize_expert_weights must not be negative");
-  }
-  if (config.loss_weight < 0) map.fail("moe_loss_weight", "moe_loss_weight must not be negative");
-  if (config.zloss_weight < 0)
-    map.fail("moe_zloss_weight", "moe_zloss_weight must not be negative");
   refuse_unsupported(map);
   const std::string impl = map.get<std::string>("mlp_impl", "grouped");
   if (impl != "grouped" && impl != "sparse") {

@@ -9,19 +9,16 @@ AdamWConfig AdamWConfig::from_yaml(const YamlMap& map) {
              "use decoupled_adamw");
   }
   AdamWConfig config;
-  config.lr = map.get<double>("lr", config.lr);
+  config.lr = map.positive<double>("lr", config.lr);
   const auto betas = map.get<std::vector<double>>("betas", {config.beta1, config.beta2});
   if (betas.size() != 2) map.fail("betas", "betas takes two numbers");
   config.beta1 = betas[0];
   config.beta2 = betas[1];
-  config.eps = map.get<double>("eps", config.eps);
-  config.weight_decay = map.get<double>("weight_decay", config.weight_decay);
+  config.eps = map.non_negative<double>("eps", config.eps);
+  config.weight_decay = map.non_negative<double>("weight_decay", config.weight_decay);
   for (const double beta : betas) {
     if (beta < 0 || beta >= 1) map.fail("betas", "betas must be in [0, 1)");
   }
-  if (config.lr <= 0) map.fail("lr", "lr must be above 0");
-  if (config.eps < 0) map.fail("eps", "eps must not be negative");
-  if (config.weight_decay < 0) map.fail("weight_decay", "weight_decay must not be negative");
   map.finish();
   return config;
 }

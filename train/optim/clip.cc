@@ -21,8 +21,7 @@ ClipConfig ClipConfig::from_yaml(const YamlMap& map) {
              "one of: norm, value");
   }
   config.by_value = type == "value";
-  config.threshold = map.get<double>("clipping_threshold");
-  if (config.threshold <= 0) map.fail("clipping_threshold", "clipping_threshold must be above 0");
+  config.threshold = map.positive<double>("clipping_threshold");
   map.finish();
   return config;
 }

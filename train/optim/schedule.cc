@@ -21,19 +21,9 @@ ScheduleConfig ScheduleConfig::from_yaml(const YamlMap& map) {
     map.fail("name", "scheduler " + name + " is not supported by this version",
              "one of: cosine_with_warmup, linear_decay_with_warmup, constant_with_warmup");
   }
-  const auto time = [&](const char* key, const Time& fallback) {
-    const auto text = map.find<std::string>(key);
-    if (!text) return fallback;
-    try {
-      return Time::parse(*text);
-    } catch (const Error& error) {
-      map.fail(key, error.what(), error.hint());
-    }
-  };
-  config.t_warmup = time("t_warmup", config.t_warmup);
-  config.t_max = time("t_max", config.t_max);
-  config.alpha_f = map.get<double>("alpha_f", config.alpha_f);
-  if (config.alpha_f < 0) map.fail("alpha_f", "alpha_f must not be negative");
+  config.t_warmup = map.time("t_warmup", config.t_warmup);
+  config.t_max = map.time("t_max", config.t_max);
+  config.alpha_f = map.non_negative<double>("alpha_f", config.alpha_f);
   map.no_effect("scale_warmup", "there is no scale schedule ratio");
   map.finish();
   return config;
