@@ -1,10 +1,9 @@
 #include "train/nn/moe_torch.h"
 
-#include <ATen/autocast_mode.h>
-
 #include <vector>
 
 #include "train/nn/ffn.h"
+#include "train/nn/precision.h"
 
 namespace dropless::train {
 namespace {
@@ -45,10 +44,8 @@ MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                           const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
   const std::int64_t T = x_TD.size(0), E = config.num_experts, K = config.top_k;
-  const at::DeviceType device = x_TD.device().type();
   // The router and the combination are fp32 whatever autocast says; fp64 stays fp64.
-  const bool autocast = at::autocast::is_autocast_enabled(device);
-  at::autocast::set_autocast_enabled(device, false);
+  const NoAutocastGuard no_autocast(x_TD.device());
   const auto router_type = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor logits_TE = at::linear(x_TD.to(router_type), router_ED.to(router_type));
   const at::Tensor scores_TE = at::softmax(logits_TE, -1);
@@ -78,7 +75,6 @@ MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
   at::Tensor out_TD =
       (y_TKD.to(router_type) * weights_TK.unsqueeze(-1)).sum(1).to(x_TD.scalar_type());
   at::Tensor losses_2 = router_losses(logits_TE, scores_TE, tokens_per_expert_E, K);
-  at::autocast::set_autocast_enabled(device, autocast);
   return {out_TD, losses_2, tokens_per_expert_E.to(at::kInt)};
 }
 

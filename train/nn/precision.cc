@@ -32,6 +32,13 @@ AutocastGuard::~AutocastGuard() {
   at::autocast::set_autocast_dtype(device_, previous_dtype_);
 }
 
+NoAutocastGuard::NoAutocastGuard(at::Device device)
+    : device_(device.type()), was_enabled_(at::autocast::is_autocast_enabled(device_)) {
+  at::autocast::set_autocast_enabled(device_, false);
+}
+
+NoAutocastGuard::~NoAutocastGuard() { at::autocast::set_autocast_enabled(device_, was_enabled_); }
+
 at::Tensor to_compute_dtype(const at::Tensor& tensor) {
   const at::DeviceType device = tensor.device().type();
   if (!at::autocast::is_autocast_enabled(device)) return tensor;

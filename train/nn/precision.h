@@ -26,6 +26,20 @@ class AutocastGuard {
   at::ScalarType previous_dtype_;
 };
 
+// Autocast off on `device` for the life of the guard: what stands there computes in the types it is
+// given.
+class NoAutocastGuard {
+ public:
+  explicit NoAutocastGuard(at::Device device);
+  ~NoAutocastGuard();
+  NoAutocastGuard(const NoAutocastGuard&) = delete;
+  NoAutocastGuard& operator=(const NoAutocastGuard&) = delete;
+
+ private:
+  at::DeviceType device_;
+  bool was_enabled_;
+};
+
 // `tensor` in the element type that products run in here: autocast's where it is on, else
 // unchanged.
 at::Tensor to_compute_dtype(const at::Tensor& tensor);

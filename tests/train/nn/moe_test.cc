@@ -1,9 +1,11 @@
 // The three backends of the MoE layer agree, value and gradient, on the same weights.
 #include "train/nn/moe.h"
 
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 
 #include "dropless/error.h"
+#include "train/nn/moe_torch.h"
 #include "train/nn/precision.h"
 
 namespace dropless::train {
@@ -93,6 +95,13 @@ TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
         ", moe_num_expert: 3"}) {
     EXPECT_THROW(parse(extra), Error) << extra;
   }
+}
+
+TEST(MoE, AutocastIsOnAgainAfterAThrow) {
+  const at::Tensor x = at::randn({3, 16}), bad = at::randn({5, 8}), w = at::randn({5, 24, 16});
+  const AutocastGuard autocast(Precision::kAmpBf16, at::kCPU);
+  EXPECT_THROW(moe_layer_torch(parse("").moe, x, bad, w, w, w), c10::Error);
+  EXPECT_TRUE(at::autocast::is_autocast_enabled(at::kCPU));
 }
 
 }  // namespace
