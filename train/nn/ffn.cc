@@ -1,8 +1,32 @@
 #include "train/nn/ffn.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <utility>
+#include <vector>
+
 #include "dropless/error.h"
 
 namespace dropless::train {
+namespace {
+
+constexpr std::pair<const char*, Activation> kActivations[] = {
+    {"silu", Activation::kSilu},
+    {"gelu", Activation::kGelu},
+    {"gelu_tanh", Activation::kGeluTanh},
+    {"relu", Activation::kRelu},
+    {"quick_gelu", Activation::kQuickGelu},
+};
+
+}  // namespace
+
+const char* activation_name(Activation activation) {
+  for (const auto& [name, candidate] : kActivations) {
+    if (candidate == activation) return name;
+  }
+  return "unknown";
+}
 
 Activation activation_from_yaml(const YamlMap& map, Activation fallback) {
   if (!map.has("ffn_act_fn")) {
@@ -10,7 +34,6 @@ Activation activation_from_yaml(const YamlMap& map, Activation fallback) {
     return fallback;
   }
   std::string name;
-  Activation activation = fallback;
   if (map.is_map("ffn_act_fn")) {
     const YamlMap act = map.map("ffn_act_fn");
     name = act.get<std::string>("name");
@@ -23,21 +46,13 @@ Activation activation_from_yaml(const YamlMap& map, Activation fallback) {
   } else {
     name = map.get<std::string>("ffn_act_fn");
   }
-  if (name == "silu") {
-    activation = Activation::kSilu;
-  } else if (name == "gelu") {
-    activation = Activation::kGelu;
-  } else if (name == "gelu_tanh") {
-    activation = Activation::kGeluTanh;
-  } else if (name == "relu") {
-    activation = Activation::kRelu;
-  } else if (name == "quick_gelu") {
-    activation = Activation::kQuickGelu;
-  } else {
-    map.fail("ffn_act_fn", "unknown activation " + name,
-             "one of: silu, gelu, gelu_tanh, relu, quick_gelu");
+  std::vector<std::string> known;
+  for (const auto& [candidate, activation] : kActivations) {
+    if (name == candidate) return activation;
+    known.push_back(candidate);
   }
-  return activation;
+  map.fail("ffn_act_fn", "unknown activation " + name,
+           fmt::format("one of: {}", fmt::join(known, ", ")));
 }
 
 at::Tensor apply_activation(Activation activation, const at::Tensor& gate, const at::Tensor& up) {

@@ -21,6 +21,8 @@ struct FfnConfig {
 // `ffn_act_fn: {name: silu}` or `ffn_act_fn: silu`; absent: `fallback`.
 Activation activation_from_yaml(const YamlMap& map, Activation fallback);
 
+const char* activation_name(Activation activation);  // as `ffn_act_fn` takes it
+
 // act(gate) * up (or act(gate) where `up` is undefined) by libtorch's kernels.
 at::Tensor apply_activation(Activation activation, const at::Tensor& gate, const at::Tensor& up);
 

@@ -1,115 +1,12 @@
 #include "train/nn/transformer.h"
 
+#include <string>
 #include <utility>
+#include <variant>
 
 #include "dropless/error.h"
 
 namespace dropless::train {
-namespace {
-
-NormConfig norm_from_yaml(const YamlMap& map, bool bias) {
-  NormConfig config;
-  config.bias = bias;
-  const std::string type = map.get<std::string>("norm_type", "low_precision_layernorm");
-  if (type == "layernorm" || type == "low_precision_layernorm") {
-    config.type = NormType::kLayerNorm;
-  } else if (type == "rmsnorm" || type == "low_precision_rmsnorm") {
-    config.type = NormType::kRmsNorm;
-  } else {
-    map.fail("norm_type", "unknown norm_type " + type,
-             "one of: layernorm, low_precision_layernorm, rmsnorm, low_precision_rmsnorm");
-  }
-  config.eps = map.get<double>("norm_eps", config.eps);
-  if (config.eps <= 0) map.fail("norm_eps", "norm_eps must be above 0");
-  return config;
-}
-
-std::variant<FfnConfig, MoELayerConfig> ffn_from_yaml(const std::optional<YamlMap>& map,
-                                                      std::int64_t d_model, std::int64_t d_ffn,
-                                                      bool bias) {
-  FfnConfig dense;
-  dense.d_model = d_model;
-  dense.d_ffn = d_ffn;
-  dense.bias = bias;
-  if (!map) return dense;
-  const std::string type = map->get<std::string>("ffn_type", "mptmlp");
-  if (type == "mb_dmoe" || type == "torch_dmoe") {
-    return MoELayerConfig::from_yaml(*map, d_model, d_ffn, bias);
-  }
-  if (type == "mb_moe") {
-    map->fail("ffn_type",
-              "mb_moe (capacity MoE, which drops tokens) is not supported by this version",
-              "use mb_dmoe: no token is dropped");
-  }
-  if (type != "mptmlp" && type != "mptglu") {
-    map->fail("ffn_type", "unknown ffn_type " + type,
-              "one of: mptmlp, mptglu, mb_dmoe, torch_dmoe");
-  }
-  dense.glu = type == "mptglu";
-  dense.d_ffn = map->get<std::int64_t>("ffn_hidden_size", d_ffn);
-  dense.activation = activation_from_yaml(*map, dense.activation);
-  if (dense.d_ffn < 1) map->fail("ffn_hidden_size", "ffn_hidden_size must be at least 1");
-  map->no_effect("fc_type", "there is one linear layer");
-  map->finish();
-  return dense;
-}
-
-void refuse_unsupported(const YamlMap& map) {
-  const auto refuse_if = [&](const char* key, bool set) {
-    if (set) map.fail(key, std::string(key) + " is not supported by this version");
-  };
-  refuse_if("resid_pdrop", map.get<double>("resid_pdrop", 0.0) != 0.0);
-  refuse_if("emb_pdrop", map.get<double>("emb_pdrop", 0.0) != 0.0);
-  refuse_if("embedding_fraction", map.get<double>("embedding_fraction", 1.0) != 1.0);
-  refuse_if("logit_scale", map.has("logit_scale"));
-  refuse_if("final_logit_softcapping", map.has("final_logit_softcapping"));
-  refuse_if("fuse_norm_attn_norm", map.get<bool>("fuse_norm_attn_norm", false));
-  for (const char* key : {"logit_scale", "final_logit_softcapping"}) map.skip(key);
-}
-
-std::int64_t positive(const YamlMap& map, const char* key, std::int64_t fallback) {
-  const std::int64_t value = map.get<std::int64_t>(key, fallback);
-  if (value < 1) map.fail(key, std::string(key) + " must be at least 1");
-  return value;
-}
-
-}  // namespace
-
-ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
-  ModelConfig config;
-  const std::string name = map.get<std::string>("name", "mpt_causal_lm");
-  if (name != "mpt_causal_lm") {
-    map.fail("name", "model " + name + " is not supported by this version", "use mpt_causal_lm");
-  }
-  config.d_model = positive(map, "d_model", config.d_model);
-  config.n_heads = positive(map, "n_heads", config.n_heads);
-  config.n_layers = positive(map, "n_layers", config.n_layers);
-  config.max_seq_len = positive(map, "max_seq_len", config.max_seq_len);
-  config.vocab_size = positive(map, "vocab_size", config.vocab_size);
-  config.bias = !map.get<bool>("no_bias", false);
-  config.tie_word_embeddings = map.get<bool>("tie_word_embeddings", true);
-  config.norm = norm_from_yaml(map, config.bias);
-  const auto head_dim = map.find<std::int64_t>("head_dim");
-  if (head_dim && *head_dim < 1) map.fail("head_dim", "head_dim must be at least 1");
-  const YamlMap empty = YamlDocument::parse("{}", map.where()).root();
-  config.attention =
-      AttentionConfig::from_yaml(map.find_map("attn_config").value_or(empty), config.d_model,
-                                 config.n_heads, head_dim, config.bias);
-  config.learned_pos_emb = map.get<bool>("learned_pos_emb", true) && !config.attention.rope;
-  const double expansion = map.get<double>("expansion_ratio", 4.0);
-  if (expansion <= 0) map.fail("expansion_ratio", "expansion_ratio must be above 0");
-  const auto d_ffn = static_cast<std::int64_t>(static_cast<double>(config.d_model) * expansion);
-  config.ffn = ffn_from_yaml(map.find_map("ffn_config"), config.d_model, d_ffn, config.bias);
-  if (const auto init = map.find_map("init_config")) config.init = InitConfig::from_yaml(*init);
-  refuse_unsupported(map);
-  map.no_effect("loss_fn", "there is one cross-entropy");
-  map.no_effect("init_device", "weights are drawn on the CPU");
-  map.no_effect("fc_type", "there is one linear layer");
-  map.no_effect("use_cache", "generation always uses a key/value cache");
-  map.no_effect("verbose", "nothing more is printed");
-  map.finish();
-  return config;
-}
 
 struct Transformer::Block {
   Norm norm_1;

@@ -9,39 +9,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <string>
-#include <variant>
 #include <vector>
 
-#include "train/nn/attention.h"
-#include "train/nn/ffn.h"
-#include "train/nn/moe.h"
-#include "train/nn/norm.h"
+#include "train/nn/model_config.h"
 
 namespace dropless::train {
 
-struct ModelConfig {
-  std::int64_t d_model = 2048;
-  std::int64_t n_heads = 16;
-  std::int64_t n_layers = 24;
-  std::int64_t max_seq_len = 2048;
-  std::int64_t vocab_size = 50368;
-  bool learned_pos_emb = true;
-  bool bias = true;
-  bool tie_word_embeddings = true;
-  NormConfig norm;
-  AttentionConfig attention;
-  std::variant<FfnConfig, MoELayerConfig> ffn;
-  InitConfig init;
-
-  // Reads the `model` block. Throws Error(kInvalidArgument) with the place.
-  static ModelConfig from_yaml(const YamlMap& map);
-
-  const MoELayerConfig* moe() const { return std::get_if<MoELayerConfig>(&ffn); }
-};
-
-// Parameter counts without building the model. `active`: the embedding table and top_k / E of the
-// experts.
+// `active`: the embedding table and top_k / E of the experts.
 struct ParameterCount {
   std::int64_t total = 0;
   std::int64_t active = 0;

@@ -1,0 +1,51 @@
+// What a model is: the `model` block of the config, its size, and which of its keys decide what the
+// weights compute.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "train/nn/attention.h"
+#include "train/nn/ffn.h"
+#include "train/nn/init.h"
+#include "train/nn/moe.h"
+#include "train/nn/norm.h"
+
+namespace dropless::train {
+
+struct ModelConfig {
+  std::int64_t d_model = 2048;
+  std::int64_t n_heads = 16;
+  std::int64_t n_layers = 24;
+  std::int64_t max_seq_len = 2048;
+  std::int64_t vocab_size = 50368;
+  bool learned_pos_emb = true;
+  bool bias = true;
+  bool tie_word_embeddings = true;
+  NormConfig norm;
+  AttentionConfig attention;
+  std::variant<FfnConfig, MoELayerConfig> ffn;
+  InitConfig init;
+
+  // Reads the `model` block. Throws Error(kInvalidArgument) with the place.
+  static ModelConfig from_yaml(const YamlMap& map);
+
+  const MoELayerConfig* moe() const { return std::get_if<MoELayerConfig>(&ffn); }
+
+  // The keys that decide which function the weights compute, under their YAML paths, with defaults
+  // filled in. Left out: initialisation, loss weights and backends, which a run may change when it
+  // goes on.
+  std::vector<std::pair<std::string, std::string>> maths() const;
+};
+
+// How many parameters a model has, by arithmetic alone: no size is too large for it.
+struct ParameterEstimate {
+  double total = 0;
+  std::string largest;  // the part that most of them belong to, with its keys and their values
+};
+ParameterEstimate estimate_parameters(const ModelConfig& config);
+
+}  // namespace dropless::train

@@ -1,0 +1,79 @@
+#include "train/run/memory.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "train/run/summary.h"
+
+namespace dropless::train {
+namespace {
+
+// The first number of the file; nullopt where there is none ("max" of a control group included).
+std::optional<double> number_in(const std::string& path) {
+  std::ifstream file(path);
+  double value = 0;
+  if (file >> value) return value;
+  return std::nullopt;
+}
+
+std::optional<double> host_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::optional<double> bytes;
+  std::string key;
+  double kib = 0;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    if (!(words >> key >> kib)) continue;
+    if (key == "MemAvailable:" || key == "SwapFree:") bytes = bytes.value_or(0) + 1024.0 * kib;
+  }
+  for (const auto& [limit_path, used_path] :
+       {std::pair{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
+         "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
+    const auto limit = number_in(limit_path), used = number_in(used_path);
+    // Pages of files count as used and are given up when asked for: the limit itself is the bound.
+    if (limit && used) bytes = std::min(bytes.value_or(*limit), *limit);
+  }
+  return bytes;
+}
+
+// From the driver, which is loaded by the time a GPU is chosen; it needs no context for this.
+std::optional<double> gpu_bytes(int index) {
+  using Get = int (*)(int*, int);
+  using GetBytes = int (*)(std::size_t*, int);
+  const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "cuDeviceGet"));
+  const auto get_bytes = reinterpret_cast<GetBytes>(dlsym(RTLD_DEFAULT, "cuDeviceTotalMem_v2"));
+  int device = 0;
+  std::size_t bytes = 0;
+  if (get == nullptr || get_bytes == nullptr || get(&device, index) != 0 ||
+      get_bytes(&bytes, device) != 0) {
+    return std::nullopt;
+  }
+  return static_cast<double>(bytes);
+}
+
+}  // namespace
+
+std::optional<double> available_bytes(at::Device device) {
+  if (device.is_cuda()) return gpu_bytes(device.has_index() ? device.index() : 0);
+  return host_bytes();
+}
+
+void require_memory(const ModelConfig& config, at::Device device, double bytes_per_parameter) {
+  const ParameterEstimate size = estimate_parameters(config);
+  const double needed = size.total * bytes_per_parameter;
+  const std::optional<double> available = available_bytes(device);
+  if (!available || needed <= *available) return;
+  const bool training = bytes_per_parameter > kWeightBytesPerParameter;
+  throw Error(
+      ErrorKind::kInvalidArgument,
+      fmt::format("model: {} parameters need {} of {}, and {} has {}", format_count(size.total),
+                  format_bytes(needed), training ? "weights, gradients and moments" : "weights",
+                  device.str(), format_bytes(*available)),
+      "most are " + size.largest + "; make the model smaller");
+}
+
+}  // namespace dropless::train

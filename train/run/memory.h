@@ -1,0 +1,40 @@
+// Whether a model can fit in memory at all, asked before anything is allocated; and libtorch's
+// errors, running out of memory above all, as one line.
+#pragma once
+
+#include <new>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "dropless/error.h"
+#include "train/nn/model_config.h"
+
+namespace dropless::train {
+
+// Of weight, gradient and AdamW's two moments, all fp32.
+inline constexpr double kTrainingBytesPerParameter = 16;
+inline constexpr double kWeightBytesPerParameter = 4;
+
+// What this process could get at most: of a CPU, free memory and swap within the control group's
+// limit; of a GPU, its whole memory. nullopt where the system does not say.
+std::optional<double> available_bytes(at::Device device);
+
+// Throws Error(kInvalidArgument) with both figures where the parameters alone need more than there
+// is.
+void require_memory(const ModelConfig& config, at::Device device, double bytes_per_parameter);
+
+// Runs `action`; what libtorch throws becomes Error(kResource) without its stack trace.
+template <class Action>
+decltype(auto) with_torch_errors(const std::string& hint, Action&& action) {
+  try {
+    return std::forward<Action>(action)();
+  } catch (const c10::Error& error) {
+    throw Error(ErrorKind::kResource, std::string("libtorch: ") + error.what_without_backtrace(),
+                hint);
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorKind::kResource, "out of memory", hint);
+  }
+}
+
+}  // namespace dropless::train
