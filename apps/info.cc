@@ -14,6 +14,7 @@
 #include "train/base/signals.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/nn/transformer.h"
+#include "train/run/config.h"
 #include "train/run/model_files.h"
 #include "train/run/summary.h"
 
@@ -79,7 +80,7 @@ void run_info(const std::string& path, bool as_json) {
   if (is_folder(path)) {
     json = describe_checkpoint(path);
   } else {
-    json = describe(ModelConfig::from_yaml(YamlDocument::load(path).root().map("model")), "");
+    json = describe(TrainConfig::from_yaml(YamlDocument::load(path)).model, "");
   }
   if (as_json) {
     std::cout << json.dump() << "\n";

@@ -4,7 +4,7 @@ import resource
 import subprocess
 import unittest
 
-from command import BINARY, CommandTest
+from command import BINARY, CONFIG, CommandTest
 
 
 class BadInputTest(CommandTest):
@@ -78,6 +78,7 @@ class BadInputTest(CommandTest):
         self.refuse(1, shard.name, "train", self.config)
         shard.unlink()
         self.refuse(1, shard.name, "train", self.config)
+        self.assertFalse((self.folder / "run").exists(), "nothing is started")
         index = self.folder / "data" / "train" / "index.json"
         index.write_text("{")
         self.refuse(1, "index.json", "train", self.config)
@@ -116,7 +117,83 @@ class BadInputTest(CommandTest):
             1, "last good checkpoint: run/step-", "train", self.config, "optimizer.lr=1e30",
             "algorithms=null", "save_interval=1ba", "scheduler.t_warmup=2ba",
         )  # fmt: skip
-        self.assertRegex(result.stderr, r"the (loss|gradient norm) of step \d+ is -?(nan|inf)")
+        self.assertRegex(result.stderr, r"the (loss|gradient norm)( of step \d+)? is -?(nan|inf)")
+
+    def test_ruined_weights_are_not_saved(self):
+        """Steps whose own loss is finite and whose update leaves nothing that can be trained."""
+        for name, overrides in {
+            "large": ["optimizer.lr=1e20", "optimizer.eps=0"],
+            "infinite": ["optimizer.lr=3e38", "algorithms=null"],
+        }.items():
+            with self.subTest(name):
+                result = self.refuse(
+                    1, f"last good checkpoint: {name}/step-1 ", "train", self.config, *overrides,
+                    f"save_folder={name}", "save_interval=1ba", "save_num_checkpoints_to_keep=1",
+                )  # fmt: skip
+                self.assertIn("after step 2", result.stderr)
+                # Step 1 has a learning rate of 0: its weights are as good as new.
+                self.assertTrue((self.folder / name / "step-1" / "manifest.json").exists())
+                self.assertFalse((self.folder / name / "step-2").exists())
+                self.check_command("eval", name, "--data", "data", "--split", "val", "--json")
+
+    def test_non_finite_evaluation_stops(self):
+        """The update of the last step before an evaluation is seen there first."""
+        self.refuse(
+            1, "the evaluation loss is", "train", self.config, "optimizer.lr=3e38",
+            "algorithms=null", "eval_interval=2ba", "save_interval=1000ba",
+        )  # fmt: skip
+        self.assertFalse((self.folder / "run" / "latest").exists())
+
+    def test_models_beyond_memory(self):
+        for key, value in [
+            ("model.d_model", "1000000000"),
+            ("model.vocab_size", "100000000000"),
+            ("model.head_dim", "9000000000000000000"),
+            ("model.ffn_config.ffn_hidden_size", "9000000000000000000"),
+            ("model.ffn_config.moe_num_experts", "1000000000"),
+            ("model.n_layers", "1000000000"),
+            ("model.max_seq_len", "9000000000000000000"),
+            ("max_seq_len", "9000000000000000000"),
+        ]:
+            with self.subTest(key):
+                self.refuse_override(f"{key}={value}", key.split(".")[-1])
+        result = self.refuse(2, "46.6 TiB", "train", self.config, "model.vocab_size=100000000000")
+        self.assertRegex(result.stderr, r"cpu has \d+\.\d [GM]iB")
+        self.write_config("huge.yaml", CONFIG.replace("d_model: 32", "d_model: 1000000000"))
+        self.refuse(2, "d_model 1000000000", "info", "huge.yaml")
+
+    def test_info_reads_the_whole_config(self):
+        self.write_config("bad.yaml", CONFIG.replace("lr: 3.0e-3", "lr: -1"))
+        self.refuse(2, "optimizer.lr", "info", "bad.yaml")
+        self.check_command("info", self.config)
+
+    def test_save_folder_that_is_no_folder(self):
+        (self.folder / "file").write_text("kept")
+        (self.folder / "dangling").symlink_to("nowhere")
+        for name in ["file", "file/run", "dangling", "dangling/run"]:
+            with self.subTest(name):
+                where = name.split("/")[0]
+                self.refuse(2, where + " is ", "train", self.config, f"save_folder={name}")
+        self.assertEqual((self.folder / "file").read_text(), "kept")
+        self.assertFalse((self.folder / "nowhere").exists())
+
+    def test_what_still_stands_after_a_failure(self):
+        self.check_command("train", self.config, "max_duration=3ba", "scheduler.t_warmup=0ba")
+        result = self.refuse(
+            1, "no checkpoint was saved", "train", self.config, "load_path=run", "save_folder=next",
+            "optimizer.lr=3e38", "algorithms=null", "scheduler.t_warmup=0ba",
+        )  # fmt: skip
+        self.assertIn("still stands: run/step-3", result.stderr)
+
+    def test_batch_without_a_scored_token(self):
+        lines = '{"tokens":{"t":"ndarray","dtype":"int32","shape":[1],"hex":"07000000"}}\n' * 16
+        self.check_command(
+            "data", "write", "single", "--columns", '{"tokens":"ndarray:int32"}', input=lines
+        )
+        self.refuse(
+            1, "batch 1 (epoch 0", "train", self.config, "train_loader.dataset.local=single",
+            "train_loader.dataset.split=null", "scheduler.t_warmup=0ba",
+        )  # fmt: skip
 
     def test_full_disk_keeps_the_last_checkpoint(self):
         self.check_command("train", self.config, "max_duration=5ba", "scheduler.t_warmup=0ba")

@@ -100,6 +100,61 @@ class ResumeTest(CommandTest):
         self.assertEqual(process.wait(timeout=60), 0)
         self.assertTrue((self.folder / "interrupted" / "latest" / "manifest.json").exists())
 
+    def test_second_interrupt_ends_at_once(self):
+        # Steps of seconds: the second signal comes long before the first step is done.
+        process = self.start(
+            "save_folder=impatient", "global_train_batch_size=600", "model.d_model=256",
+            "model.ffn_config.ffn_hidden_size=1024", "device_train_microbatch_size=auto",
+            "model.n_layers=12",
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (self.folder / "impatient" / "metrics.jsonl").exists():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        self.assertIsNone(process.poll(), "the first signal waits for the step")
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=2), 1)
+        self.assertFalse((self.folder / "impatient" / "latest").exists())
+
+    def test_resume_refuses_a_changed_model(self):
+        """Weights of equal shapes that would compute something else."""
+        for override, key, before, now in [
+            ("model.norm_type=layernorm", "model.norm_type", "rmsnorm", "layernorm"),
+            ("model.attn_config.rope_theta=5000", "rope_theta", "10000", "5000"),
+            ("model.attn_config.softmax_scale=1", "softmax_scale", "null", "1"),
+            ("model.ffn_config.ffn_act_fn.name=relu", "ffn_act_fn", "silu", "relu"),
+            ("model.ffn_config.moe_top_k=1", "moe_top_k", "2", "1"),
+        ]:
+            message = f"{key} is {before} in straight/step-40 and {now} in this config"
+            for how in ["autoresume=true", "load_path=straight"]:
+                with self.subTest(override=override, how=how):
+                    folder = "straight" if how == "autoresume=true" else "new"
+                    result = self.run_command(
+                        "train", self.config, f"save_folder={folder}", how, override,
+                        "max_duration=41ba",
+                    )  # fmt: skip
+                    self.assertEqual(result.returncode, 2, result.stderr)
+                    self.assertIn(message, result.stderr)
+                    self.assertIn("load_weights_only=true", result.stderr)
+        result = self.run_command(
+            "train", self.config, "save_folder=tuned", "load_path=straight",
+            "load_weights_only=true", "model.attn_config.rope_theta=5000", "max_duration=5ba",
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("rope_theta is 10000", result.stderr)
+
+    def test_resume_takes_a_changed_run(self):
+        """What does not change the function of the weights may change."""
+        self.check_command(
+            "train", self.config, "save_folder=straight", "autoresume=true", "max_duration=42ba",
+            "optimizer.lr=1e-3", "model.ffn_config.moe_loss_weight=0.1",
+            "model.norm_type=low_precision_rmsnorm", "device_train_microbatch_size=8",
+        )  # fmt: skip
+        self.assertEqual([step for step, *_ in self.losses("straight")], list(range(1, 43)))
+
     def test_two_runs_cannot_share_a_folder(self):
         process = self.start("save_folder=shared")
         self.wait_for_step(process, "shared", 1)

@@ -216,6 +216,22 @@ TextLoader::TextLoader(const TextDatasetConfig& config, const TextLoaderOptions&
     : impl_(std::make_unique<Impl>(config, options)) {}
 TextLoader::~TextLoader() = default;
 
+void TextLoader::check_files() const {
+  const MdsReader& reader = impl_->tokens_.reader();
+  for (const MdsShard& shard : reader.index().shards) {
+    const std::string path = join_path(reader.folder(), shard.raw.basename);
+    const auto damaged = [&](const std::string& what) {
+      throw Error(ErrorKind::kDamaged, path + ": " + what,
+                  "restore this file, or write the data set again");
+    };
+    if (!path_exists(path)) damaged("the index names this shard, but it is missing");
+    const std::uint64_t bytes = file_bytes(path);
+    if (bytes != shard.raw.bytes) {
+      damaged(fmt::format("{} bytes, but the index says {}", bytes, shard.raw.bytes));
+    }
+  }
+}
+
 bool TextLoader::next(Batch& batch) { return impl_->next(batch); }
 void TextLoader::begin_epoch(std::int64_t epoch) { impl_->stand_at(epoch, 0); }
 

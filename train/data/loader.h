@@ -52,6 +52,9 @@ class TextLoader : public BatchSource {
   TextLoader(const TextLoader&) = delete;
   TextLoader& operator=(const TextLoader&) = delete;
 
+  // Every shard of the index is there and has its size; reads none. Throws Error(kDamaged).
+  void check_files() const;
+
   // The next batch of the epoch; false at its end (again and again, until begin_epoch). The last
   // batch may have fewer rows unless drop_last. Rethrows what the background thread met, at the
   // batch where it met it.

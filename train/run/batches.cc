@@ -1,6 +1,7 @@
 #include "train/run/batches.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace dropless::train {
 
@@ -22,6 +23,15 @@ BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t 
   result.tokens_BS = tokens.to(device);
   result.labels_BS = labels.to(device);
   return result;
+}
+
+Batch first_rows(const Batch& batch, std::int64_t rows) {
+  Batch head = batch;
+  head.batch = std::min(rows, batch.batch);
+  head.tokens_BS.resize(static_cast<std::size_t>(head.batch * head.seq_len));
+  head.lengths_B.resize(static_cast<std::size_t>(head.batch));
+  head.tokens = std::accumulate(head.lengths_B.begin(), head.lengths_B.end(), std::int64_t{0});
+  return head;
 }
 
 }  // namespace dropless::train

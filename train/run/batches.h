@@ -18,4 +18,7 @@ struct BatchTensors {
 BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t rows,
                            at::Device device);
 
+// The batch's first `rows` rows, or all where it has fewer.
+Batch first_rows(const Batch& batch, std::int64_t rows);
+
 }  // namespace dropless::train

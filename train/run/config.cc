@@ -1,27 +1,18 @@
 #include "train/run/config.h"
 
-#include <ctime>
+#include <fmt/format.h>
+
+#include <limits>
 #include <utility>
 
 #include "dropless/error.h"
+#include "train/run/run_folder.h"
 
 namespace dropless::train {
 namespace {
 
-Time time_at(const YamlMap& map, const char* key, const Time& fallback) {
-  if (!map.has(key)) {
-    map.skip(key);
-    return fallback;
-  }
-  try {
-    return Time::parse(map.get<std::string>(key));
-  } catch (const Error& error) {
-    map.fail(key, error.what(), error.hint());
-  }
-}
-
 Interval interval_at(const YamlMap& map, const char* key, const Interval& fallback) {
-  const Interval interval = time_at(map, key, fallback);
+  const Interval interval = map.time(key, fallback);
   if (interval.unit == TimeUnit::kSecond) {
     map.fail(key, std::string(key) + " cannot be in seconds", "use ba, ep, sp, tok or dur");
   }
@@ -37,15 +28,22 @@ Precision precision_at(const YamlMap& map) {
            "one of: fp32, amp_bf16, amp_fp16");
 }
 
+// Rows, batches and what is read ahead are counted in 32 bits, so that no product overflows 64.
+std::int64_t count_at(const YamlMap& map, const char* key,
+                      std::optional<std::int64_t> fallback = std::nullopt) {
+  const auto value = map.positive<std::int64_t>(key, fallback);
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (value > kMost) map.fail(key, fmt::format("{} is above {}", value, kMost));
+  return value;
+}
+
 std::int64_t microbatch_at(const YamlMap& map, const char* key) {
   if (!map.has(key) || map.is_string(key)) {
     const std::string text = map.get<std::string>(key, "auto");
     if (text != "auto") map.fail(key, std::string(key) + " is a number of samples or `auto`");
     return 0;
   }
-  const auto size = map.get<std::int64_t>(key);
-  if (size < 1) map.fail(key, std::string(key) + " must be at least 1");
-  return size;
+  return map.positive<std::int64_t>(key);
 }
 
 void read_algorithms(const YamlMap& root, TrainConfig& config) {
@@ -108,17 +106,14 @@ void accept_without_effect(const YamlMap& root) {
 }
 
 void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
-  config.max_seq_len = root.get<std::int64_t>("max_seq_len");
+  config.max_seq_len = count_at(root, "max_seq_len");
   if (config.max_seq_len < 2) root.fail("max_seq_len", "max_seq_len must be at least 2");
   if (config.max_seq_len > config.model.max_seq_len && config.model.learned_pos_emb) {
     root.fail("max_seq_len", "max_seq_len " + std::to_string(config.max_seq_len) +
                                  " is above the model's learned positions, " +
                                  std::to_string(config.model.max_seq_len));
   }
-  config.global_train_batch_size = root.get<std::int64_t>("global_train_batch_size");
-  if (config.global_train_batch_size < 1) {
-    root.fail("global_train_batch_size", "global_train_batch_size must be at least 1");
-  }
+  config.global_train_batch_size = count_at(root, "global_train_batch_size");
   config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");
   if (config.device_train_microbatch_size > config.global_train_batch_size) {
     root.fail(
@@ -127,35 +122,16 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
             " is above global_train_batch_size " + std::to_string(config.global_train_batch_size),
         "make it at most the global batch size, or auto");
   }
-  const std::int64_t microbatch = config.device_train_microbatch_size > 0
-                                      ? config.device_train_microbatch_size
-                                      : config.global_train_batch_size;
-  config.device_eval_batch_size = root.get<std::int64_t>("device_eval_batch_size", microbatch);
-  if (config.device_eval_batch_size < 1) {
-    root.fail("device_eval_batch_size", "device_eval_batch_size must be at least 1");
-  }
+  config.device_eval_batch_size =
+      count_at(root, "device_eval_batch_size", config.microbatch_samples());
 }
 
 void read_saving(const YamlMap& root, TrainConfig& config) {
   config.run_name = root.get<std::string>("run_name", "");
-  config.save_folder = root.get<std::string>("save_folder", "");
-  if (config.save_folder.empty()) {
-    std::string name = config.run_name;
-    if (name.empty()) {
-      char stamp[32];
-      const std::time_t now = std::time(nullptr);
-      std::tm parts{};
-      std::strftime(stamp, sizeof(stamp), "%Y%m%d-%H%M%S", localtime_r(&now, &parts));
-      name = stamp;
-    }
-    config.save_folder = "runs/" + name;
-  }
-  if (const auto at = config.save_folder.find("{run_name}"); at != std::string::npos) {
-    if (config.run_name.empty()) root.fail("save_folder", "{run_name} needs run_name to be set");
-    config.save_folder.replace(at, std::string("{run_name}").size(), config.run_name);
-  }
-  while (config.save_folder.size() > 1 && config.save_folder.back() == '/') {
-    config.save_folder.pop_back();
+  try {
+    config.save_folder = RunFolder::name(root.get<std::string>("save_folder", ""), config.run_name);
+  } catch (const Error& error) {
+    root.fail("save_folder", error.what(), error.hint());
   }
   config.save_interval = interval_at(root, "save_interval", config.save_interval);
   config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
@@ -174,6 +150,10 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
 }
 
 }  // namespace
+
+std::int64_t TrainConfig::microbatch_samples() const {
+  return device_train_microbatch_size > 0 ? device_train_microbatch_size : global_train_batch_size;
+}
 
 std::string tokenizer_from_yaml(const YamlMap& map) {
   const std::string name = map.get<std::string>("name");
@@ -197,7 +177,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = AdamWConfig::from_yaml(root.map("optimizer"));
   config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
-  config.max_duration = time_at(root, "max_duration", {});
+  config.max_duration = root.time("max_duration", {});
   if (!root.has("max_duration")) root.fail("", "max_duration is missing");
   if (config.max_duration.unit == TimeUnit::kDuration ||
       config.max_duration.unit == TimeUnit::kSecond || config.max_duration.value <= 0) {
@@ -209,6 +189,9 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   read_callbacks(root);
   config.eval_interval = interval_at(root, "eval_interval", config.eval_interval);
   config.eval_subset_num_batches = root.get<std::int64_t>("eval_subset_num_batches", -1);
+  if (config.eval_subset_num_batches < -1 || config.eval_subset_num_batches == 0) {
+    root.fail("eval_subset_num_batches", "eval_subset_num_batches is -1 (all) or at least 1");
+  }
   config.eval_first = root.get<bool>("eval_first", false);
   read_saving(root, config);
   config.progress_bar = root.get<bool>("progress_bar", true);

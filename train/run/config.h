@@ -29,9 +29,8 @@ struct TrainConfig {
   Precision precision = Precision::kAmpBf16;
   std::int64_t max_seq_len = 0;
   Time max_duration;
-  std::int64_t global_train_batch_size = 0;  // samples an optimiser step
-  std::int64_t device_train_microbatch_size =
-      0;  // samples a forward pass; 0 (auto): the whole batch
+  std::int64_t global_train_batch_size = 0;       // samples an optimiser step
+  std::int64_t device_train_microbatch_size = 0;  // 0 (auto): the whole batch
   std::int64_t device_eval_batch_size = 0;
 
   ModelConfig model;
@@ -56,6 +55,9 @@ struct TrainConfig {
 
   bool progress_bar = true;
   bool log_to_console = true;
+
+  // Samples a forward pass.
+  std::int64_t microbatch_samples() const;
 
   // Reads the document and refuses what it does not know. Throws Error(kInvalidArgument).
   static TrainConfig from_yaml(const YamlDocument& document);

@@ -1,9 +1,13 @@
 #include "train/run/evaluate.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 
+#include "dropless/error.h"
 #include "train/base/signals.h"
 #include "train/run/batches.h"
+#include "train/run/memory.h"
 
 namespace dropless::train {
 
@@ -14,8 +18,10 @@ void EvalResult::add(const EvalResult& other) {
   tokens += other.tokens;
 }
 
-EvalResult evaluate(Transformer& model, BatchSource& source, Precision precision,
-                    std::int64_t max_batches) {
+namespace {
+
+EvalResult run_evaluation(Transformer& model, BatchSource& source, Precision precision,
+                          std::int64_t max_batches) {
   at::NoGradGuard no_grad;
   AutocastGuard autocast(precision, model.device());
   EvalResult result;
@@ -29,8 +35,26 @@ EvalResult evaluate(Transformer& model, BatchSource& source, Precision precision
     const at::Tensor logits = model.forward(tensors.tokens_BS, record);
     result.loss_sum += cross_entropy_sum(logits, tensors.labels_BS).item<double>();
     result.tokens += tensors.scored;
+    if (!std::isfinite(result.loss_sum)) {
+      throw Error(
+          ErrorKind::kNonFinite,
+          fmt::format("the evaluation loss is {} after {} tokens", result.loss_sum, result.tokens),
+          "the weights of this model are ruined: take an older checkpoint");
+    }
+  }
+  if (result.tokens == 0 && stop_signal() == 0) {
+    throw Error(ErrorKind::kDamaged, "the evaluation set has no token to predict",
+                "all of its samples have one token");
   }
   return result;
+}
+
+}  // namespace
+
+EvalResult evaluate(Transformer& model, BatchSource& source, Precision precision,
+                    std::int64_t max_batches) {
+  return with_torch_errors("if memory ran out, lower device_eval_batch_size",
+                           [&] { return run_evaluation(model, source, precision, max_batches); });
 }
 
 }  // namespace dropless::train

@@ -18,7 +18,8 @@ struct EvalResult {
   void add(const EvalResult& other);
 };
 
-// Up to `max_batches` batches (-1: all). Stops early at a signal (stop_signal()).
+// Up to `max_batches` batches (-1: all). Stops early at a signal (stop_signal()). Throws Error:
+// kNonFinite for a loss that is no number, kDamaged where no token is scored.
 EvalResult evaluate(Transformer& model, BatchSource& source, Precision precision,
                     std::int64_t max_batches = -1);
 

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
 #include "dropless/error.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
+#include "train/run/memory.h"
 
 namespace dropless::train {
 namespace {
@@ -70,24 +72,17 @@ TokenId sample(std::vector<double> logits, const GenerateOptions& options, std::
 std::vector<double> row_logits(const at::Tensor& logits_V) {
   const at::Tensor host = logits_V.to(at::kDouble).cpu().contiguous();
   const double* data = host.const_data_ptr<double>();
-  return std::vector<double>(data, data + host.numel());
+  std::vector<double> row(data, data + host.numel());
+  if (!std::all_of(row.begin(), row.end(), [](double x) { return std::isfinite(x); })) {
+    throw Error(ErrorKind::kNonFinite, "the model's logits are not finite",
+                "the weights of this model are ruined: take an older checkpoint");
+  }
+  return row;
 }
 
-}  // namespace
-
-void GenerateOptions::check() const {
-  const auto refuse = [](const std::string& message) {
-    throw Error(ErrorKind::kInvalidArgument, message);
-  };
-  if (max_new_tokens < 0) refuse("the number of new tokens must not be negative");
-  if (!(temperature >= 0) || std::isinf(temperature)) refuse("temperature must be 0 or above");
-  if (top_k < 0) refuse("top-k must be 0 (off) or above");
-  if (!(top_p > 0 && top_p <= 1)) refuse("top-p must be above 0 and at most 1");
-}
-
-GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenId>>& prompts,
-                        const GenerateOptions& options,
-                        const std::function<void(std::size_t, TokenId)>& on_token) {
+GenerateResult run_generate(Transformer& model, const std::vector<std::vector<TokenId>>& prompts,
+                            const GenerateOptions& options,
+                            const std::function<void(std::size_t, TokenId)>& on_token) {
   options.check();
   check_prompts(prompts, model.config());
   const auto B = static_cast<std::int64_t>(prompts.size());
@@ -144,6 +139,28 @@ GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenI
     record = {};
   }
   return result;
+}
+
+}  // namespace
+
+void GenerateOptions::check() const {
+  const auto refuse = [](const std::string& message) {
+    throw Error(ErrorKind::kInvalidArgument, message);
+  };
+  if (max_new_tokens < 0) refuse("the number of new tokens must not be negative");
+  if (max_new_tokens > std::numeric_limits<std::int32_t>::max()) {
+    refuse("the number of new tokens must fit in 32 bits");
+  }
+  if (!(temperature >= 0) || std::isinf(temperature)) refuse("temperature must be 0 or above");
+  if (top_k < 0) refuse("top-k must be 0 (off) or above");
+  if (!(top_p > 0 && top_p <= 1)) refuse("top-p must be above 0 and at most 1");
+}
+
+GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenId>>& prompts,
+                        const GenerateOptions& options,
+                        const std::function<void(std::size_t, TokenId)>& on_token) {
+  return with_torch_errors("if memory ran out, shorten the prompts or generate fewer at a time",
+                           [&] { return run_generate(model, prompts, options, on_token); });
 }
 
 }  // namespace dropless::train

@@ -34,7 +34,8 @@ struct GenerateResult {
 };
 
 // prompts: equal lengths of at least 1, ids below the vocabulary. `on_token(sequence, id)` is
-// called as each token comes. Throws Error(kInvalidArgument).
+// called as each token comes. Throws Error: kInvalidArgument, kNonFinite for ruined weights,
+// kResource.
 GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenId>>& prompts,
                         const GenerateOptions& options,
                         const std::function<void(std::size_t, TokenId)>& on_token = {});

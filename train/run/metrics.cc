@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "train/base/fs.h"
-#include "train/base/log.h"
+#include "train/run/run_folder.h"
 
 namespace dropless::train {
 namespace {
@@ -36,7 +36,7 @@ std::pair<std::string, bool> lines_up_to(const std::string& text, std::int64_t l
 }  // namespace
 
 MetricsFile::MetricsFile(const std::string& run_folder, std::int64_t last_step)
-    : path_(join_path(run_folder, "metrics.jsonl")) {
+    : path_(metrics_path(run_folder)) {
   if (path_exists(path_)) {
     const auto [kept, dropped] = lines_up_to(read_file(path_), last_step);
     if (dropped) write_file_durable(path_, kept);

@@ -14,6 +14,7 @@
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/run/config.h"
+#include "train/run/memory.h"
 
 namespace dropless::train {
 namespace {
@@ -113,13 +114,35 @@ ModelConfig load_model_config(const std::string& checkpoint) {
   return ModelConfig::from_yaml(document.root().map("model"));
 }
 
+std::optional<std::string> maths_difference(const std::string& checkpoint,
+                                            const ModelConfig& config) {
+  const auto saved = load_model_config(checkpoint).maths(), wanted = config.maths();
+  const auto value_in = [](const auto& keys, const std::string& key) -> std::string {
+    for (const auto& [name, value] : keys) {
+      if (name == key) return value;
+    }
+    return "not set";
+  };
+  // Either list may have keys that the other lacks.
+  for (const auto* keys : {&saved, &wanted}) {
+    for (const auto& [key, value] : *keys) {
+      const std::string before = value_in(saved, key), now = value_in(wanted, key);
+      if (before == now) continue;
+      return fmt::format("{} is {} in {} and {} in this config", key, before, checkpoint, now);
+    }
+  }
+  return std::nullopt;
+}
+
 LoadedModel load_model(const std::string& path, at::Device device) {
   LoadedModel loaded;
   loaded.folder = resolve_checkpoint(path);
   verify_checkpoint(loaded.folder);
   const YamlDocument document = YamlDocument::load(join_path(loaded.folder, kConfigFile));
   const ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
-  loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
+  require_memory(config, device, kWeightBytesPerParameter);
+  loaded.model = with_torch_errors(
+      "", [&] { return std::make_unique<Transformer>(config, /*seed=*/0, device); });
   load_model_weights(loaded.folder, *loaded.model);
   const std::string tokenizer = tokenizer_from_yaml(document.root().map("tokenizer"));
   try {

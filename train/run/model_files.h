@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "train/data/tokenizer.h"
@@ -41,5 +42,9 @@ LoadedModel load_model(const std::string& path, at::Device device);
 
 // The model's config out of a checkpoint's config.yaml.
 ModelConfig load_model_config(const std::string& checkpoint);
+// The first key by which `config` computes something else than the model that was saved, with both
+// its values; nullopt where they are one function of the weights.
+std::optional<std::string> maths_difference(const std::string& checkpoint,
+                                            const ModelConfig& config);
 
 }  // namespace dropless::train

@@ -55,12 +55,9 @@ std::string training_summary(const TrainConfig& config, const Transformer& model
   text += fmt::format("  data     {}: {} samples of up to {} tokens, {} batches an epoch\n",
                       config.train_loader.local, loader.num_samples(), config.max_seq_len,
                       length.batches_per_epoch);
-  const std::int64_t microbatch = config.device_train_microbatch_size > 0
-                                      ? config.device_train_microbatch_size
-                                      : config.global_train_batch_size;
   text += fmt::format("  steps    {} of {} samples ({} tokens), {} a forward pass\n",
                       length.max_batches, config.global_train_batch_size, length.tokens_per_batch,
-                      microbatch);
+                      config.microbatch_samples());
   text += fmt::format("  device   {}, {}\n", describe_device(model.device()),
                       precision_name(config.precision));
   text += fmt::format("  folder   {}", config.save_folder);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -17,6 +18,7 @@
 #include "train/run/batches.h"
 #include "train/run/evaluate.h"
 #include "train/run/expert_load.h"
+#include "train/run/memory.h"
 #include "train/run/model_files.h"
 #include "train/run/summary.h"
 
@@ -42,6 +44,13 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
   return length;
 }
 
+// One round trip to the device for all of them.
+bool all_finite(const std::vector<at::Tensor>& tensors) {
+  at::NoGradGuard no_grad;
+  constexpr double kLargest = std::numeric_limits<double>::infinity();
+  return at::isfinite(at::stack(at::_foreach_norm(tensors, kLargest))).all().item<bool>();
+}
+
 }  // namespace
 
 Trainer::Trainer(TrainConfig config, std::string config_yaml)
@@ -53,8 +62,28 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     throw Error(ErrorKind::kInvalidArgument, "precision amp_fp16 needs a GPU",
                 "use amp_bf16 or fp32 on a CPU");
   }
-  // Before the run folder is made: a wrong path leaves nothing behind.
-  if (!config_.load_path.empty()) verify_checkpoint(resolve_checkpoint(config_.load_path));
+  RunFolder::check_name(config_.save_folder);
+  if (!config_.load_path.empty()) {
+    load_from_ = resolve_checkpoint(config_.load_path);
+    verify_checkpoint(load_from_);
+  }
+  open_data();
+  length_ = training_length(config_, *train_loader_);
+  schedule_.emplace(config_.scheduler, length_);
+  require_memory(config_.model, device_, kTrainingBytesPerParameter);
+  with_torch_errors("make the model smaller", [&] { build_model(); });
+  folder_.emplace(config_.save_folder,
+                  RunFolder::Policy{.overwrite = config_.save_overwrite,
+                                    .resume = config_.autoresume,
+                                    .keep = config_.save_num_checkpoints_to_keep});
+  restore();
+  // Not before: what load_path names may stand in this folder, and a load that fails removes
+  // nothing.
+  if (config_.save_overwrite) folder_->remove_old_run();
+  metrics_ = std::make_unique<MetricsFile>(folder_->path(), step_);
+}
+
+void Trainer::open_data() {
   tokenizer_ = make_tokenizer(config_.tokenizer);
   if (tokenizer_->vocab_size() > config_.model.vocab_size) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -67,15 +96,17 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     options.seq_len = config_.max_seq_len;
     options.vocab_size = config_.model.vocab_size;
     options.tokenizer = tokenizer_;
-    return std::make_unique<TextLoader>(loader, options);
+    auto opened = std::make_unique<TextLoader>(loader, options);
+    opened->check_files();
+    return opened;
   };
   train_loader_ = make_loader(config_.train_loader, config_.global_train_batch_size);
   for (const TextDatasetConfig& loader : config_.eval_loaders) {
     eval_loaders_.push_back(make_loader(loader, config_.device_eval_batch_size));
   }
-  length_ = training_length(config_, *train_loader_);
-  schedule_.emplace(config_.scheduler, length_);
+}
 
+void Trainer::build_model() {
   // Nothing draws from it yet, but it is saved: equal runs must have equal states.
   at::manual_seed(config_.seed);
   model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_);
@@ -85,59 +116,24 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     parameters_.push_back(parameter.value);
   }
   optimizer_ = std::make_unique<DecoupledAdamW>(config_.optimizer, std::move(named));
-  prepare_run_folder();
-  restore();
-  if (config_.save_overwrite) remove_old_run();
-  metrics_ = std::make_unique<MetricsFile>(config_.save_folder, step_);
-}
-
-void Trainer::prepare_run_folder() {
-  const std::string& folder = config_.save_folder;
-  make_folders(folder);
-  folder_lock_.emplace(folder);
-  for (const std::string& line : sweep_stale(folder)) log_warning("{}", line);
-  const std::vector<std::int64_t> steps = list_steps(folder);
-  const std::string metrics = join_path(folder, "metrics.jsonl");
-  if (!config_.save_overwrite && !config_.autoresume &&
-      (!steps.empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {
-    throw Error(ErrorKind::kInvalidArgument, "run folder " + folder + " holds another run",
-                "autoresume=true goes on with it, save_overwrite=true removes it, "
-                "save_folder=DIR puts this run elsewhere");
-  }
-}
-
-// After restore(): what load_path names was read by then, and a load that fails removes nothing.
-void Trainer::remove_old_run() {
-  const std::string& folder = config_.save_folder;
-  remove_all(join_path(folder, "latest"));
-  for (const std::int64_t step : list_steps(folder)) {
-    // Renamed first: a half-removed folder must not look like a checkpoint.
-    const std::string checkpoint = join_path(folder, step_folder_name(step));
-    rename_path(checkpoint, checkpoint + ".tmp");
-    remove_all(checkpoint + ".tmp");
-  }
-  remove_all(join_path(folder, "metrics.jsonl"));
 }
 
 void Trainer::restore() {
+  std::string checkpoint = load_from_;
+  bool weights_only = config_.load_weights_only;
   if (config_.autoresume) {
-    const NewestGood newest = find_newest_good(config_.save_folder);
-    for (const RejectedCheckpoint& rejected : newest.rejected) {
-      log_warning("{} is not used: {}", rejected.folder, rejected.reason);
-    }
-    if (newest.folder) {
-      restore_from(*newest.folder);
-      return;
-    }
-    if (!newest.rejected.empty()) {
-      throw Error(ErrorKind::kDamaged, "no checkpoint under " + config_.save_folder + " verifies",
-                  "restore one of them, or start anew with save_overwrite=true autoresume=false");
+    if (const auto newest = folder_->newest_good()) {
+      checkpoint = *newest;
+      weights_only = false;
     }
   }
-  if (config_.load_path.empty()) return;
-  const std::string checkpoint = resolve_checkpoint(config_.load_path);
-  if (config_.load_weights_only) {
+  if (checkpoint.empty()) return;
+  started_from_ = checkpoint;
+  if (weights_only) {
     load_model_weights(checkpoint, *model_);
+    if (const auto difference = maths_difference(checkpoint, config_.model)) {
+      log_warning("the weights were trained as another model: {}", *difference);
+    }
     log_info("weights of {}", checkpoint);
     return;
   }
@@ -145,6 +141,12 @@ void Trainer::restore() {
 }
 
 void Trainer::restore_from(const std::string& checkpoint) {
+  if (const auto difference = maths_difference(checkpoint, config_.model)) {
+    throw Error(
+        ErrorKind::kInvalidArgument, *difference,
+        "the weights are of another model: give the key its former value, or start a new run "
+        "from them alone with load_path and load_weights_only=true");
+  }
   load_model_weights(checkpoint, *model_);
   load_optimizer(checkpoint, *optimizer_);
   const nlohmann::json state = load_training_state(checkpoint);
@@ -162,7 +164,8 @@ void Trainer::restore_from(const std::string& checkpoint) {
                 join_path(checkpoint, kStateFile) + " lacks what a resume needs: " + error.what());
   }
   first_step_ = step_;
-  const bool own = !config_.save_overwrite && parent_folder(checkpoint) == config_.save_folder;
+  first_tokens_ = tokens_;
+  const bool own = !config_.save_overwrite && folder_->holds(checkpoint);
   saved_step_ = own ? step_ : -1;
   if (own) last_checkpoint_ = checkpoint;
   log_info("resumed from {} at step {}", checkpoint, step_);
@@ -177,28 +180,24 @@ bool Trainer::due(const Interval& interval) const {
 
 void Trainer::run() {
   log_info("{}", training_summary(config_, *model_, *train_loader_, length_));
-  const auto with_checkpoint = [&](const std::string& hint) {
-    const std::string last =
-        last_checkpoint_.empty()
-            ? "no checkpoint was saved"
-            : "last good checkpoint: " + last_checkpoint_ + " (autoresume=true goes on from it)";
-    return hint.empty() ? last : hint + "; " + last;
-  };
   try {
-    loop();
+    with_torch_errors("if memory ran out, lower device_train_microbatch_size", [&] { loop(); });
   } catch (const Error& error) {
     progress_.reset();
-    throw Error(error.kind(), error.what(), with_checkpoint(error.hint()), error.file(),
-                error.line());
-  } catch (const c10::Error& error) {
-    progress_.reset();
-    throw Error(ErrorKind::kResource, std::string("libtorch: ") + error.what_without_backtrace(),
-                with_checkpoint("if memory ran out, lower device_train_microbatch_size"));
-  } catch (const std::bad_alloc&) {
-    progress_.reset();
-    throw Error(ErrorKind::kResource, "out of memory",
-                with_checkpoint("lower device_train_microbatch_size"));
+    const std::string hint = error.hint().empty() ? "" : error.hint() + "; ";
+    throw Error(error.kind(), error.what(), hint + what_still_stands(), error.file(), error.line());
   }
+}
+
+// For whoever reads that the run failed.
+std::string Trainer::what_still_stands() const {
+  if (!last_checkpoint_.empty()) {
+    return "last good checkpoint: " + last_checkpoint_ + " (autoresume=true goes on from it)";
+  }
+  const std::string nothing = "no checkpoint was saved";
+  // save_overwrite has removed what stood in the run folder itself.
+  if (started_from_.empty() || folder_->holds(started_from_)) return nothing;
+  return nothing + "; what this run started from still stands: " + started_from_;
 }
 
 void Trainer::loop() {
@@ -227,21 +226,21 @@ void Trainer::loop() {
     log_step(result, batch.tokens);
     const bool last = step_ == length_.max_batches;
     if (last || due(config_.eval_interval)) evaluate_all();
-    if (last || due(config_.save_interval) || take_save_request()) save();
+    if (last || due(config_.save_interval) || take_save_request()) save(batch);
   }
   progress_.reset();
   if (stop_signal() != 0) {
-    if (step_ > first_step_ && saved_step_ != step_) save();
+    if (step_ > first_step_) save(batch);
     log_info("stopped by a signal after step {} of {}; {}", step_, length_.max_batches,
              last_checkpoint_.empty() ? "nothing to save yet"
                                       : "autoresume=true goes on from " + last_checkpoint_);
     return;
   }
-  log_info("done: {} steps in {} ({} tokens/s); checkpoint {}", step_ - first_step_,
-           format_seconds(train_seconds_),
-           format_count(static_cast<double>((step_ - first_step_) * length_.tokens_per_batch) /
-                        std::max(train_seconds_, 1e-9)),
-           last_checkpoint_);
+  log_info(
+      "done: {} steps in {} ({} tokens/s); checkpoint {}", step_ - first_step_,
+      format_seconds(train_seconds_),
+      format_count(static_cast<double>(tokens_ - first_tokens_) / std::max(train_seconds_, 1e-9)),
+      last_checkpoint_);
 }
 
 // Goes through epochs; false only for a set whose epochs are empty.
@@ -258,13 +257,15 @@ bool Trainer::next_batch(Batch& batch) {
 at::Tensor Trainer::accumulate_gradients(const Batch& batch, StepResult& result) {
   const std::int64_t scored = batch.scored_tokens();
   if (scored == 0) {
-    throw Error(
-        ErrorKind::kInvalidArgument,
-        fmt::format("batch {} has no token to predict: all its samples have one token", step_ + 1));
+    throw Error(ErrorKind::kDamaged,
+                fmt::format("batch {} (epoch {}, the {} samples before sample {} of its order) has "
+                            "no token to predict: each of them has one token",
+                            step_ + 1, train_loader_->epoch(), batch.batch,
+                            train_loader_->sample_in_epoch()),
+                "write the data set without samples of one token");
   }
   const MoELayerConfig* moe = config_.model.moe();
-  const std::int64_t microbatch =
-      config_.device_train_microbatch_size > 0 ? config_.device_train_microbatch_size : batch.batch;
+  const std::int64_t microbatch = config_.microbatch_samples();
   at::Tensor sums = at::zeros({3}, at::TensorOptions(at::kFloat).device(device_));
   at::Tensor tokens_per_expert;
   for (std::int64_t first = 0; first < batch.batch; first += microbatch) {
@@ -402,8 +403,35 @@ void Trainer::evaluate_all() {
   evaluated_step_ = step_;
 }
 
-void Trainer::save() {
+// Whether the next step could be made from here. The step's own loss and gradients were those of
+// the weights before the update; what the update did shows in the weights and moments, and in a
+// pass over the first samples of the batch. Throws Error(kNonFinite).
+void Trainer::check_trainable(const Batch& batch) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(ErrorKind::kNonFinite, fmt::format("after step {}, {}", step_, what),
+                "the update ruined the weights, which were not saved; lower optimizer.lr or raise "
+                "optimizer.eps");
+  };
+  std::vector<at::Tensor> state;
+  for (const at::Tensor& parameter : parameters_) state.push_back(parameter.detach());
+  for (const auto& [name, moment] : optimizer_->state()) state.push_back(moment);
+  if (!all_finite(state)) refuse("a weight or a moment of the optimizer is not finite");
+  StepResult result;
+  const Batch head = first_rows(batch, config_.microbatch_samples());
+  const at::Tensor sums = accumulate_gradients(head.scored_tokens() > 0 ? head : batch, result);
+  const double loss = sums.sum().item<double>();
+  const double norm = global_grad_norm(parameters_).item<double>();
+  optimizer_->zero_grad();
+  if (!std::isfinite(loss)) refuse(fmt::format("the loss is {}", loss));
+  // With a loss scale, gradients overflow now and then, and the scale adapts.
+  if (!loss_scale_.enabled() && !std::isfinite(norm)) {
+    refuse(fmt::format("the gradient norm is {}", norm));
+  }
+}
+
+void Trainer::save(const Batch& batch) {
   if (saved_step_ == step_) return;
+  check_trainable(batch);
   metrics_->sync();
   nlohmann::json state;
   state["version"] = 1;
@@ -415,10 +443,10 @@ void Trainer::save() {
   state["loss_scale"] = loss_scale_.scale();
   state["loss_scale_good_steps"] = loss_scale_.good_steps();
   state["data"] = train_loader_->record_position();
-  last_checkpoint_ = save_training_checkpoint(config_.save_folder, step_, *model_, *optimizer_,
-                                              state, config_yaml_);
+  last_checkpoint_ =
+      save_training_checkpoint(folder_->path(), step_, *model_, *optimizer_, state, config_yaml_);
   saved_step_ = step_;
-  prune_checkpoints(config_.save_folder, config_.save_num_checkpoints_to_keep);
+  folder_->prune();
 }
 
 }  // namespace dropless::train

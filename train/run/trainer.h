@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "train/base/fs.h"
 #include "train/base/progress.h"
 #include "train/data/loader.h"
 #include "train/nn/transformer.h"
@@ -17,14 +16,15 @@
 #include "train/optim/schedule.h"
 #include "train/run/config.h"
 #include "train/run/metrics.h"
+#include "train/run/run_folder.h"
 
 namespace dropless::train {
 
 class Trainer {
  public:
-  // Opens the data, builds the model and loads what load_path or autoresume ask for. Throws Error
-  // before anything is written but the run folder. `config_yaml`: the resolved config, for
-  // checkpoints.
+  // Opens the data, builds the model and loads what load_path or autoresume ask for. What is wrong
+  // with config, paths, data files or memory is thrown as Error before the run folder is made.
+  // `config_yaml`: the resolved config, for checkpoints.
   Trainer(TrainConfig config, std::string config_yaml);
 
   // Trains to max_duration, or to SIGTERM or Ctrl-C (saves, then returns). Throws Error:
@@ -41,9 +41,9 @@ class Trainer {
     double total() const { return cross_entropy + load_balance + zloss; }
   };
 
-  void prepare_run_folder();
+  void open_data();
+  void build_model();
   void restore();
-  void remove_old_run();
   void restore_from(const std::string& checkpoint);
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
@@ -53,7 +53,9 @@ class Trainer {
   void apply_gradients(StepResult& result);
   void log_step(const StepResult& result, std::int64_t tokens);
   void evaluate_all();
-  void save();
+  void check_trainable(const Batch& batch);
+  void save(const Batch& batch);
+  std::string what_still_stands() const;
 
   TrainConfig config_;
   std::string config_yaml_;
@@ -67,17 +69,19 @@ class Trainer {
   TrainingLength length_;
   std::optional<Schedule> schedule_;
   LossScale loss_scale_;
-  std::optional<FolderLock> folder_lock_;
+  std::string load_from_;  // the checkpoint that load_path means, verified; may be empty
+  std::optional<RunFolder> folder_;
   std::unique_ptr<MetricsFile> metrics_;
   std::unique_ptr<ProgressLine> progress_;
 
   std::int64_t step_ = 0;  // optimiser steps done
   std::int64_t samples_ = 0, tokens_ = 0;
-  std::int64_t first_step_ = 0;  // where this process began
+  std::int64_t first_step_ = 0, first_tokens_ = 0;  // where this process began
   std::int64_t saved_step_ = -1, evaluated_step_ = -1;
   double train_seconds_ = 0;  // in this process, without evaluation and saving
   double recent_tokens_per_second_ = 0;
-  std::string last_checkpoint_;
+  std::string last_checkpoint_;  // of this run folder
+  std::string started_from_;     // the checkpoint that was loaded at the start
 };
 
 }  // namespace dropless::train

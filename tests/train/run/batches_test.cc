@@ -22,6 +22,21 @@ TEST(BatchTensors, LabelsAreTheNextTokensOfEachRow) {
                         at::tensor({2, 3, 4, -100, 6, -100, -100, -100}, at::kLong).view({2, 4})));
 }
 
+TEST(BatchTensors, FirstRowsAreABatchOfTheirOwn) {
+  Batch batch;
+  batch.batch = 3;
+  batch.seq_len = 2;
+  batch.tokens_BS = {1, 2, 3, 0, 5, 6};
+  batch.lengths_B = {2, 1, 2};
+  batch.tokens = 5;
+  const Batch head = first_rows(batch, 2);
+  EXPECT_EQ(head.batch, 2);
+  EXPECT_EQ(head.tokens, 3);
+  EXPECT_EQ(head.scored_tokens(), 1);
+  EXPECT_EQ(head.tokens_BS, (std::vector<std::int64_t>{1, 2, 3, 0}));
+  EXPECT_EQ(first_rows(batch, 7).tokens_BS, batch.tokens_BS);
+}
+
 TEST(ExpertLoad, PerfectBalanceAndOneBusyExpert) {
   const ExpertLoad even = expert_load(at::full({2, 4}, 6, at::kLong), 2);
   EXPECT_DOUBLE_EQ(even.min, 0.5);  // K / E

@@ -67,6 +67,39 @@ TEST(TrainConfig, RefusesContradictions) {
   EXPECT_THROW(parse(kMinimal, {"autoresume=true", "save_overwrite=true"}), Error);
 }
 
+TEST(TrainConfig, NumbersOutOfRange) {
+  for (const char* override :
+       {"optimizer.lr=0",
+        "optimizer.lr=1e39",
+        "optimizer.lr=.inf",
+        "optimizer.lr=.nan",
+        "optimizer.weight_decay=-1",
+        "optimizer.weight_decay=.inf",
+        "optimizer.eps=-1e-8",
+        "optimizer.eps=.nan",
+        "optimizer.betas=[0.9, 1]",
+        "optimizer.betas=[.nan, 0.9]",
+        "scheduler.alpha_f=-1",
+        "scheduler.alpha_f=.nan",
+        "scheduler.t_warmup=nan",
+        "algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0}",
+        "algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: .nan}",
+        "max_seq_len=3000000000",
+        "global_train_batch_size=3000000000",
+        "device_eval_batch_size=9000000000000000000",
+        "eval_subset_num_batches=0",
+        "eval_subset_num_batches=-2"}) {
+    try {
+      parse(kMinimal, {override});
+      ADD_FAILURE() << override;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+      const std::string key = std::string(override).substr(0, std::string(override).find('='));
+      EXPECT_THAT(error.what(), testing::HasSubstr(": " + key)) << override;
+    }
+  }
+}
+
 TEST(TrainConfig, SeveralEvalLoadersNeedLabels) {
   const std::string one = "{name: text, dataset: {local: v}}";
   const std::string a = "{label: a, name: text, dataset: {local: v}}";

@@ -1,0 +1,77 @@
+// An evaluation gives a number or says why it cannot.
+#include "train/run/evaluate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+class Repeat : public BatchSource {
+ public:
+  Repeat(Batch batch, int times) : batch_(std::move(batch)), left_(times) {}
+  bool next(Batch& batch) override {
+    if (left_-- <= 0) return false;
+    batch = batch_;
+    return true;
+  }
+
+ private:
+  Batch batch_;
+  int left_;
+};
+
+Batch batch_of(std::int32_t length) {
+  Batch batch;
+  batch.batch = 2;
+  batch.seq_len = length;
+  batch.tokens_BS.assign(2 * static_cast<std::size_t>(length), 3);
+  batch.lengths_B = {length, length};
+  batch.tokens = 2 * length;
+  return batch;
+}
+
+Transformer small_model() {
+  const std::string text = "{d_model: 8, n_heads: 2, n_layers: 1, max_seq_len: 8, vocab_size: 9}";
+  return Transformer(ModelConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root()), 1,
+                     at::kCPU);
+}
+
+ErrorKind kind_of(Transformer& model, Batch batch) {
+  Repeat source(std::move(batch), 3);
+  try {
+    evaluate(model, source, Precision::kFp32);
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  return ErrorKind::kInternal;
+}
+
+TEST(Evaluate, CountsScoredTokensOfTheBatchesAskedFor) {
+  Transformer model = small_model();
+  Repeat source(batch_of(4), 3);
+  const EvalResult result = evaluate(model, source, Precision::kFp32, 2);
+  EXPECT_EQ(result.tokens, 2 * 2 * 3);
+  EXPECT_GT(result.cross_entropy(), 0);
+}
+
+TEST(Evaluate, LossThatIsNoNumberIsAnError) {
+  Transformer model = small_model();
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    model.parameters()[0].value.detach().fill_(bad);
+    EXPECT_EQ(kind_of(model, batch_of(4)), ErrorKind::kNonFinite);
+  }
+}
+
+TEST(Evaluate, NothingScoredIsAnError) {
+  Transformer model = small_model();
+  EXPECT_EQ(kind_of(model, batch_of(1)), ErrorKind::kDamaged);
+}
+
+}  // namespace
+}  // namespace dropless::train

@@ -1,0 +1,67 @@
+// Which names a run folder may have, and that refusing one leaves nothing behind.
+#include "train/run/run_folder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+using ::testing::HasSubstr;
+
+class RunFolderTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/run-folder-XXXXXX";
+    ASSERT_NE(mkdtemp(name), nullptr);
+    root_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+  std::string path(const std::string& name) const { return join_path(root_, name); }
+  std::string refusal(const std::string& name) const {
+    try {
+      RunFolder::check_name(path(name));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+      return error.what();
+    }
+    return "nothing";
+  }
+  std::string root_;
+};
+
+TEST_F(RunFolderTest, NamesThatNoFolderCanHave) {
+  write_file_durable(path("file"), "x");
+  std::filesystem::create_symlink("nowhere", path("dangling"));
+  std::filesystem::create_directory(path("folder"));
+  std::filesystem::create_symlink("folder", path("link"));
+  EXPECT_THAT(refusal("file"), HasSubstr(path("file") + " is not a folder"));
+  EXPECT_THAT(refusal("file/a/b"), HasSubstr(path("file") + " is not a folder"));
+  EXPECT_THAT(refusal("dangling"), HasSubstr(path("dangling") + " is a link to nothing"));
+  EXPECT_THAT(refusal("dangling/a"), HasSubstr(path("dangling") + " is a link to nothing"));
+  for (const char* good : {"new", "new/a/b", "folder", "folder/a", "link", "link/a"}) {
+    EXPECT_EQ(refusal(good), "nothing") << good;
+  }
+  EXPECT_FALSE(path_exists(path("new")));
+}
+
+TEST_F(RunFolderTest, AnotherRunIsReplacedOrResumedOnlyWhenAsked) {
+  const std::string run = path("run");
+  { const RunFolder first(run, {}); }
+  { const RunFolder empty(run, {}); }
+  write_file_durable(metrics_path(run), "{}\n");
+  EXPECT_THROW(RunFolder(run, {}), Error);
+  EXPECT_NO_THROW(RunFolder(run, {.resume = true}));
+  const RunFolder over(run, {.overwrite = true});
+  EXPECT_TRUE(path_exists(metrics_path(run))) << "not before it is asked to";
+  EXPECT_THROW(RunFolder(run, {.resume = true}), Error) << "locked";
+  over.remove_old_run();
+  EXPECT_FALSE(path_exists(metrics_path(run)));
+}
+
+}  // namespace
+}  // namespace dropless::train

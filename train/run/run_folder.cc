@@ -1,0 +1,109 @@
+#include "train/run/run_folder.h"
+
+#include <unistd.h>
+
+#include <ctime>
+#include <filesystem>
+
+#include "dropless/error.h"
+#include "train/base/log.h"
+#include "train/checkpoint/checkpoint.h"
+
+namespace dropless::train {
+namespace {
+
+std::string time_stamp() {
+  char stamp[32];
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  std::strftime(stamp, sizeof(stamp), "%Y%m%d-%H%M%S", localtime_r(&now, &parts));
+  return stamp;
+}
+
+bool is_link(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::is_symlink(std::filesystem::symlink_status(path, error));
+}
+
+}  // namespace
+
+std::string metrics_path(const std::string& run_folder) {
+  return join_path(run_folder, "metrics.jsonl");
+}
+
+std::string RunFolder::name(const std::string& save_folder, const std::string& run_name) {
+  if (save_folder.empty()) return "runs/" + (run_name.empty() ? time_stamp() : run_name);
+  std::string name = save_folder;
+  constexpr std::string_view kVariable = "{run_name}";
+  if (const auto at = name.find(kVariable); at != std::string::npos) {
+    if (run_name.empty()) {
+      throw Error(ErrorKind::kInvalidArgument, "{run_name} needs run_name to be set");
+    }
+    name.replace(at, kVariable.size(), run_name);
+  }
+  while (name.size() > 1 && name.back() == '/') name.pop_back();
+  return name;
+}
+
+void RunFolder::check_name(const std::string& path) {
+  const auto refuse = [&](const std::string& why, const std::string& hint) {
+    throw Error(ErrorKind::kInvalidArgument, "run folder " + path + ": " + why, hint);
+  };
+  const std::string elsewhere = "name another save_folder";
+  // The part of the path that is there already must be a folder.
+  std::string part = path;
+  while (!path_exists(part)) {
+    if (is_link(part)) {
+      refuse(part + " is a link to nothing", "mend or remove the link, or " + elsewhere);
+    }
+    const std::string parent = parent_folder(part);
+    if (parent == part) break;
+    part = parent;
+  }
+  if (!is_folder(part)) {
+    refuse(part + " is not a folder", "move it out of the way, or " + elsewhere);
+  }
+  if (::access(part.c_str(), W_OK | X_OK) != 0) {
+    refuse("no right to write in " + part, elsewhere);
+  }
+}
+
+RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path), policy_(policy) {
+  make_folders(path_);
+  lock_.emplace(path_);
+  for (const std::string& line : sweep_stale(path_)) log_warning("{}", line);
+  const std::string metrics = metrics_path(path_);
+  if (!policy_.overwrite && !policy_.resume &&
+      (!list_steps(path_).empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {
+    throw Error(ErrorKind::kInvalidArgument, "run folder " + path_ + " holds another run",
+                "autoresume=true goes on with it, save_overwrite=true removes it, "
+                "save_folder=DIR puts this run elsewhere");
+  }
+}
+
+std::optional<std::string> RunFolder::newest_good() const {
+  const NewestGood newest = find_newest_good(path_);
+  for (const RejectedCheckpoint& rejected : newest.rejected) {
+    log_warning("{} is not used: {}", rejected.folder, rejected.reason);
+  }
+  if (!newest.folder && !newest.rejected.empty()) {
+    throw Error(ErrorKind::kDamaged, "no checkpoint under " + path_ + " verifies",
+                "restore one of them, or start anew with save_overwrite=true autoresume=false");
+  }
+  return newest.folder;
+}
+
+void RunFolder::remove_old_run() const {
+  remove_all(join_path(path_, "latest"));
+  for (const std::int64_t step : list_steps(path_)) {
+    // Renamed first: a half-removed folder must not look like a checkpoint.
+    const std::string checkpoint = join_path(path_, step_folder_name(step));
+    rename_path(checkpoint, checkpoint + ".tmp");
+    remove_all(checkpoint + ".tmp");
+  }
+  remove_all(metrics_path(path_));
+}
+
+void RunFolder::prune() const { prune_checkpoints(path_, policy_.keep); }
+
+}  // namespace dropless::train

@@ -1,0 +1,46 @@
+// The folder of one run: its name, who may write to it, and what is removed from it when.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "train/base/fs.h"
+
+namespace dropless::train {
+
+class RunFolder {
+ public:
+  // `save_folder` with {run_name} filled in; where it is empty, runs/<run_name or the time>. Throws
+  // Error(kInvalidArgument).
+  static std::string name(const std::string& save_folder, const std::string& run_name);
+  // Throws Error(kInvalidArgument) where no folder can be made; makes none.
+  static void check_name(const std::string& path);
+
+  struct Policy {
+    bool overwrite = false;  // remove_old_run() will be called
+    bool resume = false;     // go on with the run that is there
+    int keep = -1;           // newest checkpoints that prune() leaves; -1: all
+  };
+  // Makes the folder, locks it against other processes and clears away what crashed saves left.
+  // Another run in it, which the policy neither replaces nor resumes, is kInvalidArgument.
+  RunFolder(const std::string& path, const Policy& policy);
+
+  const std::string& path() const { return path_; }
+  bool holds(const std::string& checkpoint) const { return parent_folder(checkpoint) == path_; }
+  // The newest checkpoint that verifies, with a warning for each newer one that does not; nullopt
+  // where there is none at all. Throws Error(kDamaged) where there are some and none verifies.
+  std::optional<std::string> newest_good() const;
+  // Removes the checkpoints and metrics of the run that was there before.
+  void remove_old_run() const;
+  void prune() const;
+
+ private:
+  std::string path_;
+  Policy policy_;
+  std::optional<FolderLock> lock_;
+};
+
+// RUN_FOLDER/metrics.jsonl
+std::string metrics_path(const std::string& run_folder);
+
+}  // namespace dropless::train
