@@ -1,6 +1,7 @@
 #include "train/base/progress.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -16,6 +17,8 @@ namespace dropless::train {
 namespace {
 
 constexpr double kRedrawSeconds = 0.1;
+constexpr std::size_t kLeastBar = 8;  // "[ 100% ]"
+constexpr std::size_t kMostBar = 32;
 
 // The line that log messages must clear. The mutex also keeps its drawing apart from them.
 std::mutex active_mutex;
@@ -36,6 +39,19 @@ void write_text(int fd, const std::string& text) {
   }
 }
 
+std::uint64_t percent(std::uint64_t done, std::uint64_t total) {
+  return std::min<std::uint64_t>(100, 100 * done / total);
+}
+
+// "[=== 25%      ]", `width` columns in all.
+std::string bar(std::uint64_t done, std::uint64_t total, std::size_t width) {
+  const std::size_t inner = width - 2;
+  std::string line(inner, ' ');
+  std::fill_n(line.begin(), inner * percent(done, total) / 100, '=');
+  const std::string number = fmt::format(" {}% ", percent(done, total));
+  return "[" + line.replace((inner - number.size()) / 2, number.size(), number) + "]";
+}
+
 }  // namespace
 
 std::string format_seconds(double seconds) {
@@ -49,7 +65,7 @@ std::string format_seconds(double seconds) {
 
 ProgressLine::ProgressLine(Options options)
     : options_(std::move(options)), done_(options_.start), begin_(Clock::now()), last_(begin_) {
-  terminal_ = options_.enabled && ::isatty(options_.fd) == 1;
+  terminal_ = options_.enabled && options_.redraw && ::isatty(options_.fd) == 1;
   finished_ = !options_.enabled;
   if (!terminal_) return;
   const std::lock_guard lock(active_mutex);
@@ -66,12 +82,12 @@ bool ProgressLine::due(std::uint64_t done) const {
   return since.count() >= (terminal_ ? kRedrawSeconds : options_.plain_seconds);
 }
 
-void ProgressLine::update(std::uint64_t done, std::string_view text) {
+void ProgressLine::update(std::uint64_t done, std::vector<std::string> figures) {
   if (finished_) return;
   const bool now = due(done);
   const std::lock_guard lock(active_mutex);
   done_ = done;
-  text_ = text;
+  figures_ = std::move(figures);
   if (!now) return;
   last_ = Clock::now();
   printed_ = true;
@@ -80,32 +96,59 @@ void ProgressLine::update(std::uint64_t done, std::string_view text) {
 
 void ProgressLine::draw() {
   if (!terminal_) {
-    write_text(options_.fd, render(0) + "\n");
+    write_text(options_.fd, plain_line() + "\n");
     return;
   }
   // One column stays free: a full last column makes some terminals wrap. \x1b[K clears what was
   // longer.
-  write_text(options_.fd, "\r" + render(std::max(terminal_width(options_.fd) - 1, 1)) + "\x1b[K");
+  const auto width = static_cast<std::size_t>(std::max(terminal_width(options_.fd) - 1, 1));
+  write_text(options_.fd, "\r" + fitted_line(width) + "\x1b[K");
   drawn_ = true;
 }
 
-std::string ProgressLine::render(int width) const {
-  std::string line = options_.label;
+std::string ProgressLine::eta() const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
+  if (options_.total == 0) return format_seconds(elapsed);
+  const std::uint64_t made = done_ > options_.start ? done_ - options_.start : 0;
+  const std::uint64_t left = done_ < options_.total ? options_.total - done_ : 0;
+  const double eta =
+      made == 0 ? -1 : elapsed / static_cast<double>(made) * static_cast<double>(left);
+  return "ETA " + format_seconds(eta);
+}
+
+std::string ProgressLine::plain_line() const {
+  std::string line = options_.label + "  ";
   if (options_.total == 0) {
-    line += fmt::format("  {}  {}", done_, format_seconds(elapsed));
+    line += fmt::format("{}  {}", done_, eta());
   } else {
-    const std::uint64_t made = done_ > options_.start ? done_ - options_.start : 0;
-    const std::uint64_t left = done_ < options_.total ? options_.total - done_ : 0;
-    const double eta =
-        made == 0 ? -1 : elapsed / static_cast<double>(made) * static_cast<double>(left);
-    const int digits = static_cast<int>(std::to_string(options_.total).size());
-    line += fmt::format("  {:>{}}/{}  {:>3}%  ETA {}", done_, digits, options_.total,
-                        std::min<std::uint64_t>(100, 100 * done_ / options_.total),
-                        format_seconds(eta));
+    const std::size_t digits = std::to_string(options_.total).size();
+    line += fmt::format("{:>{}}/{}  {:>3}%  {}", done_, digits, options_.total,
+                        percent(done_, options_.total), eta());
   }
-  if (!text_.empty()) line += "  " + text_;
-  return width == 0 ? line : cut_to_width(line, static_cast<std::size_t>(width));
+  for (const std::string& figure : figures_) line += "  " + figure;
+  return line;
+}
+
+std::string ProgressLine::fitted_line(std::size_t width) const {
+  const bool counts_up = options_.total == 0;
+  std::vector<std::string> parts{
+      counts_up ? std::to_string(done_) : fmt::format("{}/{}", done_, options_.total), eta()};
+  const std::size_t needed = parts.size();
+  parts.insert(parts.end(), figures_.begin(), figures_.end());
+  const auto text_width = [&] {
+    std::size_t columns = parts.size() - 1;
+    for (const std::string& part : parts) columns += part.size();
+    return columns;
+  };
+  const std::size_t least_bar = counts_up ? 0 : kLeastBar + 1;  // and its space
+  while (parts.size() > needed && text_width() + least_bar > width) parts.pop_back();
+  std::string line = fmt::format("{}", fmt::join(parts, " "));
+  if (!counts_up && line.size() + least_bar <= width) {
+    const std::size_t bar_width = std::min(width - line.size() - 1, kMostBar);
+    line = bar(done_, options_.total, bar_width) + " " + line;
+  }
+  if (options_.label.size() + 1 + line.size() <= width) line = options_.label + " " + line;
+  return cut_to_width(line, width);
 }
 
 void ProgressLine::finish() {

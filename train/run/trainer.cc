@@ -205,6 +205,7 @@ void Trainer::loop() {
   options.label = "train";
   options.total = static_cast<std::uint64_t>(length_.max_batches);
   options.start = static_cast<std::uint64_t>(step_);
+  options.redraw = config_.progress_bar;
   options.enabled = config_.progress_bar || config_.log_to_console;
   if (step_ >= length_.max_batches) {
     log_info("step {} is already at max_duration {}: nothing to train", step_,
@@ -374,10 +375,12 @@ void Trainer::log_step(const StepResult& result, std::int64_t tokens) {
   line["time/token"] = tokens_;
   metrics_->append(line);
   if (progress_->due(static_cast<std::uint64_t>(step_))) {
-    std::string text = fmt::format("loss {:.4f}  {} tok/s  lr {:.2e}", result.total(),
-                                   format_count(recent_tokens_per_second_), lr);
-    if (moe) text += fmt::format("  busiest expert {:.2f}x", balance);
-    progress_->update(static_cast<std::uint64_t>(step_), text);
+    std::vector<std::string> figures{
+        fmt::format("loss {:.4f}", result.total()),
+        fmt::format("{} tok/s", format_count(recent_tokens_per_second_))};
+    if (moe) figures.push_back(fmt::format("load {:.2f}x", balance));
+    figures.push_back(fmt::format("lr {:.1e}", lr));
+    progress_->update(static_cast<std::uint64_t>(step_), std::move(figures));
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 
 #include "dropless/error.h"
 #include "train/base/log.h"
@@ -222,14 +223,14 @@ TEST_F(Progress, PlainLinesWhenPiped) {
     options.plain_seconds = 1000;
     options.fd = fileno(file);
     ProgressLine line(options);
-    for (std::uint64_t step = 1; step <= 100; ++step) line.update(step, "loss 3.2");
+    for (std::uint64_t step = 1; step <= 100; ++step) line.update(step, {"loss 3.2", "lr 1"});
     line.finish();
-    line.update(100, "late");
+    line.update(100, {"late"});
   }
   fclose(file);
   EXPECT_THAT(read_file(path("out")),
-              ::testing::MatchesRegex("train    1/100    1%  ETA .*  loss 3.2\n"
-                                      "train  100/100  100%  ETA 0s  loss 3.2\n"));
+              ::testing::MatchesRegex("train    1/100    1%  ETA .*  loss 3.2  lr 1\n"
+                                      "train  100/100  100%  ETA 0s  loss 3.2  lr 1\n"));
 }
 
 TEST_F(Progress, Disabled) {
@@ -237,40 +238,85 @@ TEST_F(Progress, Disabled) {
   options.enabled = false;
   ProgressLine line(options);
   EXPECT_FALSE(line.due(5));
-  line.update(5, "x");
+  line.update(5, {"x"});
+}
+
+// What a child process writes to a terminal of `columns` columns; nullopt where there are none.
+std::optional<std::string> on_terminal(int columns, const std::function<void()>& draw) {
+  const int master = posix_openpt(O_RDWR | O_NOCTTY);
+  if (master == -1 || grantpt(master) != 0 || unlockpt(master) != 0) return std::nullopt;
+  const int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+  winsize size = {};
+  size.ws_col = static_cast<unsigned short>(columns);
+  size.ws_row = 10;
+  EXPECT_EQ(ioctl(slave, TIOCSWINSZ, &size), 0);
+  EXPECT_EQ(in_child([&] {
+              dup2(slave, 2);
+              draw();
+            }),
+            0);
+  char buffer[4096];
+  const ssize_t got = read(master, buffer, sizeof buffer);
+  close(slave);
+  close(master);
+  return std::string(buffer, static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+}
+
+ProgressLine::Options train_options(std::uint64_t total) {
+  ProgressLine::Options options;
+  options.label = "train";
+  options.total = total;
+  return options;
 }
 
 TEST_F(Progress, TerminalLineIsCutAndClearedForMessages) {
-  const int master = posix_openpt(O_RDWR | O_NOCTTY);
-  if (master == -1 || grantpt(master) != 0 || unlockpt(master) != 0) GTEST_SKIP() << "no terminals";
-  const int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
-  ASSERT_NE(slave, -1);
-  winsize size = {};
-  size.ws_col = 40;
-  size.ws_row = 10;
-  ASSERT_EQ(ioctl(slave, TIOCSWINSZ, &size), 0);
-  const int status = in_child([&] {
-    dup2(slave, 2);
-    ProgressLine::Options options;
-    options.label = "train";
-    options.total = 10;
-    ProgressLine line(options);
-    line.update(1, std::string(200, 'x'));
+  const auto out = on_terminal(40, [] {
+    ProgressLine line(train_options(10));
+    line.update(1, {std::string(200, 'x')});
     log_info("hello");
-    line.update(10, "done");
+    line.update(10, {"done"});
     line.finish();
   });
-  EXPECT_EQ(status, 0);
-  char buffer[4096];
-  const ssize_t got = read(master, buffer, sizeof buffer);
-  ASSERT_GT(got, 0);
-  const std::string out(buffer, static_cast<std::size_t>(got));
-  const std::size_t cut = out.find("\x1b[K");
-  EXPECT_EQ(out.substr(0, cut).size(), 40u);  // \r and 39 columns
-  EXPECT_THAT(out, HasSubstr("\x1b[K\r\x1b[Khello\r\n"));
-  EXPECT_TRUE(out.ends_with("done\x1b[K\r\n")) << out;
-  close(slave);
-  close(master);
+  if (!out) GTEST_SKIP() << "no terminals";
+  EXPECT_LE(out->find("\x1b[K"), 40u);  // \r and 39 columns
+  EXPECT_THAT(*out, HasSubstr("\x1b[K\r\x1b[Khello\r\n"));
+  EXPECT_TRUE(out->ends_with("done\x1b[K\r\n")) << *out;
+}
+
+TEST_F(Progress, NarrowTerminalsLoseTheLeastNeededFirst) {
+  const std::vector<std::string> figures{"loss 3.2145", "123.4 k tok/s", "load 1.52x",
+                                         "lr 3.0e-03"};
+  const auto line_at = [&](int columns) {
+    const auto out = on_terminal(columns, [&] {
+      ProgressLine line(train_options(4800));
+      line.update(1200, figures);
+      _exit(0);
+    });
+    return out ? out->substr(1, out->find("\x1b[K") - 1) : "";  // after \r
+  };
+  if (line_at(80).empty()) GTEST_SKIP() << "no terminals";
+  const std::string rest = " 1200/4800 ETA 0s loss 3.2145 123.4 k tok/s load 1.52x lr 3.0e-03";
+  EXPECT_EQ(line_at(120),
+            "train [=======" + std::string(6, ' ') + "25%" + std::string(14, ' ') + "]" + rest);
+  EXPECT_THAT(line_at(80), ::testing::MatchesRegex("\\[=+ 25% +\\]" + rest));
+  EXPECT_EQ(line_at(80).size(), 79u) << "the bar takes what is left";
+  EXPECT_EQ(line_at(74), "[ 25%  ]" + rest);
+  EXPECT_THAT(line_at(70), ::testing::EndsWith("tok/s load 1.52x"));
+  EXPECT_THAT(line_at(50), ::testing::MatchesRegex("\\[.* 25% .*\\] 1200/4800 ETA 0s loss 3.2145"));
+  EXPECT_EQ(line_at(20), "1200/4800 ETA 0s");
+  EXPECT_EQ(line_at(10), "1200/4800");
+}
+
+TEST_F(Progress, PlainLinesOnATerminalWhenAsked) {
+  const auto out = on_terminal(80, [] {
+    ProgressLine::Options options = train_options(10);
+    options.redraw = false;
+    ProgressLine line(options);
+    for (std::uint64_t step = 1; step <= 10; ++step) line.update(step, {"loss 1"});
+  });
+  if (!out) GTEST_SKIP() << "no terminals";
+  EXPECT_THAT(*out, ::testing::MatchesRegex("train   1/10   10%  ETA .*  loss 1\r\n"
+                                            "train  10/10  100%  ETA 0s  loss 1\r\n"));
 }
 
 TEST(FormatSeconds, Units) {

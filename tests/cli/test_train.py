@@ -1,0 +1,81 @@
+"""What a person sees of a training run: the progress line on terminals and pipes, and the last line."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import unittest
+
+from command import BINARY, CommandTest
+
+
+class TrainTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+        self.config = self.write_config()
+
+    def on_terminal(self, columns: int, *arguments) -> str:
+        """Standard error of a run whose standard error is a terminal of that width."""
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        process = subprocess.Popen(
+            [BINARY, "train", self.config, *arguments], cwd=self.folder, stderr=slave
+        )
+        os.close(slave)
+        out = b""
+        while True:
+            try:
+                piece = os.read(master, 65536)
+            except OSError:  # Linux says EIO once the last writer has gone
+                break
+            if not piece:
+                break
+            out += piece
+        os.close(master)
+        self.assertEqual(process.wait(timeout=60), 0, out)
+        return out.decode()
+
+    def test_every_figure_fits_80_columns(self):
+        out = self.on_terminal(80)
+        lines = [line for line in re.split(r"[\r\n]|\x1b\[K", out) if "40/40" in line]
+        self.assertTrue(lines, out)
+        self.assertLessEqual(max(map(len, lines)), 79)
+        self.assertRegex(
+            lines[-1],
+            r"\[=+ 100% =+\] 40/40 ETA 0s loss \d\.\d{4} [\d.]+( k)? tok/s load \d\.\d\dx lr 3\.\de-04",
+        )
+
+    def test_no_progress_bar_means_plain_lines(self):
+        out = self.on_terminal(80, "progress_bar=false")
+        self.assertNotIn("\x1b", out)
+        self.assertRegex(out, r"\ntrain  40/40  100%  ETA 0s  loss ")
+        out = self.on_terminal(80, "progress_bar=false", "log_to_console=false", "save_folder=quiet")
+        self.assertNotIn("40/40", out)
+
+    def test_the_last_line_counts_the_tokens_trained_on(self):
+        """Rows of 5 tokens where max_seq_len allows 32."""
+        ids = "".join(f"{i:02x}000000" for i in (101, 32, 116, 101, 10))
+        sample = '{"tokens":{"t":"ndarray","dtype":"int32","shape":[5],"hex":"%s"}}\n' % ids
+        self.check_command(
+            "data", "write", "short", "--columns", '{"tokens":"ndarray:int32"}', input=sample * 64
+        )
+        result = self.run_command(
+            "train", self.config, "train_loader.dataset.local=short",
+            "train_loader.dataset.split=null",
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 0, result.stderr)
+        steps = [line for line in self.metrics() if "loss/train/total" in line]
+        self.assertEqual(steps[-1]["time/token"], 40 * 8 * 5)
+        seconds = sum(8 * 5 / line["throughput/tokens_per_sec"] for line in steps)
+        found = re.search(r"done: 40 steps in \S+ \(([\d.]+)( k)? tokens/s\)", result.stderr)
+        self.assertIsNotNone(found, result.stderr)
+        rate = float(found[1]) * (1000 if found[2] else 1)
+        self.assertAlmostEqual(rate / (40 * 8 * 5 / seconds), 1, delta=0.02)
+
+
+if __name__ == "__main__":
+    unittest.main()
