@@ -141,9 +141,10 @@ LoadedModel load_model(const std::string& path, at::Device device) {
   const YamlDocument document = YamlDocument::load(join_path(loaded.folder, kConfigFile));
   const ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
   require_memory(config, device, kWeightBytesPerParameter);
-  loaded.model = with_torch_errors(
-      "", [&] { return std::make_unique<Transformer>(config, /*seed=*/0, device); });
-  load_model_weights(loaded.folder, *loaded.model);
+  with_torch_errors("", [&] {
+    loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
+    load_model_weights(loaded.folder, *loaded.model);
+  });
   const std::string tokenizer = tokenizer_from_yaml(document.root().map("tokenizer"));
   try {
     loaded.tokenizer = make_tokenizer(tokenizer);

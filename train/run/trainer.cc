@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -14,8 +13,6 @@
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
-#include "train/optim/clip.h"
-#include "train/run/batches.h"
 #include "train/run/evaluate.h"
 #include "train/run/expert_load.h"
 #include "train/run/memory.h"
@@ -44,20 +41,12 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
   return length;
 }
 
-// One round trip to the device for all of them.
-bool all_finite(const std::vector<at::Tensor>& tensors) {
-  at::NoGradGuard no_grad;
-  constexpr double kLargest = std::numeric_limits<double>::infinity();
-  return at::isfinite(at::stack(at::_foreach_norm(tensors, kLargest))).all().item<bool>();
-}
-
 }  // namespace
 
 Trainer::Trainer(TrainConfig config, std::string config_yaml)
     : config_(std::move(config)),
       config_yaml_(std::move(config_yaml)),
-      device_(choose_device(config_.device)),
-      loss_scale_(config_.precision == Precision::kAmpFp16) {
+      device_(choose_device(config_.device)) {
   if (config_.precision == Precision::kAmpFp16 && device_.is_cpu()) {
     throw Error(ErrorKind::kInvalidArgument, "precision amp_fp16 needs a GPU",
                 "use amp_bf16 or fp32 on a CPU");
@@ -76,7 +65,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
                   RunFolder::Policy{.overwrite = config_.save_overwrite,
                                     .resume = config_.autoresume,
                                     .keep = config_.save_num_checkpoints_to_keep});
-  restore();
+  with_torch_errors("", [&] { restore(); });
   // Not before: what load_path names may stand in this folder, and a load that fails removes
   // nothing.
   if (config_.save_overwrite) folder_->remove_old_run();
@@ -113,9 +102,9 @@ void Trainer::build_model() {
   std::vector<std::pair<std::string, at::Tensor>> named;
   for (const Parameter& parameter : model_->parameters()) {
     named.emplace_back(parameter.name, parameter.value);
-    parameters_.push_back(parameter.value);
   }
   optimizer_ = std::make_unique<DecoupledAdamW>(config_.optimizer, std::move(named));
+  stepper_.emplace(config_, *model_, *optimizer_);
 }
 
 void Trainer::restore() {
@@ -155,8 +144,9 @@ void Trainer::restore_from(const std::string& checkpoint) {
     samples_ = state.at("samples").get<std::int64_t>();
     tokens_ = state.at("tokens").get<std::int64_t>();
     optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
-    loss_scale_.restore(loss_scale_.enabled() ? state.at("loss_scale").get<double>() : 1.0,
-                        state.at("loss_scale_good_steps").get<std::int64_t>());
+    LossScale& scale = stepper_->loss_scale();
+    scale.restore(scale.enabled() ? state.at("loss_scale").get<double>() : 1.0,
+                  state.at("loss_scale_good_steps").get<std::int64_t>());
     evaluated_step_ = state.at("evaluated_step").get<std::int64_t>();
     train_loader_->reload_position(state.at("data"));
   } catch (const nlohmann::json::exception& error) {
@@ -219,12 +209,12 @@ void Trainer::loop() {
   while (step_ < length_.max_batches && stop_signal() == 0) {
     const auto start = std::chrono::steady_clock::now();
     if (!next_batch(batch)) break;
-    StepResult result = train_step(batch);
+    const double multiplier = schedule_->multiplier(step_);
+    const StepResult result = stepper_->step(batch, step_ + 1, multiplier);
     ++step_;
     samples_ += batch.batch;
     tokens_ += batch.tokens;
-    result.seconds = seconds_since(start);
-    log_step(result, batch.tokens);
+    log_step(result, config_.optimizer.lr * multiplier, batch.tokens, seconds_since(start));
     const bool last = step_ == length_.max_batches;
     if (last || due(config_.eval_interval)) evaluate_all();
     if (last || due(config_.save_interval) || take_save_request()) save(batch);
@@ -246,18 +236,11 @@ void Trainer::loop() {
 
 // Goes through epochs; false only for a set whose epochs are empty.
 bool Trainer::next_batch(Batch& batch) {
-  if (train_loader_->next(batch)) return true;
-  train_loader_->begin_epoch(train_loader_->epoch() + 1);
-  return train_loader_->next(batch);
-}
-
-// Backward over all microbatches. Every scored token of the batch weighs the same, however the
-// batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
-// rule). Returns fp32 [3] on the device: cross-entropy, load-balancing loss, z-loss, as in the
-// total.
-at::Tensor Trainer::accumulate_gradients(const Batch& batch, StepResult& result) {
-  const std::int64_t scored = batch.scored_tokens();
-  if (scored == 0) {
+  if (!train_loader_->next(batch)) {
+    train_loader_->begin_epoch(train_loader_->epoch() + 1);
+    if (!train_loader_->next(batch)) return false;
+  }
+  if (batch.scored_tokens() == 0) {
     throw Error(ErrorKind::kDamaged,
                 fmt::format("batch {} (epoch {}, the {} samples before sample {} of its order) has "
                             "no token to predict: each of them has one token",
@@ -265,87 +248,16 @@ at::Tensor Trainer::accumulate_gradients(const Batch& batch, StepResult& result)
                             train_loader_->sample_in_epoch()),
                 "write the data set without samples of one token");
   }
-  const MoELayerConfig* moe = config_.model.moe();
-  const std::int64_t microbatch = config_.microbatch_samples();
-  at::Tensor sums = at::zeros({3}, at::TensorOptions(at::kFloat).device(device_));
-  at::Tensor tokens_per_expert;
-  for (std::int64_t first = 0; first < batch.batch; first += microbatch) {
-    const std::int64_t rows = std::min(microbatch, batch.batch - first);
-    const BatchTensors tensors = batch_tensors(batch, first, rows, device_);
-    if (tensors.scored == 0) continue;
-    at::Tensor loss;
-    {
-      AutocastGuard autocast(config_.precision, device_);
-      RouterRecord record;
-      const at::Tensor logits = model_->forward(tensors.tokens_BS, record);
-      loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
-      sums[0].add_(loss.detach());
-      if (moe) {
-        const double share = static_cast<double>(tensors.scored) / static_cast<double>(scored);
-        const at::Tensor losses_L2 = at::stack(record.losses_2);
-        const at::Tensor balance = losses_L2.select(1, 0).mean() * (moe->loss_weight * share);
-        const at::Tensor z = losses_L2.select(1, 1).sum() * (moe->zloss_weight * share);
-        loss = loss + balance + z;
-        sums[1].add_(balance.detach());
-        sums[2].add_(z.detach());
-        const at::Tensor load = at::stack(record.tokens_per_expert_E).to(at::kLong);
-        tokens_per_expert = tokens_per_expert.defined() ? tokens_per_expert + load : load;
-      }
-    }
-    if (loss_scale_.enabled()) loss = loss * loss_scale_.scale();
-    loss.backward();
-  }
-  if (tokens_per_expert.defined()) result.tokens_per_expert_LE = tokens_per_expert.cpu();
-  return sums;
+  return true;
 }
 
-Trainer::StepResult Trainer::train_step(const Batch& batch) {
-  StepResult result;
-  result.multiplier = schedule_->multiplier(step_);
-  const at::Tensor sums = accumulate_gradients(batch, result).cpu();
-  result.cross_entropy = sums[0].item<double>();
-  result.load_balance = sums[1].item<double>();
-  result.zloss = sums[2].item<double>();
-  if (!std::isfinite(result.total())) {
-    throw Error(ErrorKind::kNonFinite,
-                fmt::format("the loss of step {} is {}", step_ + 1, result.total()),
-                "the weights were not updated; lower optimizer.lr or clip gradients");
-  }
-  apply_gradients(result);
-  optimizer_->zero_grad();
-  return result;
-}
-
-void Trainer::apply_gradients(StepResult& result) {
-  if (loss_scale_.enabled()) {
-    at::NoGradGuard no_grad;
-    for (const at::Tensor& parameter : parameters_) {
-      if (parameter.grad().defined()) parameter.grad().mul_(1.0 / loss_scale_.scale());
-    }
-  }
-  const at::Tensor norm = global_grad_norm(parameters_);
-  result.grad_norm = norm.item<double>();
-  if (!loss_scale_.update(std::isfinite(result.grad_norm))) {
-    if (loss_scale_.enabled() && !loss_scale_.exhausted()) {
-      result.skipped = true;
-      return;
-    }
-    throw Error(ErrorKind::kNonFinite,
-                fmt::format("the gradient norm of step {} is {}", step_ + 1, result.grad_norm),
-                "the weights were not updated; lower optimizer.lr or clip gradients");
-  }
-  if (config_.clip) clip_gradients(*config_.clip, parameters_, norm);
-  optimizer_->step(result.multiplier);
-}
-
-void Trainer::log_step(const StepResult& result, std::int64_t tokens) {
-  train_seconds_ += result.seconds;
-  const double tokens_per_second = static_cast<double>(tokens) / result.seconds;
+void Trainer::log_step(const StepResult& result, double lr, std::int64_t tokens, double seconds) {
+  train_seconds_ += seconds;
+  const double tokens_per_second = static_cast<double>(tokens) / seconds;
   // An exponential mean over about twenty steps is calm enough to read.
   recent_tokens_per_second_ = recent_tokens_per_second_ > 0
                                   ? 0.95 * recent_tokens_per_second_ + 0.05 * tokens_per_second
                                   : tokens_per_second;
-  const double lr = config_.optimizer.lr * result.multiplier;
   nlohmann::ordered_json line;
   line["step"] = step_;
   line["loss/train/total"] = result.total();
@@ -356,8 +268,8 @@ void Trainer::log_step(const StepResult& result, std::int64_t tokens) {
   line["metrics/train/LanguageCrossEntropy"] = result.cross_entropy;
   line[fmt::format("lr-{}/group0", DecoupledAdamW::kClassName)] = lr;
   line["l2_norm/grad/global"] = result.grad_norm;
-  if (loss_scale_.enabled()) {
-    line["loss_scale"] = loss_scale_.scale();
+  if (const LossScale& scale = stepper_->loss_scale(); scale.enabled()) {
+    line["loss_scale"] = scale.scale();
     line["skipped"] = result.skipped;
   }
   double balance = 1.0;
@@ -406,35 +318,9 @@ void Trainer::evaluate_all() {
   evaluated_step_ = step_;
 }
 
-// Whether the next step could be made from here. The step's own loss and gradients were those of
-// the weights before the update; what the update did shows in the weights and moments, and in a
-// pass over the first samples of the batch. Throws Error(kNonFinite).
-void Trainer::check_trainable(const Batch& batch) {
-  const auto refuse = [&](const std::string& what) {
-    throw Error(ErrorKind::kNonFinite, fmt::format("after step {}, {}", step_, what),
-                "the update ruined the weights, which were not saved; lower optimizer.lr or raise "
-                "optimizer.eps");
-  };
-  std::vector<at::Tensor> state;
-  for (const at::Tensor& parameter : parameters_) state.push_back(parameter.detach());
-  for (const auto& [name, moment] : optimizer_->state()) state.push_back(moment);
-  if (!all_finite(state)) refuse("a weight or a moment of the optimizer is not finite");
-  StepResult result;
-  const Batch head = first_rows(batch, config_.microbatch_samples());
-  const at::Tensor sums = accumulate_gradients(head.scored_tokens() > 0 ? head : batch, result);
-  const double loss = sums.sum().item<double>();
-  const double norm = global_grad_norm(parameters_).item<double>();
-  optimizer_->zero_grad();
-  if (!std::isfinite(loss)) refuse(fmt::format("the loss is {}", loss));
-  // With a loss scale, gradients overflow now and then, and the scale adapts.
-  if (!loss_scale_.enabled() && !std::isfinite(norm)) {
-    refuse(fmt::format("the gradient norm is {}", norm));
-  }
-}
-
 void Trainer::save(const Batch& batch) {
   if (saved_step_ == step_) return;
-  check_trainable(batch);
+  stepper_->check_trainable(batch, step_);
   metrics_->sync();
   nlohmann::json state;
   state["version"] = 1;
@@ -443,8 +329,8 @@ void Trainer::save(const Batch& batch) {
   state["tokens"] = tokens_;
   state["evaluated_step"] = evaluated_step_;
   state["optimizer_steps"] = optimizer_->steps();
-  state["loss_scale"] = loss_scale_.scale();
-  state["loss_scale_good_steps"] = loss_scale_.good_steps();
+  state["loss_scale"] = stepper_->loss_scale().scale();
+  state["loss_scale_good_steps"] = stepper_->loss_scale().good_steps();
   state["data"] = train_loader_->record_position();
   last_checkpoint_ =
       save_training_checkpoint(folder_->path(), step_, *model_, *optimizer_, state, config_yaml_);

@@ -12,11 +12,11 @@
 #include "train/data/loader.h"
 #include "train/nn/transformer.h"
 #include "train/optim/adamw.h"
-#include "train/optim/loss_scale.h"
 #include "train/optim/schedule.h"
 #include "train/run/config.h"
 #include "train/run/metrics.h"
 #include "train/run/run_folder.h"
+#include "train/run/step.h"
 
 namespace dropless::train {
 
@@ -32,15 +32,6 @@ class Trainer {
   void run();
 
  private:
-  // What one optimiser step leaves for the logs; losses in nats per scored token.
-  struct StepResult {
-    double cross_entropy = 0, load_balance = 0, zloss = 0, grad_norm = 0, multiplier = 0;
-    bool skipped = false;  // fp16: the gradients overflowed
-    double seconds = 0;
-    at::Tensor tokens_per_expert_LE;  // int64 on the CPU; undefined for dense models
-    double total() const { return cross_entropy + load_balance + zloss; }
-  };
-
   void open_data();
   void build_model();
   void restore();
@@ -48,12 +39,8 @@ class Trainer {
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
   bool next_batch(Batch& batch);
-  StepResult train_step(const Batch& batch);
-  at::Tensor accumulate_gradients(const Batch& batch, StepResult& result);
-  void apply_gradients(StepResult& result);
-  void log_step(const StepResult& result, std::int64_t tokens);
+  void log_step(const StepResult& result, double lr, std::int64_t tokens, double seconds);
   void evaluate_all();
-  void check_trainable(const Batch& batch);
   void save(const Batch& batch);
   std::string what_still_stands() const;
 
@@ -64,11 +51,10 @@ class Trainer {
   std::unique_ptr<TextLoader> train_loader_;
   std::vector<std::unique_ptr<TextLoader>> eval_loaders_;
   std::unique_ptr<Transformer> model_;
-  std::vector<at::Tensor> parameters_;
   std::unique_ptr<DecoupledAdamW> optimizer_;
+  std::optional<Stepper> stepper_;
   TrainingLength length_;
   std::optional<Schedule> schedule_;
-  LossScale loss_scale_;
   std::string load_from_;  // the checkpoint that load_path means, verified; may be empty
   std::optional<RunFolder> folder_;
   std::unique_ptr<MetricsFile> metrics_;

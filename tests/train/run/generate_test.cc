@@ -97,5 +97,16 @@ TEST(Generate, RefusesBadOptionsAndPrompts) {
   EXPECT_THROW(generate(model, {{1}}, options), Error);
 }
 
+TEST(Generate, RuinedWeightsAreAnError) {
+  Transformer model(tiny(), 5, at::kCPU);
+  model.parameters()[0].value.detach().fill_(std::nanf(""));
+  try {
+    generate(model, {{3, 1}}, {});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kNonFinite);
+  }
+}
+
 }  // namespace
 }  // namespace dropless::train

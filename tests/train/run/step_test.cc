@@ -1,0 +1,107 @@
+// One step: its gradients do not depend on the cut, and weights that cannot be trained on are seen.
+#include "train/run/step.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <memory>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr const char* kConfig = R"(
+model: {d_model: 16, n_heads: 2, n_layers: 1, max_seq_len: 8, vocab_size: 257}
+tokenizer: {name: bytes}
+optimizer: {name: decoupled_adamw, lr: 1.0e-3}
+scheduler: {name: constant_with_warmup, t_warmup: 0ba}
+train_loader: {name: text, dataset: {local: somewhere}}
+max_duration: 10ba
+max_seq_len: 8
+global_train_batch_size: 4
+precision: fp32
+)";
+
+struct Training {
+  explicit Training(const std::vector<std::string>& overrides = {})
+      : config(TrainConfig::from_yaml(YamlDocument::parse(kConfig, "t.yaml", overrides))),
+        model(config.model, config.seed, at::kCPU) {
+    std::vector<std::pair<std::string, at::Tensor>> named;
+    for (const Parameter& parameter : model.parameters()) {
+      named.emplace_back(parameter.name, parameter.value);
+    }
+    optimizer = std::make_unique<DecoupledAdamW>(config.optimizer, named);
+    stepper = std::make_unique<Stepper>(config, model, *optimizer);
+  }
+  TrainConfig config;
+  Transformer model;
+  std::unique_ptr<DecoupledAdamW> optimizer;
+  std::unique_ptr<Stepper> stepper;
+};
+
+// Rows of 1, 5, 3 and 5 tokens: the first microbatch of one row has nothing to predict.
+Batch uneven_batch() {
+  Batch batch;
+  batch.batch = 4;
+  batch.seq_len = 5;
+  batch.tokens_BS = {7, 0, 0, 0, 0, 1, 2, 3, 4, 5, 9, 8, 7, 0, 0, 5, 4, 3, 2, 1};
+  batch.lengths_B = {1, 5, 3, 5};
+  batch.tokens = 14;
+  return batch;
+}
+
+std::string refusal(Training& run, std::int64_t number) {
+  try {
+    run.stepper->check_trainable(uneven_batch(), number);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kNonFinite);
+    return error.what();
+  }
+  return "nothing";
+}
+
+TEST(Stepper, TheCutDoesNotChangeTheStep) {
+  Training whole, cut({"device_train_microbatch_size=1"});
+  const StepResult a = whole.stepper->step(uneven_batch(), 1, 1.0);
+  const StepResult b = cut.stepper->step(uneven_batch(), 1, 1.0);
+  EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-5);
+  EXPECT_NEAR(a.grad_norm, b.grad_norm, 1e-5);
+  EXPECT_GT(a.grad_norm, 0);
+}
+
+TEST(Stepper, LookingChangesNothing) {
+  Training looked({"device_train_microbatch_size=1"}), straight({"device_train_microbatch_size=1"});
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    looked.stepper->step(uneven_batch(), step, 1.0);
+    straight.stepper->step(uneven_batch(), step, 1.0);
+    EXPECT_EQ(refusal(looked, step), "nothing");
+  }
+  for (std::size_t i = 0; i < looked.model.parameters().size(); ++i) {
+    EXPECT_TRUE(
+        at::equal(looked.model.parameters()[i].value, straight.model.parameters()[i].value));
+  }
+}
+
+TEST(Stepper, OneRuinedNumberIsSeenWhereverItIs) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    // A row of the embedding table that no token of the batch reads.
+    Training weight;
+    weight.model.parameters()[0].value.detach()[200][3] = bad;
+    EXPECT_THAT(refusal(weight, 4), testing::HasSubstr("after step 4, a weight or a moment"));
+    Training moment;
+    moment.optimizer->state().back().second.view({-1})[0] = bad;
+    EXPECT_THAT(refusal(moment, 4), testing::HasSubstr("a weight or a moment"));
+  }
+}
+
+TEST(Stepper, FiniteWeightsWithoutAFiniteGradientAreSeen) {
+  Training run;
+  for (const Parameter& parameter : run.model.parameters()) parameter.value.detach().mul_(1e30);
+  EXPECT_THAT(refusal(run, 2), testing::HasSubstr("after step 2, the "));
+}
+
+}  // namespace
+}  // namespace dropless::train

@@ -1,0 +1,134 @@
+#include "train/run/step.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "dropless/error.h"
+#include "train/run/batches.h"
+
+namespace dropless::train {
+namespace {
+
+// One round trip to the device for all of them.
+bool all_finite(const std::vector<at::Tensor>& tensors) {
+  at::NoGradGuard no_grad;
+  constexpr double kLargest = std::numeric_limits<double>::infinity();
+  return at::isfinite(at::stack(at::_foreach_norm(tensors, kLargest))).all().item<bool>();
+}
+
+}  // namespace
+
+Stepper::Stepper(const TrainConfig& config, Transformer& model, DecoupledAdamW& optimizer)
+    : precision_(config.precision),
+      clip_(config.clip),
+      microbatch_(config.microbatch_samples()),
+      model_(model),
+      optimizer_(optimizer),
+      loss_scale_(config.precision == Precision::kAmpFp16) {
+  for (const Parameter& parameter : model.parameters()) parameters_.push_back(parameter.value);
+}
+
+// Backward over all microbatches. Every scored token of the batch weighs the same, however the
+// batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
+// rule). Returns fp32 [3] on the device: cross-entropy, load-balancing loss, z-loss, as in the
+// total.
+at::Tensor Stepper::accumulate_gradients(const Batch& batch, StepResult& result) {
+  const std::int64_t scored = batch.scored_tokens();
+  const MoELayerConfig* moe = model_.config().moe();
+  at::Tensor sums = at::zeros({3}, at::TensorOptions(at::kFloat).device(model_.device()));
+  at::Tensor tokens_per_expert;
+  for (std::int64_t first = 0; first < batch.batch; first += microbatch_) {
+    const std::int64_t rows = std::min(microbatch_, batch.batch - first);
+    const BatchTensors tensors = batch_tensors(batch, first, rows, model_.device());
+    if (tensors.scored == 0) continue;
+    at::Tensor loss;
+    {
+      AutocastGuard autocast(precision_, model_.device());
+      RouterRecord record;
+      const at::Tensor logits = model_.forward(tensors.tokens_BS, record);
+      loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
+      sums[0].add_(loss.detach());
+      if (moe) {
+        const double share = static_cast<double>(tensors.scored) / static_cast<double>(scored);
+        const at::Tensor losses_L2 = at::stack(record.losses_2);
+        const at::Tensor balance = losses_L2.select(1, 0).mean() * (moe->loss_weight * share);
+        const at::Tensor z = losses_L2.select(1, 1).sum() * (moe->zloss_weight * share);
+        loss = loss + balance + z;
+        sums[1].add_(balance.detach());
+        sums[2].add_(z.detach());
+        const at::Tensor load = at::stack(record.tokens_per_expert_E).to(at::kLong);
+        tokens_per_expert = tokens_per_expert.defined() ? tokens_per_expert + load : load;
+      }
+    }
+    if (loss_scale_.enabled()) loss = loss * loss_scale_.scale();
+    loss.backward();
+  }
+  if (tokens_per_expert.defined()) result.tokens_per_expert_LE = tokens_per_expert.cpu();
+  return sums;
+}
+
+StepResult Stepper::step(const Batch& batch, std::int64_t number, double multiplier) {
+  StepResult result;
+  const at::Tensor sums = accumulate_gradients(batch, result).cpu();
+  result.cross_entropy = sums[0].item<double>();
+  result.load_balance = sums[1].item<double>();
+  result.zloss = sums[2].item<double>();
+  if (!std::isfinite(result.total())) {
+    throw Error(ErrorKind::kNonFinite,
+                fmt::format("the loss of step {} is {}", number, result.total()),
+                "the weights were not updated; lower optimizer.lr or clip gradients");
+  }
+  apply_gradients(result, number, multiplier);
+  optimizer_.zero_grad();
+  return result;
+}
+
+void Stepper::apply_gradients(StepResult& result, std::int64_t number, double multiplier) {
+  if (loss_scale_.enabled()) {
+    at::NoGradGuard no_grad;
+    for (const at::Tensor& parameter : parameters_) {
+      if (parameter.grad().defined()) parameter.grad().mul_(1.0 / loss_scale_.scale());
+    }
+  }
+  const at::Tensor norm = global_grad_norm(parameters_);
+  result.grad_norm = norm.item<double>();
+  if (!loss_scale_.update(std::isfinite(result.grad_norm))) {
+    if (loss_scale_.enabled() && !loss_scale_.exhausted()) {
+      result.skipped = true;
+      return;
+    }
+    throw Error(ErrorKind::kNonFinite,
+                fmt::format("the gradient norm of step {} is {}", number, result.grad_norm),
+                "the weights were not updated; lower optimizer.lr or clip gradients");
+  }
+  if (clip_) clip_gradients(*clip_, parameters_, norm);
+  optimizer_.step(multiplier);
+}
+
+void Stepper::check_trainable(const Batch& batch, std::int64_t number) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(ErrorKind::kNonFinite, fmt::format("after step {}, {}", number, what),
+                "the update ruined the weights, which were not saved; lower optimizer.lr or raise "
+                "optimizer.eps");
+  };
+  std::vector<at::Tensor> state;
+  for (const at::Tensor& parameter : parameters_) state.push_back(parameter.detach());
+  for (const auto& [name, moment] : optimizer_.state()) state.push_back(moment);
+  if (!all_finite(state)) refuse("a weight or a moment of the optimizer is not finite");
+  StepResult result;
+  const Batch head = first_rows(batch, microbatch_);
+  const at::Tensor sums = accumulate_gradients(head.scored_tokens() > 0 ? head : batch, result);
+  const double loss = sums.sum().item<double>();
+  const double norm = global_grad_norm(parameters_).item<double>();
+  optimizer_.zero_grad();
+  if (!std::isfinite(loss)) refuse(fmt::format("the loss is {}", loss));
+  // With a loss scale, gradients overflow now and then, and the scale adapts.
+  if (!loss_scale_.enabled() && !std::isfinite(norm)) {
+    refuse(fmt::format("the gradient norm is {}", norm));
+  }
+}
+
+}  // namespace dropless::train

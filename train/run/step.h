@@ -1,0 +1,54 @@
+// One optimiser step: forward and backward by microbatches, gradient clipping, update.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "train/data/batch.h"
+#include "train/nn/transformer.h"
+#include "train/optim/adamw.h"
+#include "train/optim/clip.h"
+#include "train/optim/loss_scale.h"
+#include "train/run/config.h"
+
+namespace dropless::train {
+
+// What a step leaves for the logs; losses in nats per scored token.
+struct StepResult {
+  double cross_entropy = 0, load_balance = 0, zloss = 0, grad_norm = 0;
+  bool skipped = false;             // fp16: the gradients overflowed
+  at::Tensor tokens_per_expert_LE;  // int64 on the CPU; undefined for dense models
+  double total() const { return cross_entropy + load_balance + zloss; }
+};
+
+class Stepper {
+ public:
+  // Model and optimizer must outlive it.
+  Stepper(const TrainConfig& config, Transformer& model, DecoupledAdamW& optimizer);
+
+  // Step `number` (from 1) at learning rate lr_0 * multiplier, on a batch with at least one scored
+  // token. Throws Error(kNonFinite) before the update where loss or gradient norm is not finite.
+  StepResult step(const Batch& batch, std::int64_t number, double multiplier);
+
+  // After step `number`: whether the next one could be made from here. The step's own loss and
+  // gradients were those of the weights before the update; what the update did shows in the weights
+  // and moments, and in a pass over the batch's first microbatch. Throws Error(kNonFinite).
+  void check_trainable(const Batch& batch, std::int64_t number);
+
+  LossScale& loss_scale() { return loss_scale_; }
+
+ private:
+  at::Tensor accumulate_gradients(const Batch& batch, StepResult& result);
+  void apply_gradients(StepResult& result, std::int64_t number, double multiplier);
+
+  Precision precision_;
+  std::optional<ClipConfig> clip_;
+  std::int64_t microbatch_;
+  Transformer& model_;
+  DecoupledAdamW& optimizer_;
+  std::vector<at::Tensor> parameters_;
+  LossScale loss_scale_;
+};
+
+}  // namespace dropless::train
