@@ -37,7 +37,14 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
                             loader.num_samples(), config.global_train_batch_size),
                 "lower global_train_batch_size or set drop_last: false");
   }
-  length.max_batches = static_cast<std::int64_t>(std::ceil(length.batches(config.max_duration)));
+  const double batches = std::ceil(length.batches(config.max_duration));
+  constexpr double kMost = 9007199254740992.0;  // 2^53: beyond, a double does not count one by one
+  if (batches > kMost) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("max_duration {} is {:.3g} batches, too many to count",
+                            config.max_duration.str(), batches));
+  }
+  length.max_batches = static_cast<std::int64_t>(batches);
   return length;
 }
 

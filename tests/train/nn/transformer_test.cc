@@ -60,7 +60,7 @@ TEST(Transformer, CountsActiveParameters) {
 }
 
 TEST(Transformer, CacheGivesWhatTheWholePassGives) {
-  for (const std::string extra : {std::string(kMoE), std::string()}) {
+  for (const std::string& extra : {std::string(kMoE), std::string()}) {
     Transformer model(parse(extra), 3, at::kCPU);
     at::NoGradGuard no_grad;
     at::manual_seed(1);
