@@ -52,11 +52,17 @@ def attention(x, weights, name, model):
     heads, kv = model["n_heads"], model["kv_n_heads"]
     d = model["d_model"] // heads
     q, k, v = linear(x, weights, f"{name}.Wqkv").split([heads * d, kv * d, kv * d], -1)
+    whole = f"{name}.q_ln.weight" in weights and weights[f"{name}.q_ln.weight"].numel() == heads * d
     q, k, v = q.view(B, S, heads, d), k.view(B, S, kv, d), v.view(B, S, kv, d)
+    if f"{name}.q_ln.weight" in weights:
+        # qk_ln over all heads of a token at once, qk_gn over each.
+        q, k = q.flatten(2) if whole else q, k.flatten(2) if whole else k
+        q = norm(q, weights, f"{name}.q_ln", model["norm"]).view(B, S, heads, d)
+        k = norm(k, weights, f"{name}.k_ln", model["norm"]).view(B, S, kv, d)
     if model["rope"]:
         q, k = rotate(q, 10000.0), rotate(k, 10000.0)
     k, v = (t.repeat_interleave(heads // kv, 2) for t in (k, v))
-    scores = torch.einsum("bshd,bthd->bhst", q, k) / d**0.5
+    scores = torch.einsum("bshd,bthd->bhst", q, k) * model.get("scale", d**-0.5)
     scores = scores.masked_fill(torch.ones(S, S).triu(1).bool(), float("-inf"))
     out = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), v).reshape(B, S, heads * d)
     return linear(out, weights, f"{name}.out_proj")

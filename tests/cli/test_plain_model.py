@@ -36,6 +36,14 @@ CASES = {
          "model.ffn_config.ffn_act_fn=null"],
         {"kv_n_heads": 2, "act": "gelu_tanh"},
     ),
+    "qk_ln": (
+        ["model.attn_config={rope: true, qk_ln: true, softmax_scale: 0.3, attn_type: grouped_query_attention, kv_n_heads: 2}"],
+        {"kv_n_heads": 2, "scale": 0.3},
+    ),
+    "qk_gn": (
+        ["model.attn_config={rope: true, qk_gn: true}", "model.norm_type=layernorm"],
+        {"norm": "layernorm"},
+    ),
     "dense": (
         ["model.ffn_config=null", "model.ffn_config={ffn_type: mptglu, ffn_hidden_size: 64, ffn_act_fn: {name: relu}}",
          "model.attn_config={attn_type: multiquery_attention}"],

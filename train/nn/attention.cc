@@ -6,11 +6,13 @@ namespace dropless::train {
 
 AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_model,
                                            std::int64_t n_heads,
-                                           std::optional<std::int64_t> head_dim, bool bias) {
+                                           std::optional<std::int64_t> head_dim, bool bias,
+                                           const NormConfig& norm) {
   AttentionConfig config;
   config.d_model = d_model;
   config.n_heads = n_heads;
   config.bias = bias;
+  config.norm = norm;
   if (!head_dim && d_model % n_heads != 0) {
     map.fail("", "d_model " + std::to_string(d_model) + " is not a multiple of n_heads " +
                      std::to_string(n_heads));
@@ -39,6 +41,10 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_mo
                                std::to_string(config.kv_n_heads));
   }
   config.clip_qkv = map.non_negative<double>("clip_qkv", 0.0);
+  const bool qk_ln = map.get<bool>("qk_ln", false), qk_gn = map.get<bool>("qk_gn", false);
+  if (qk_ln && qk_gn) map.fail("qk_gn", "qk_ln and qk_gn exclude each other", "keep one of them");
+  if (qk_ln) config.qk_norm = QkNorm::kWhole;
+  if (qk_gn) config.qk_norm = QkNorm::kPerHead;
   config.softmax_scale = map.find_positive<double>("softmax_scale");
   config.rope = map.get<bool>("rope", false);
   config.rope_theta = map.positive<double>("rope_theta", config.rope_theta);
@@ -61,6 +67,12 @@ Attention::Attention(const AttentionConfig& config, const std::string& name, Par
   if (config.bias) qkv_bias_ = maker.constant(name + ".Wqkv.bias", qkv_width, 0.0);
   out_weight_ = maker.linear(name + ".out_proj.weight", config.d_model, q_width, /*residual=*/true);
   if (config.bias) out_bias_ = maker.constant(name + ".out_proj.bias", config.d_model, 0.0);
+  if (config.qk_norm != QkNorm::kNone) {
+    const bool whole = config.qk_norm == QkNorm::kWhole;
+    const std::int64_t kv_width = config.kv_n_heads * config.head_dim;
+    q_norm_.emplace(config.norm, name + ".q_ln", whole ? q_width : config.head_dim, maker);
+    k_norm_.emplace(config.norm, name + ".k_ln", whole ? kv_width : config.head_dim, maker);
+  }
   if (config.rope) rope_.emplace(config.head_dim, config.rope_theta, device);
 }
 
@@ -74,11 +86,19 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache) {
 
   at::Tensor qkv = at::linear(x_BSD, qkv_weight_, qkv_bias_);
   if (config_.clip_qkv > 0) qkv = qkv.clamp(-config_.clip_qkv, config_.clip_qkv);
-  at::Tensor qk = qkv.narrow(2, 0, (H + G) * hd).view({B, S, H + G, hd});
-  if (rope_) qk = rope_->forward(qk, past);
-  const at::Tensor q = qk.narrow(2, 0, H).transpose(1, 2);
-  at::Tensor k = qk.narrow(2, H, G).transpose(1, 2);
-  at::Tensor v = qkv.narrow(2, (H + G) * hd, G * hd).view({B, S, G, hd}).transpose(1, 2);
+  // One split, whose gradient is one concatenation; narrowing would add up three padded tensors.
+  const auto parts = at::split_with_sizes(qkv, {H * hd, G * hd, G * hd}, 2);
+  const auto heads_of = [&](const at::Tensor& part, const std::optional<Norm>& norm,
+                            std::int64_t heads) {
+    const bool whole = config_.qk_norm == QkNorm::kWhole;
+    at::Tensor x_BSHd = norm && whole ? norm->forward(part).to(qkv.scalar_type()) : part;
+    x_BSHd = x_BSHd.view({B, S, heads, hd});
+    if (norm && !whole) x_BSHd = norm->forward(x_BSHd).to(qkv.scalar_type());
+    return (rope_ ? rope_->forward(x_BSHd, past) : x_BSHd).transpose(1, 2);
+  };
+  const at::Tensor q = heads_of(parts[0], q_norm_, H);
+  at::Tensor k = heads_of(parts[1], k_norm_, G);
+  at::Tensor v = parts[2].view({B, S, G, hd}).transpose(1, 2);
   if (cache) {
     cache->keys = past > 0 ? at::cat({cache->keys, k}, 2) : k;
     cache->values = past > 0 ? at::cat({cache->values, v}, 2) : v;

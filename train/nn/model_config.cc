@@ -109,7 +109,7 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   const YamlMap empty = YamlDocument::parse("{}", map.where()).root();
   config.attention =
       AttentionConfig::from_yaml(map.find_map("attn_config").value_or(empty), config.d_model,
-                                 config.n_heads, head_dim, config.bias);
+                                 config.n_heads, head_dim, config.bias, config.norm);
   config.learned_pos_emb = map.get<bool>("learned_pos_emb", true) && !config.attention.rope;
   config.ffn = ffn_from_yaml(map.find_map("ffn_config"), config.d_model,
                              default_ffn_size(map, config.d_model), config.bias);
@@ -149,6 +149,8 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
   add("norm_eps", norm.eps);
   add("attn_config.kv_n_heads", attention.kv_n_heads);
   add("attn_config.clip_qkv", attention.clip_qkv);
+  add("attn_config.qk_ln", attention.qk_norm == QkNorm::kWhole);
+  add("attn_config.qk_gn", attention.qk_norm == QkNorm::kPerHead);
   add("attn_config.softmax_scale",
       attention.softmax_scale ? fmt::format("{}", *attention.softmax_scale) : "null");
   add("attn_config.rope", attention.rope);
@@ -197,7 +199,10 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
       fmt::format("the attention's (n_layers {}, d_model {}, n_heads {}, head_dim {})",
                   config.n_layers, config.d_model, config.n_heads, attention.head_dim));
   const double norm = config.norm.type == NormType::kLayerNorm ? 1 + bias : 1;
-  add((2 * L + 1) * norm * D, "the norms'");
+  double qk_norm_width = 0;
+  if (attention.qk_norm == QkNorm::kWhole) qk_norm_width = (qkv_width + q_width) / 2;
+  if (attention.qk_norm == QkNorm::kPerHead) qk_norm_width = 2 * head;
+  add(norm * ((2 * L + 1) * D + L * qk_norm_width), "the norms'");
   if (const MoELayerConfig* layer = config.moe()) {
     const double E = layer->moe.num_experts, F = layer->moe.d_ffn;
     add(L * (E * D + (layer->moe.glu ? 3 : 2) * E * F * D + (layer->bias ? D : 0)),

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string_view>
 
 #include "dropless/error.h"
 
@@ -14,7 +15,7 @@ namespace {
 AttentionConfig parse(const std::string& text, std::int64_t d_model = 32,
                       std::int64_t n_heads = 4) {
   return AttentionConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root(), d_model, n_heads,
-                                    std::nullopt, /*bias=*/true);
+                                    std::nullopt, /*bias=*/true, NormConfig());
 }
 
 TEST(Rope, RotatesPairsByPositionAndKeepsNorms) {
@@ -47,6 +48,7 @@ TEST(Rope, GradientIsTheInverseRotation) {
 TEST(Attention, CacheGivesWhatTheWholePassGives) {
   for (const char* text :
        {"{rope: true}", "{rope: true, attn_type: multiquery_attention}",
+        "{rope: true, qk_ln: true, attn_type: multiquery_attention}", "{qk_gn: true}",
         "{attn_type: grouped_query_attention, kv_n_heads: 2, clip_qkv: 0.5, softmax_scale: 0.2}"}) {
     const AttentionConfig config = parse(text);
     ParameterMaker maker({}, 32, 2, 7, at::kCPU);
@@ -60,6 +62,25 @@ TEST(Attention, CacheGivesWhatTheWholePassGives) {
     for (int s = 5; s < 9; ++s) parts.push_back(attention.forward(x.narrow(1, s, 1), &cache));
     EXPECT_LT((at::cat(parts, 1) - whole).abs().max().item<double>(), 1e-5) << text;
     EXPECT_EQ(cache.keys.sizes(), (std::vector<std::int64_t>{2, config.kv_n_heads, 9, 8}));
+  }
+}
+
+TEST(Attention, NormedQueriesAndKeysForgetTheScaleOfTheInput) {
+  for (const char* text : {"{qk_ln: true}", "{qk_gn: true}", "{}"}) {
+    ParameterMaker maker({}, 32, 2, 7, at::kCPU);
+    Attention attention(parse(text), "attn", maker, at::kCPU);
+    at::NoGradGuard no_grad;
+    at::manual_seed(3);
+    const at::Tensor x = at::randn({1, 6, 32});
+    // Without biases (zero at first) q, k and v scale with x: only the scores can bend the output.
+    const at::Tensor once = attention.forward(x, nullptr);
+    const at::Tensor tenfold = attention.forward(x * 10.0, nullptr) / 10.0;
+    const double change = ((tenfold - once).norm() / once.norm()).item<double>();
+    if (std::string_view(text) == "{}") {
+      EXPECT_GT(change, 0.1);
+    } else {
+      EXPECT_LT(change, 1e-4) << text;
+    }
   }
 }
 
@@ -82,6 +103,7 @@ TEST(AttentionConfig, RefusesSizesThatDoNotFit) {
   EXPECT_THROW(parse("{attn_type: grouped_query_attention}"), Error);
   EXPECT_THROW(parse("{attn_type: multihead_attention, kv_n_heads: 2}"), Error);
   EXPECT_THROW(parse("{rope: true}", 12, 4), Error);
+  EXPECT_THROW(parse("{qk_ln: true, qk_gn: true}"), Error);
   EXPECT_THROW(parse("{alibi: true}"), Error);
   EXPECT_THROW(parse("{attn_pdrop: 0.1}"), Error);
 }

@@ -36,13 +36,15 @@ std::string refusal(const std::string& text, const std::string& override) {
 
 TEST(ModelConfig, EstimateIsTheModelsCount) {
   for (const char* text : {kDense, kMoE}) {
-    for (const char* change : {"d_model=24", "tie_word_embeddings=false", "no_bias=false",
-                               "no_bias=true", "norm_type=rmsnorm", "learned_pos_emb=false",
-                               "head_dim=10", "attn_config.attn_type=multiquery_attention",
-                               "attn_config={attn_type: grouped_query_attention, kv_n_heads: 2}",
-                               "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
-                               "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3}",
-                               "ffn_config={ffn_type: torch_dmoe, moe_num_experts: 3}"}) {
+    for (const char* change :
+         {"d_model=24", "tie_word_embeddings=false", "no_bias=false", "no_bias=true",
+          "norm_type=rmsnorm", "learned_pos_emb=false", "head_dim=10",
+          "attn_config.attn_type=multiquery_attention",
+          "attn_config={attn_type: grouped_query_attention, kv_n_heads: 2}",
+          "attn_config={qk_ln: true, attn_type: multiquery_attention}", "attn_config.qk_gn=true",
+          "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
+          "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3}",
+          "ffn_config={ffn_type: torch_dmoe, moe_num_experts: 3}"}) {
       // An override merges into the mapping that is there; the experts' keys suit them alone.
       if (text == kMoE && std::string(change).starts_with("ffn_config")) continue;
       const ModelConfig config = parse(text, {change});
@@ -109,8 +111,9 @@ TEST(ModelConfig, MathsAreTheKeysThatChangeTheFunction) {
   for (const char* other :
        {"d_model=48", "n_heads=2", "n_layers=2", "vocab_size=21", "norm_type=rmsnorm",
         "norm_eps=1e-6", "tie_word_embeddings=false", "attn_config.softmax_scale=0.5",
-        "attn_config.clip_qkv=8", "attn_config.rope=false", "attn_config.rope_theta=1e6",
-        "ffn_config.ffn_act_fn=relu", "ffn_config.mlp_type=mlp", "ffn_config.moe_top_k=1",
+        "attn_config.clip_qkv=8", "attn_config.qk_ln=true", "attn_config.qk_gn=true",
+        "attn_config.rope=false", "attn_config.rope_theta=1e6", "ffn_config.ffn_act_fn=relu",
+        "ffn_config.mlp_type=mlp", "ffn_config.moe_top_k=1",
         "ffn_config.moe_normalize_expert_weights=1", "ffn_config.ffn_type=mptglu"}) {
     std::vector<std::string> overrides{other};
     if (std::string(other) == "ffn_config.ffn_type=mptglu") {
