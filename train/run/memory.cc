@@ -29,13 +29,11 @@ std::optional<double> host_bytes() {
     if (!(words >> key >> kib)) continue;
     if (key == "MemAvailable:" || key == "SwapFree:") bytes = bytes.value_or(0) + 1024.0 * kib;
   }
-  for (const auto& [limit_path, used_path] :
-       {std::pair{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-        {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
-         "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
-    const auto limit = number_in(limit_path), used = number_in(used_path);
-    // Pages of files count as used and are given up when asked for: the limit itself is the bound.
-    if (limit && used) bytes = std::min(bytes.value_or(*limit), *limit);
+  // A control group's own limit, not what it leaves over: pages of files count as used there, and
+  // are given up when asked for.
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    if (const auto limit = number_in(path)) bytes = std::min(bytes.value_or(*limit), *limit);
   }
   return bytes;
 }
