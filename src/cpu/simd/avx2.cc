@@ -1,23 +1,9 @@
-// The inner loops, compiled for avx2. See table.h.
-#include "src/cpu/simd/elementwise.h"
-#include "src/cpu/simd/gemm.h"
-#include "src/cpu/simd/table.h"
-#include "src/cpu/simd/tokens.h"
+// The inner loops compiled for avx2. See table.h.
+#include "src/cpu/simd/loops.h"
 
 namespace dropless::cpu {
 
 extern const SimdTable kAvx2Table;
-const SimdTable kAvx2Table{
-    .name = "avx2",
-    .gemm_shape = gemm_shape,
-    .gemm_block = gemm_block,
-    .route_forward = route_forward_tokens,
-    .route_backward = route_backward_tokens,
-    .combine = combine_tokens,
-    .combine_backward = combine_backward_tokens,
-    .expert_backward = expert_backward_tokens,
-    .activation_forward = activation_forward_range,
-    .activation_backward = activation_backward_range,
-};
+constinit const SimdTable kAvx2Table = table_of_this_file("avx2");
 
 }  // namespace dropless::cpu
