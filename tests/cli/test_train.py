@@ -49,6 +49,11 @@ class TrainTest(CommandTest):
             r"\[=+ 100% =+\] 40/40 ETA 0s loss \d\.\d{4} [\d.]+( k)? tok/s load \d\.\d\dx lr 3\.\de-04",
         )
 
+    def test_mkl_asks_the_command_for_the_processor(self):
+        """Exported, the symbol takes the place of libtorch's own, and MKL its AVX-512 kernels (apps/main.cc)."""
+        exported = subprocess.run(["nm", "-D", "--defined-only", BINARY], capture_output=True, text=True, check=True)
+        self.assertIn("mkl_serv_intel_cpu_true", exported.stdout)
+
     def test_no_progress_bar_means_plain_lines(self):
         out = self.on_terminal(80, "progress_bar=false")
         self.assertNotIn("\x1b", out)
