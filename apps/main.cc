@@ -21,7 +21,8 @@ namespace {
 using dropless::train::log_line;
 
 int exit_code(dropless::ErrorKind kind) {
-  return kind == dropless::ErrorKind::kInvalidArgument ? 2 : 1;
+  using dropless::ErrorKind;
+  return kind == ErrorKind::kInvalidArgument || kind == ErrorKind::kUnsupported ? 2 : 1;
 }
 
 int report(const dropless::Error& error) {

@@ -64,7 +64,7 @@ void run_shape(const Shape& shape, int rounds) {
 
   const double route_ms = median_ms(
       [&] {
-        cuda::route_forward(logits.as<float>(), T, E, K, 0.0, weights.as<float>(),
+        cuda::route_forward(logits.as<float>(), E, T, E, K, 0.0, weights.as<float>(),
                             indices.as<std::int32_t>(), losses.as<float>(),
                             counts.as<std::int32_t>(), route_space.get(), nullptr);
       },
@@ -86,7 +86,7 @@ void run_shape(const Shape& shape, int rounds) {
   const double combine_ms = median_ms(
       [&] {
         cuda::combine({routed.get(), DType::kBFloat16, {R, D}, kGpu}, weights.as<float>(),
-                      rows.as<std::int32_t>(), K, {x.get(), DType::kBFloat16, {T, D}, kGpu},
+                      rows.as<std::int32_t>(), K, false, {x.get(), DType::kBFloat16, {T, D}, kGpu},
                       nullptr);
       },
       rounds);

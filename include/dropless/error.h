@@ -13,6 +13,7 @@ namespace dropless {
 enum class ErrorKind {
   kInvalidArgument,  // the caller's shapes, types or options are wrong; a path is absent; a format
                      // is unknown
+  kUnsupported,      // valid, but there is no kernel for this device, type or size
   kDamaged,          // data that an index or manifest names is missing, truncated or altered
   kResource,         // out of memory, disk full, an operating-system call failed
   kNonFinite,        // a loss or gradient became infinite or not a number

@@ -15,6 +15,9 @@
 // Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K
 // rows.
 //
+// On a GPU (compute capability 9.0) the tensors are bf16 and the widths multiples of 8; a call only
+// queues work on the given stream: it never waits and can be captured into a CUDA graph.
+//
 // Memory: the caller owns everything. Between forward and backward only x, the pre-activations and
 // 12 bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are
 // recomputed. Nothing is allocated inside: both directions take a workspace whose size is queried
@@ -23,6 +26,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "dropless/activation.h"
 #include "dropless/backend.h"
@@ -50,7 +54,8 @@ struct MoEWeights {
 };
 
 // What backward needs besides x and the weights. Routed rows are sorted by expert, in token order
-// within an expert.
+// within an expert. On a GPU backward replaces gate_RF and up_RF by their gradients, so that it can
+// run once.
 struct MoESaved {
   TensorView gate_RF;     // pre-activation x W1^T, x's dtype
   TensorView up_RF;       // x V1^T, x's dtype; absent for MLP
@@ -69,27 +74,33 @@ struct MoEGradients {
   TensorView w2_EFD;
 };
 
+// Why no kernel runs this layer on tensors of `dtype` on `device`; empty where one does.
+std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device);
+
 // Bytes of workspace for `num_tokens` tokens of type `dtype`. On the CPU this counts the OpenMP
 // threads a parallel region would use now; with less (down to one thread's share) fewer threads
 // multiply matrices.
 std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
-                                        DType dtype);
+                                        DType dtype, Device device = {});
 std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
-                                         DType dtype);
+                                         DType dtype, Device device = {});
 
 // out_TD: x's dtype. losses_2: fp32 (fp64 for fp64 layers) [2], may be absent:
 //   losses[0] = E / (T K) * sum_e n_e * mean_t p[t, e]    load-balancing loss; 1 at perfect balance
 //   losses[1] = mean_t logsumexp(logits_t)^2              router z-loss
 // Both unweighted; 0 for T = 0. tokens_per_expert_E: int32 [E], may be absent.
-// `workspace` is 64-byte aligned. Throws Error(kInvalidArgument) naming the tensor and the shapes.
+// `workspace` is 64-byte aligned memory of x's device. Throws Error(kInvalidArgument) naming the
+// tensor and the shapes, Error(kUnsupported) with what moe_unsupported says.
 void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
                  TensorView out_TD, TensorView losses_2, TensorView tokens_per_expert_E,
-                 const MoESaved& saved, void* workspace, std::size_t workspace_bytes);
+                 const MoESaved& saved, void* workspace, std::size_t workspace_bytes,
+                 Stream stream = nullptr);
 
 // d_out_TD: x's dtype. d_losses_2: gradients of the two losses (same type as losses_2), may be
 // absent.
 void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
                   const MoESaved& saved, ConstTensorView d_out_TD, ConstTensorView d_losses_2,
-                  const MoEGradients& grads, void* workspace, std::size_t workspace_bytes);
+                  const MoEGradients& grads, void* workspace, std::size_t workspace_bytes,
+                  Stream stream = nullptr);
 
 }  // namespace dropless

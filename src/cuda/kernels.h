@@ -8,28 +8,30 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "dropless/activation.h"
+#include "dropless/backend.h"
 #include "dropless/view.h"
 #include "src/cuda/gemm_config.h"
 
 namespace dropless::cuda {
 
-using Stream = void*;  // a cudaStream_t
-
 // ---- router, dispatch order, permute, combine: semantics in include/dropless/{route,permute}.h
 // ---- At most 1024 experts. fp32 logits, weights and losses. losses_2, tokens_per_expert_E,
-// d_losses_2, tokens_R, weights_R may be null (weights_TK too, with weights_R).
+// d_losses_2, tokens_R, weights_R may be null (weights_TK too, with weights_R). `pitch`: floats
+// from one token's logits (and d_logits) to the next's.
 
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts);
-void route_forward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
-                   std::int64_t top_k, double normalize_p, float* weights_TK,
-                   std::int32_t* indices_TK, float* losses_2, std::int32_t* tokens_per_expert_E,
-                   void* workspace, Stream stream);
-void route_backward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
-                    std::int64_t top_k, double normalize_p, const std::int32_t* indices_TK,
-                    const std::int32_t* tokens_per_expert_E, const float* d_weights_TK,
-                    const float* d_losses_2, float* d_logits_TE, Stream stream);
+void route_forward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
+                   std::int64_t num_experts, std::int64_t top_k, double normalize_p,
+                   float* weights_TK, std::int32_t* indices_TK, float* losses_2,
+                   std::int32_t* tokens_per_expert_E, void* workspace, Stream stream);
+void route_backward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
+                    std::int64_t num_experts, std::int64_t top_k, double normalize_p,
+                    const std::int32_t* indices_TK, const std::int32_t* tokens_per_expert_E,
+                    const float* d_weights_TK, const float* d_losses_2, float* d_logits_TE,
+                    Stream stream);
 
 // Also tokens_R[row] = t and weights_R[row] = weights_TK[t, k]. An index outside [0, E) has no row:
 // its rows_TK is not written.
@@ -40,11 +42,12 @@ void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
                     std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
                     float* weights_R, void* workspace, Stream stream);
 
-// bf16, fp16 or fp32 rows, contiguous. Without weights combine is gather's backward.
+// bf16, fp16 or fp32 rows, contiguous. Without weights combine is gather's backward; `add`: to what
+// out_TD holds.
 void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
             Stream stream);
 void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
-             std::int64_t top_k, TensorView out_TD, Stream stream);
+             std::int64_t top_k, bool add, TensorView out_TD, Stream stream);
 void combine_backward(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
                       std::int64_t top_k, ConstTensorView d_out_TD, TensorView d_y_RD,
                       float* d_weights_TK, Stream stream);
@@ -59,10 +62,15 @@ void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, i
                      void* row_tiles, Stream stream);
 
 // out_RN = a_RK b_e^T for weights b [E, N, K], or a_RK b_e for weights b [E, K, N] (b_is_EKN).
-// bf16; rows, batches and pitches as the views say. row_tiles: of config.block_m.
-// Rows outside the experts' ranges are not written.
+// bf16, for weights [E, N, K] also fp32 outputs; rows, batches and pitches as the views say.
+// row_tiles: of config.block_m. Rows outside the experts' ranges are not written.
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
                   TensorView out_RN, const GemmConfig& config, Stream stream);
+
+// out_RN = a_RK b_e + a2_RK b2_e, rounded once.
+void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
+                            ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
+                            const GemmConfig& config, Stream stream);
 
 // out_e [M, N] = a_e^T b_e over the rows of expert e: the weight gradient. a, b bf16; out bf16, or
 // fp32; `accumulate` adds into out (fp32 only). Experts without rows give zeros (or add nothing).
@@ -88,5 +96,55 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_R
                                   ConstTensorView w2_EFD, const float* scores_R,
                                   const void* row_tiles, TensorView gate_RF, TensorView up_RF,
                                   TensorView act_RF, float* d_scores_NR, Stream stream);
+
+// ---- router products
+// ---------------------------------------------------------------------------------
+
+// Floats from one token's logits to the next's: the matrix products store whole 16 bytes.
+constexpr std::int64_t router_pitch(std::int64_t num_experts) { return (num_experts + 7) / 8 * 8; }
+
+// Of router_logits and router_backward alike.
+std::size_t router_workspace_bytes(std::int64_t num_tokens, std::int64_t d_model,
+                                   std::int64_t num_experts);
+
+// logits[t, e] = <x[t], router[e]>: bf16 in, fp32 sums and result.
+void router_logits(ConstTensorView x_TD, ConstTensorView router_ED, float* logits_TP,
+                   void* workspace, Stream stream);
+
+// d_x = d_logits router and d_router = d_logits^T x, both overwritten, bf16. d_logits enter as sums
+// of two bf16 numbers, 16 significant bits.
+void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const float* d_logits_TP,
+                     TensorView d_x_TD, TensorView d_router_ED, void* workspace, Stream stream);
+
+// ---- between the parts of the layer's backward pass
+// --------------------------------------------------
+
+// weights_R[rows[t, k]] = weights[t, k], and the experts' row counts.
+void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std::int64_t num_rows,
+                      const std::int64_t* offsets_E1, std::int64_t num_experts, float* weights_R,
+                      std::int32_t* tokens_per_expert_E, Stream stream);
+
+// d_weights[t, k] = sum over parts i, in order, of d_scores[i, rows[t, k]].
+void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
+                         std::int64_t num_rows, float* d_weights_TK, Stream stream);
+
+// ---- device
+// ------------------------------------------------------------------------------------------
+
+// Makes device `index` the calling thread's for its lifetime.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int index);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int index_;
+  int previous_;
+};
+
+// Why these kernels cannot run on device `index`; empty where they can.
+std::string device_problem(int index);
 
 }  // namespace dropless::cuda

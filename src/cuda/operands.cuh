@@ -1,12 +1,14 @@
 // Tensor maps of the matrix products' operands, as the main loop's tiles read and write them.
 #pragma once
 
-#include "src/cuda/device/epilogue.cuh"
-#include "src/cuda/device/tile.cuh"
+#include "src/cuda/device/gemm.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/tensor_map.h"
 
 namespace dropless::cuda {
+
+// One pair of operands; the unused second maps repeat the first.
+inline Operands one_term(const CUtensorMap& a, const CUtensorMap& b) { return {{a, a}, {b, b}}; }
 
 // A [rows, k], K-major.
 template <class Tile>
@@ -43,7 +45,9 @@ typename RowTileSchedule<Tile>::Params row_tile_schedule(const void* row_tiles, 
                                                          std::int64_t k, int raster_width) {
   const auto* count = static_cast<const int*>(row_tiles);
   return {count, reinterpret_cast<const RowTile*>(count + 4),
-          static_cast<int>((n + Tile::kStepN - 1) / Tile::kStepN), static_cast<int>(k),
+          static_cast<int>((n + Tile::kStepN - 1) / Tile::kStepN),
+          Tile::kTerms == 1 ? static_cast<int>(k)
+                            : static_cast<int>(2 * ((k + kBlockK - 1) / kBlockK * kBlockK)),
           raster_width};
 }
 

@@ -2,7 +2,7 @@
 // or written once, 16 at a time.
 //
 //   gather            x_RD[rows[t, k]] = x_TD[t]
-//   combine           out_TD[t] = sum_k w[t, k] y_RD[rows[t, k]]     in the order of k, fp32
+//   combine           out_TD[t] (+)= sum_k w[t, k] y_RD[rows[t, k]]  in the order of k, fp32
 //   combine_backward  d_y[rows[t, k]] = w[t, k] d_out[t];  d_w[t, k] = <y[rows[t, k]], d_out[t]>
 #include <cuda_runtime.h>
 
@@ -34,12 +34,13 @@ __global__ void __launch_bounds__(kThreads)
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const uint4* y, const float* weights_TK, const int* rows_TK, int top_k,
-                   int vectors, uint4* out) {
+                   int vectors, bool add, uint4* out) {
   constexpr int kPer = kPerVector<Element>;
   const std::int64_t token = blockIdx.x;
   const int at = blockIdx.y * kThreads + threadIdx.x;
   if (at >= vectors) return;
   float sum[kPer] = {};
+  if (add) to_floats(out[token * vectors + at], sum, Element{});
   for (int first = 0; first < top_k; first += kBatch) {
     uint4 raw[kBatch];
 #pragma unroll
@@ -150,7 +151,7 @@ void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_
 }
 
 void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
-             std::int64_t top_k, TensorView out_TD, Stream stream) {
+             std::int64_t top_k, bool add, TensorView out_TD, Stream stream) {
   const std::int64_t tokens = out_TD.shape[0];
   const int vectors = vectors_of(out_TD.shape[1], out_TD.dtype, "combine");
   if (tokens == 0 || vectors == 0) return;
@@ -158,7 +159,7 @@ void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* 
     combine_kernel<decltype(element)>
         <<<grid_of(tokens, vectors), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
             static_cast<const uint4*>(y_RD.data), weights_TK, rows_TK, static_cast<int>(top_k),
-            vectors, static_cast<uint4*>(out_TD.data));
+            vectors, add, static_cast<uint4*>(out_TD.data));
   });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }

@@ -93,8 +93,8 @@ __device__ __forceinline__ int next_expert(const float (&logit)[kPerLane], unsig
 
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kWarps, 1)
-    route_kernel(const float* logits_TE, std::int64_t tokens, int experts, int top_k, float q,
-                 float* weights_TK, int* indices_TK, float* p_sums_BE, int* counts_BE,
+    route_kernel(const float* logits_TE, int pitch, std::int64_t tokens, int experts, int top_k,
+                 float q, float* weights_TK, int* indices_TK, float* p_sums_BE, int* counts_BE,
                  float* z_sums_B) {
   __shared__ float shared_p[kWarps][kPerLane * 32];
   __shared__ int shared_counts[kPerLane * 32];
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const std::int64_t token =
         static_cast<std::int64_t>(blockIdx.x) * kTokensPerCta + warp * kTokensPerWarp + i;
     if (token >= tokens) break;
-    const TokenSoftmax<kPerLane> softmax(logits_TE + token * experts, experts, lane);
+    const TokenSoftmax<kPerLane> softmax(logits_TE + token * pitch, experts, lane);
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) p_sum[j] += softmax.p[j];
     const float z = softmax.max + logf(softmax.sum);
@@ -212,14 +212,14 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kWarps, 1)
-    route_backward_kernel(const float* logits_TE, const int* indices_TK,
+    route_backward_kernel(const float* logits_TE, int pitch, const int* indices_TK,
                           const int* tokens_per_expert_E, const float* d_weights_TK,
                           const float* d_losses_2, std::int64_t tokens, int experts, int top_k,
                           float q, float* d_logits_TE) {
   const int lane = threadIdx.x % 32;
   const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (token >= tokens) return;
-  const TokenSoftmax<kPerLane> softmax(logits_TE + token * experts, experts, lane);
+  const TokenSoftmax<kPerLane> softmax(logits_TE + token * pitch, experts, lane);
   const auto selected = [&](int expert) {
     float s = 0.0f;
 #pragma unroll
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   for (int j = 0; j < kPerLane; ++j) {
     const int expert = lane + 32 * j;
     if (expert < experts) {
-      d_logits_TE[token * experts + expert] = softmax.p[j] * (d_p[j] - mean + d_z);
+      d_logits_TE[token * pitch + expert] = softmax.p[j] * (d_p[j] - mean + d_z);
     }
   }
 }
@@ -297,10 +297,10 @@ std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_expe
   return static_cast<std::size_t>(block_count(num_tokens) * (2 * num_experts + 1)) * 4;
 }
 
-void route_forward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
-                   std::int64_t top_k, double normalize_p, float* weights_TK,
-                   std::int32_t* indices_TK, float* losses_2, std::int32_t* tokens_per_expert_E,
-                   void* workspace, Stream stream) {
+void route_forward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
+                   std::int64_t num_experts, std::int64_t top_k, double normalize_p,
+                   float* weights_TK, std::int32_t* indices_TK, float* losses_2,
+                   std::int32_t* tokens_per_expert_E, void* workspace, Stream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const auto blocks = static_cast<int>(block_count(num_tokens));
   const auto experts = static_cast<int>(num_experts);
@@ -312,8 +312,8 @@ void route_forward(const float* logits_TE, std::int64_t num_tokens, std::int64_t
   for_experts(num_experts, [&](auto per_lane) {
     if (blocks == 0) return;
     route_kernel<per_lane.value><<<blocks, 32 * kWarps, 0, cuda_stream>>>(
-        logits_TE, num_tokens, experts, k, static_cast<float>(normalize_p), weights_TK, indices_TK,
-        p_sums_BE, counts_BE, z_sums_B);
+        logits_TE, static_cast<int>(pitch), num_tokens, experts, k, static_cast<float>(normalize_p),
+        weights_TK, indices_TK, p_sums_BE, counts_BE, z_sums_B);
   });
   if (losses_2 != nullptr || tokens_per_expert_E != nullptr) {
     losses_kernel<<<1, kReduceThreads, 0, cuda_stream>>>(p_sums_BE, counts_BE, z_sums_B, blocks,
@@ -323,18 +323,19 @@ void route_forward(const float* logits_TE, std::int64_t num_tokens, std::int64_t
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
-void route_backward(const float* logits_TE, std::int64_t num_tokens, std::int64_t num_experts,
-                    std::int64_t top_k, double normalize_p, const std::int32_t* indices_TK,
-                    const std::int32_t* tokens_per_expert_E, const float* d_weights_TK,
-                    const float* d_losses_2, float* d_logits_TE, Stream stream) {
+void route_backward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
+                    std::int64_t num_experts, std::int64_t top_k, double normalize_p,
+                    const std::int32_t* indices_TK, const std::int32_t* tokens_per_expert_E,
+                    const float* d_weights_TK, const float* d_losses_2, float* d_logits_TE,
+                    Stream stream) {
   if (num_tokens == 0) return;
   const auto blocks = static_cast<unsigned>((num_tokens + kWarps - 1) / kWarps);
   for_experts(num_experts, [&](auto per_lane) {
     route_backward_kernel<per_lane.value>
         <<<blocks, 32 * kWarps, 0, static_cast<cudaStream_t>(stream)>>>(
-            logits_TE, indices_TK, tokens_per_expert_E, d_weights_TK, d_losses_2, num_tokens,
-            static_cast<int>(num_experts), static_cast<int>(top_k), static_cast<float>(normalize_p),
-            d_logits_TE);
+            logits_TE, static_cast<int>(pitch), indices_TK, tokens_per_expert_E, d_weights_TK,
+            d_losses_2, num_tokens, static_cast<int>(num_experts), static_cast<int>(top_k),
+            static_cast<float>(normalize_p), d_logits_TE);
   });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }

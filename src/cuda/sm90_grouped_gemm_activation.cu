@@ -21,6 +21,7 @@ void launch_forward(const ConstTensorView& x_RD, const ConstTensorView& w1_EFD,
   using Schedule = RowTileSchedule<UpTile>;
   using Epilogue = ActivationEpilogue<UpTile, kActivation>;
   const std::int64_t rows = x_RD.shape[0], d = x_RD.shape[1], f = act_RF.shape[1];
+  const CUtensorMap map_x = row_operand<UpTile>(x_RD);
   const CUtensorMap map_w1 = weight_operand<UpTile>(w1_EFD);
   typename Epilogue::Params epilogue{};
   epilogue.act = row_output<__nv_bfloat16>(act_RF);
@@ -29,11 +30,11 @@ void launch_forward(const ConstTensorView& x_RD, const ConstTensorView& w1_EFD,
     epilogue.gate = row_output<__nv_bfloat16>(gate_RF);
     if (kGlu) epilogue.up = row_output<__nv_bfloat16>(up_RF);
   }
-  launch_persistent(gemm_kernel<UpTile, Schedule, Epilogue>, kGemmThreads, UpTile::kSharedBytes,
-                    UpTile::kCluster, row_tile_bound<UpTile>(rows, w1_EFD.shape[0], f), stream,
-                    row_operand<UpTile>(x_RD), map_w1,
-                    kGlu ? weight_operand<UpTile>(v1_EFD) : map_w1,
-                    row_tile_schedule<UpTile>(row_tiles, f, d, kRasterWidth), epilogue);
+  launch_persistent(
+      gemm_kernel<UpTile, Schedule, Epilogue>, kGemmThreads, UpTile::kSharedBytes, UpTile::kCluster,
+      row_tile_bound<UpTile>(rows, w1_EFD.shape[0], f), stream,
+      Operands{{map_x, map_x}, {map_w1, kGlu ? weight_operand<UpTile>(v1_EFD) : map_w1}},
+      row_tile_schedule<UpTile>(row_tiles, f, d, kRasterWidth), epilogue);
 }
 
 template <bool kGlu, DeviceActivation kActivation>
@@ -62,10 +63,9 @@ void launch_backward(const ConstTensorView& d_out_RD, const ConstTensorView& w2_
   epilogue.scores_R = scores_R;
   epilogue.d_scores_NR = d_scores_NR;
   epilogue.rows = rows;
-  const CUtensorMap map_w2 = weight_operand<GradTile>(w2_EFD);
   launch_persistent(gemm_kernel<GradTile, Schedule, Epilogue>, kGemmThreads, GradTile::kSharedBytes,
                     GradTile::kCluster, row_tile_bound<GradTile>(rows, w2_EFD.shape[0], f), stream,
-                    row_operand<GradTile>(d_out_RD), map_w2, map_w2,
+                    one_term(row_operand<GradTile>(d_out_RD), weight_operand<GradTile>(w2_EFD)),
                     row_tile_schedule<GradTile>(row_tiles, f, d, kRasterWidth), epilogue);
 }
 

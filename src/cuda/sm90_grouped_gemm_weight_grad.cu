@@ -9,7 +9,7 @@
 #include "src/cuda/device/gemm.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
-#include "src/cuda/tensor_map.h"
+#include "src/cuda/operands.cuh"
 
 namespace dropless::cuda {
 namespace {
@@ -56,7 +56,7 @@ void launch(const Arguments& x) {
   const long long clusters = experts * ((tiles_m + Tile::kClusterM - 1) / Tile::kClusterM) *
                              ((tiles_n + Tile::kClusterN - 1) / Tile::kClusterN);
   launch_persistent(gemm_kernel<Tile, Schedule, Epilogue>, kGemmThreads, Tile::kSharedBytes,
-                    Tile::kCluster, clusters, x.stream, map_a, map_b, map_b, schedule, epilogue);
+                    Tile::kCluster, clusters, x.stream, one_term(map_a, map_b), schedule, epilogue);
 }
 
 template <std::size_t kIndex>

@@ -8,7 +8,7 @@ namespace dropless::cuda {
 namespace {
 
 [[noreturn]] void unavailable(const char* op) {
-  throw Error(ErrorKind::kInvalidArgument,
+  throw Error(ErrorKind::kUnsupported,
               std::string(op) + ": this build of dropless has no CUDA kernels",
               "build with -DDROPLESS_CUDA=ON (needs nvcc 13), or keep the tensors on the CPU",
               __FILE__, __LINE__);
@@ -17,11 +17,11 @@ namespace {
 }  // namespace
 
 std::size_t route_workspace_bytes(std::int64_t, std::int64_t) { unavailable("route"); }
-void route_forward(const float*, std::int64_t, std::int64_t, std::int64_t, double, float*,
-                   std::int32_t*, float*, std::int32_t*, void*, Stream) {
+void route_forward(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double,
+                   float*, std::int32_t*, float*, std::int32_t*, void*, Stream) {
   unavailable("route");
 }
-void route_backward(const float*, std::int64_t, std::int64_t, std::int64_t, double,
+void route_backward(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double,
                     const std::int32_t*, const std::int32_t*, const float*, const float*, float*,
                     Stream) {
   unavailable("route");
@@ -36,7 +36,8 @@ void dispatch_order(const std::int32_t*, const float*, std::int64_t, std::int64_
 void gather(ConstTensorView, const std::int32_t*, std::int64_t, TensorView, Stream) {
   unavailable("gather");
 }
-void combine(ConstTensorView, const float*, const std::int32_t*, std::int64_t, TensorView, Stream) {
+void combine(ConstTensorView, const float*, const std::int32_t*, std::int64_t, bool, TensorView,
+             Stream) {
   unavailable("combine");
 }
 void combine_backward(ConstTensorView, const float*, const std::int32_t*, std::int64_t,
@@ -51,6 +52,10 @@ void grouped_gemm(ConstTensorView, ConstTensorView, bool, const void*, TensorVie
                   const GemmConfig&, Stream) {
   unavailable("grouped_gemm");
 }
+void grouped_gemm_two_terms(ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView,
+                            const void*, TensorView, const GemmConfig&, Stream) {
+  unavailable("grouped_gemm_two_terms");
+}
 void grouped_gemm_weight_grad(ConstTensorView, ConstTensorView, const std::int64_t*, TensorView,
                               bool, const GemmConfig&, Stream) {
   unavailable("grouped_gemm_weight_grad");
@@ -64,5 +69,29 @@ void grouped_gemm_activation_grad(Activation, ConstTensorView, ConstTensorView, 
                                   const void*, TensorView, TensorView, TensorView, float*, Stream) {
   unavailable("grouped_gemm_activation_grad");
 }
+
+std::size_t router_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
+  unavailable("router_logits");
+}
+void router_logits(ConstTensorView, ConstTensorView, float*, void*, Stream) {
+  unavailable("router_logits");
+}
+void router_backward(ConstTensorView, ConstTensorView, const float*, TensorView, TensorView, void*,
+                     Stream) {
+  unavailable("router_backward");
+}
+void prepare_backward(const float*, const std::int32_t*, std::int64_t, const std::int64_t*,
+                      std::int64_t, float*, std::int32_t*, Stream) {
+  unavailable("prepare_backward");
+}
+void sum_score_gradients(const float*, std::int64_t, const std::int32_t*, std::int64_t, float*,
+                         Stream) {
+  unavailable("sum_score_gradients");
+}
+CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {
+  unavailable("CurrentDevice");
+}
+CurrentDevice::~CurrentDevice() = default;
+std::string device_problem(int) { return "this build of dropless has no CUDA kernels"; }
 
 }  // namespace dropless::cuda

@@ -1,4 +1,5 @@
-// moe.h: the layer composed of the kernels, and the one place that lays out its workspace.
+// moe.h: checks; the layer on the CPU composed of its kernels, and the one place that lays out
+// their workspace. On a GPU: moe_cuda.cc.
 //
 // Forward (rows r sorted by expert, t(r) the token of row r):
 //   logits = x Wr^T -> weights, indices, losses -> rows, offsets, tokens
@@ -20,6 +21,7 @@
 #include "src/common/workspace.h"
 #include "src/cpu/kernels.h"
 #include "src/ops/expect.h"
+#include "src/ops/moe_cuda.h"
 
 namespace dropless {
 namespace {
@@ -111,11 +113,25 @@ void check_config(const char* op, const MoEConfig& c) {
                  concat(op, ": normalize_p is ", c.normalize_p), "use 0 (off) or a finite p > 0");
 }
 
+void expect_supported(const char* op, const MoEConfig& config, DType dtype, Device device) {
+  const std::string problem = moe_unsupported(config, dtype, device);
+  DROPLESS_CHECK_KIND(ErrorKind::kUnsupported, problem.empty(), concat(op, ": ", problem));
+}
+
+// The copy engine reads and writes tensors in 16-byte units.
+void expect_aligned(const char* op, std::initializer_list<ConstTensorView> views) {
+  for (const ConstTensorView& view : views) {
+    DROPLESS_CHECK(reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0,
+                   concat(op, ": a tensor ", describe(view), " is at ", view.data,
+                          ", not aligned to 16 bytes"));
+  }
+}
+
 Sizes check_inputs(const char* op, const MoEConfig& config, const ConstTensorView& x_TD,
                    const MoEWeights& weights, const MoESaved& saved) {
   check_config(op, config);
   expect_floating(op, "x_TD", x_TD, 2);
-  expect_cpu(op, x_TD);
+  expect_supported(op, config, x_TD.dtype, x_TD.device);
   const Sizes s(config, x_TD.shape[0], x_TD.dtype);
   expect_row_count(op, s.T, s.K);
   const Expected weight{{s.E, s.F, s.D}, s.dtype}, rows{{s.R, s.F}, s.dtype};
@@ -136,6 +152,10 @@ Sizes check_inputs(const char* op, const MoEConfig& config, const ConstTensorVie
   expect_tensor(op, "saved.indices_TK", saved.indices_TK, {{s.T, s.K}, DType::kInt32}, x_TD.device);
   expect_tensor(op, "saved.rows_TK", saved.rows_TK, {{s.T, s.K}, DType::kInt32}, x_TD.device);
   expect_tensor(op, "saved.offsets_E1", saved.offsets_E1, {{s.E + 1}, DType::kInt64}, x_TD.device);
+  if (x_TD.device.type == DeviceType::kCuda) {
+    expect_aligned(op, {x_TD, weights.router_ED, weights.w1_EFD, weights.v1_EFD, weights.w2_EFD,
+                        saved.gate_RF, saved.up_RF});
+  }
   return s;
 }
 
@@ -272,15 +292,23 @@ void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved
 
 }  // namespace
 
+std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device) {
+  return device.type == DeviceType::kCuda ? moe_cuda_problem(config, dtype, device) : "";
+}
+
 std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
-                                        DType dtype) {
+                                        DType dtype, Device device) {
+  if (device.type == DeviceType::kCuda) return moe_cuda_forward_workspace_bytes(config, num_tokens);
   return workspace_bytes_for(cpu::max_threads(), [&](WorkspaceCarver& carver) {
     carve_forward(carver, Sizes(config, num_tokens, dtype));
   });
 }
 
 std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
-                                         DType dtype) {
+                                         DType dtype, Device device) {
+  if (device.type == DeviceType::kCuda) {
+    return moe_cuda_backward_workspace_bytes(config, num_tokens);
+  }
   return workspace_bytes_for(cpu::max_threads(), [&](WorkspaceCarver& carver) {
     carve_backward(carver, Sizes(config, num_tokens, dtype), config.glu);
   });
@@ -288,13 +316,21 @@ std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t n
 
 void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
                  TensorView out_TD, TensorView losses_2, TensorView tokens_per_expert_E,
-                 const MoESaved& saved, void* workspace, std::size_t workspace_bytes) {
+                 const MoESaved& saved, void* workspace, std::size_t workspace_bytes,
+                 Stream stream) {
   const char* op = "moe_forward";
   const Sizes s = check_inputs(op, config, x_TD, weights, saved);
   expect_tensor(op, "out_TD", out_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
   expect_tensor_or_absent(op, "losses_2", losses_2, {{2}, s.sums}, x_TD.device);
   expect_tensor_or_absent(op, "tokens_per_expert_E", tokens_per_expert_E, {{s.E}, DType::kInt32},
                           x_TD.device);
+  if (x_TD.device.type == DeviceType::kCuda) {
+    expect_aligned(op, {out_TD});
+    expect_workspace(op, workspace, workspace_bytes, moe_cuda_forward_workspace_bytes(config, s.T));
+    moe_cuda_forward(config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E, saved, workspace,
+                     stream);
+    return;
+  }
   expect_workspace(
       op, workspace, workspace_bytes,
       workspace_bytes_for(1, [&](WorkspaceCarver& carver) { carve_forward(carver, s); }));
@@ -353,11 +389,11 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
 
 void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights& weights,
                   const MoESaved& saved, ConstTensorView d_out_TD, ConstTensorView d_losses_2,
-                  const MoEGradients& grads, void* workspace, std::size_t workspace_bytes) {
+                  const MoEGradients& grads, void* workspace, std::size_t workspace_bytes,
+                  Stream stream) {
   const char* op = "moe_backward";
   const Sizes s = check_inputs(op, config, x_TD, weights, saved);
   const Expected weight{{s.E, s.F, s.D}, s.dtype};
-  expect_offsets(op, saved.offsets_E1, s.R);
   expect_tensor(op, "d_out_TD", d_out_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
   expect_tensor_or_absent(op, "d_losses_2", d_losses_2, {{2}, s.sums}, x_TD.device);
   expect_tensor(op, "grads.x_TD", grads.x_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
@@ -365,6 +401,14 @@ void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeight
   expect_tensor(op, "grads.w1_EFD", grads.w1_EFD, weight, x_TD.device);
   expect_tensor(op, "grads.w2_EFD", grads.w2_EFD, weight, x_TD.device);
   if (config.glu) expect_tensor(op, "grads.v1_EFD", grads.v1_EFD, weight, x_TD.device);
+  if (x_TD.device.type == DeviceType::kCuda) {
+    expect_aligned(op, {d_out_TD, grads.x_TD, grads.w1_EFD, grads.v1_EFD, grads.w2_EFD});
+    expect_workspace(op, workspace, workspace_bytes,
+                     moe_cuda_backward_workspace_bytes(config, s.T));
+    moe_cuda_backward(config, x_TD, weights, saved, d_out_TD, d_losses_2, grads, workspace, stream);
+    return;
+  }
+  expect_offsets(op, saved.offsets_E1, s.R);
   expect_workspace(op, workspace, workspace_bytes,
                    workspace_bytes_for(
                        1, [&](WorkspaceCarver& carver) { carve_backward(carver, s, config.glu); }));

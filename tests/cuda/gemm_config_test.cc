@@ -37,10 +37,10 @@ TEST(CudaUnavailableTest, EveryEntrySaysHowToGetIt) {
     row_tiles_bytes(128, 8, 128);
     FAIL() << "did not throw";
   } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+    EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
     EXPECT_NE(error.hint().find("DROPLESS_CUDA"), std::string::npos);
   }
-  EXPECT_THROW(combine({}, nullptr, nullptr, 1, {}, nullptr), Error);
+  EXPECT_THROW(combine({}, nullptr, nullptr, 1, false, {}, nullptr), Error);
   EXPECT_THROW(grouped_gemm({}, {}, false, nullptr, {}, {}, nullptr), Error);
 }
 #endif

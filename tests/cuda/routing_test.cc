@@ -77,7 +77,7 @@ TEST_P(RoutingCuda, RouterMatchesTheCpu) {
   const DeviceBuffer g_logits = on_device(logits);
   DeviceBuffer g_weights(T * K * 4), g_indices(T * K * 4), g_losses(8), g_counts(E * 4),
       g_workspace(route_workspace_bytes(T, E));
-  route_forward(g_logits.as<float>(), T, E, K, q, g_weights.as<float>(),
+  route_forward(g_logits.as<float>(), E, T, E, K, q, g_weights.as<float>(),
                 g_indices.as<std::int32_t>(), g_losses.as<float>(), g_counts.as<std::int32_t>(),
                 g_workspace.get(), nullptr);
   dropless::testing::synchronize();
@@ -94,7 +94,7 @@ TEST_P(RoutingCuda, RouterMatchesTheCpu) {
       {d_losses.data(), DType::kFloat32, {2}}, {d_logits.data(), DType::kFloat32, {T, E}});
   const DeviceBuffer g_d_weights = on_device(d_weights), g_d_losses = on_device(d_losses);
   DeviceBuffer g_d_logits(T * E * 4);
-  route_backward(g_logits.as<float>(), T, E, K, q, g_indices.as<std::int32_t>(),
+  route_backward(g_logits.as<float>(), E, T, E, K, q, g_indices.as<std::int32_t>(),
                  g_counts.as<std::int32_t>(), g_d_weights.as<float>(), g_d_losses.as<float>(),
                  g_d_logits.as<float>(), nullptr);
   dropless::testing::synchronize();
@@ -106,7 +106,7 @@ TEST_P(RoutingCuda, NanRowsStillGetDistinctExperts) {
   const std::vector<float> logits(T * E, std::numeric_limits<float>::quiet_NaN());
   const DeviceBuffer g_logits = on_device(logits);
   DeviceBuffer g_weights(T * K * 4), g_indices(T * K * 4), g_workspace(route_workspace_bytes(T, E));
-  route_forward(g_logits.as<float>(), T, E, K, q, g_weights.as<float>(),
+  route_forward(g_logits.as<float>(), E, T, E, K, q, g_weights.as<float>(),
                 g_indices.as<std::int32_t>(), nullptr, nullptr, g_workspace.get(), nullptr);
   dropless::testing::synchronize();
   const auto indices = g_indices.download<std::int32_t>(T * K);
@@ -163,7 +163,8 @@ TEST_P(RoutingCuda, PermuteAndCombineMatchTheCpu) {
   gather({g_x.get(), DType::kFloat32, {T, D}, kGpu}, g_rows.as<std::int32_t>(), K,
          {g_x_RD.get(), DType::kFloat32, {R, D}, kGpu}, nullptr);
   combine({g_y.get(), DType::kFloat32, {R, D}, kGpu}, g_weights.as<float>(),
-          g_rows.as<std::int32_t>(), K, {g_out.get(), DType::kFloat32, {T, D}, kGpu}, nullptr);
+          g_rows.as<std::int32_t>(), K, false, {g_out.get(), DType::kFloat32, {T, D}, kGpu},
+          nullptr);
   combine_backward({g_y.get(), DType::kFloat32, {R, D}, kGpu}, g_weights.as<float>(),
                    g_rows.as<std::int32_t>(), K, {g_x.get(), DType::kFloat32, {T, D}, kGpu},
                    {g_d_y.get(), DType::kFloat32, {R, D}, kGpu}, g_d_weights.as<float>(), nullptr);

@@ -22,7 +22,8 @@ std::string load_cuda() {
   return "";
 }
 
-// The card's name from the driver, which is already loaded: libtorch has no device-free call for it.
+// The card's name from the driver, which is already loaded: libtorch has no device-free call for
+// it.
 std::string gpu_name(int index) {
   using Get = int (*)(int*, int);
   using GetName = int (*)(char*, int, int);
@@ -71,6 +72,20 @@ at::Device choose_device(const std::string& name) {
   }
   throw Error(ErrorKind::kInvalidArgument, "unknown device " + name,
               "one of: auto, cpu, cuda, cuda:N");
+}
+
+// Through libtorch's C interface, looked up in the loaded library: its C++ class needs linking.
+Stream current_stream(const at::Device& device) {
+  if (!device.is_cuda()) return nullptr;
+  using GetStream = int (*)(std::int32_t, void**);
+  static const auto get =
+      reinterpret_cast<GetStream>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  void* stream = nullptr;
+  if (get == nullptr || get(device.has_index() ? device.index() : 0, &stream) != 0) {
+    throw Error(ErrorKind::kUnsupported, "libtorch does not tell which CUDA stream it works on",
+                "use the libtorch of the torch 2.11 wheel");
+  }
+  return stream;
 }
 
 std::string describe_device(const at::Device& device) {

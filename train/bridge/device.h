@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "dropless/backend.h"
 #include "train/bridge/torch.h"
 
 namespace dropless::train {
@@ -16,5 +17,8 @@ at::Device choose_device(const std::string& name);
 
 // "CPU, 2 threads" or "NVIDIA H100 80GB HBM3".
 std::string describe_device(const at::Device& device);
+
+// The stream that libtorch queues its work on now; null on the CPU.
+Stream current_stream(const at::Device& device);
 
 }  // namespace dropless::train

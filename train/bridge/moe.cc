@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "dropless/error.h"
+#include "train/bridge/device.h"
 #include "train/bridge/views.h"
 
 namespace dropless::train {
@@ -15,10 +17,11 @@ at::Tensor make_workspace(std::size_t bytes, const at::Tensor& like) {
   return at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
 }
 
-// Carries the configuration from forward to backward through the node's saved data.
-struct ConfigHolder : torch::CustomClassHolder {
-  explicit ConfigHolder(const MoEConfig& config) : config(config) {}
+// What the node carries from forward to backward besides tensors.
+struct NodeState : torch::CustomClassHolder {
+  explicit NodeState(const MoEConfig& config) : config(config) {}
   MoEConfig config;
+  bool consumed = false;  // backward has replaced the saved pre-activations
 };
 
 struct SavedTensors {
@@ -64,28 +67,36 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     at::Tensor tokens_per_expert_E =
         at::empty({config.num_experts}, x_TD.options().dtype(at::kInt));
     const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
-    const std::size_t bytes =
-        moe_forward_workspace_bytes(config, x_TD.size(0), view_of(x_TD).dtype);
+    const TensorView x = view_of(x_TD);
+    const std::size_t bytes = moe_forward_workspace_bytes(config, x_TD.size(0), x.dtype, x.device);
     at::Tensor workspace = make_workspace(bytes, x_TD);
-    moe_forward(config, view_of(x_TD), weights, view_of(out_TD), view_of(losses_2),
-                view_of(tokens_per_expert_E), saved.views(), workspace.data_ptr(), bytes);
+    moe_forward(config, x, weights, view_of(out_TD), view_of(losses_2),
+                view_of(tokens_per_expert_E), saved.views(), workspace.data_ptr(), bytes,
+                current_stream(x_TD.device()));
 
     ctx->save_for_backward({x_TD, router_ED, w1_EFD, v1_EFD, w2_EFD, saved.gate_RF, saved.up_RF,
                             saved.weights_TK, saved.indices_TK, saved.rows_TK, saved.offsets_E1});
     ctx->mark_non_differentiable({tokens_per_expert_E});
     ctx->set_materialize_grads(true);
-    ctx->saved_data["config"] =
-        c10::IValue::make_capsule(c10::make_intrusive<ConfigHolder>(config));
+    ctx->saved_data["state"] = c10::IValue::make_capsule(c10::make_intrusive<NodeState>(config));
     return {out_TD, losses_2, tokens_per_expert_E};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const MoEConfig config =
-        c10::static_intrusive_pointer_cast<ConfigHolder>(ctx->saved_data["config"].toCapsule())
-            ->config;
+    const auto state =
+        c10::static_intrusive_pointer_cast<NodeState>(ctx->saved_data["state"].toCapsule());
+    const MoEConfig& config = state->config;
     const variable_list kept = ctx->get_saved_variables();
     const at::Tensor &x_TD = kept[0], &router_ED = kept[1], &w1_EFD = kept[2], &v1_EFD = kept[3],
                      &w2_EFD = kept[4];
+    if (state->consumed && x_TD.is_cuda()) {
+      throw Error(
+          ErrorKind::kInvalidArgument,
+          "the mixture-of-experts layer ran backward twice; on a GPU the first run replaces "
+          "what the second would need",
+          "run forward again instead of keeping the graph");
+    }
+    state->consumed = true;
     const SavedTensors saved{kept[5], kept[6], kept[7], kept[8], kept[9], kept[10]};
     const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
 
@@ -96,16 +107,20 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     at::Tensor d_v1 = config.glu ? at::empty_like(v1_EFD) : at::Tensor();
     const MoEGradients out{view_of(d_x), view_of(d_router), view_of(d_w1), view_of(d_v1),
                            view_of(d_w2)};
-    const std::size_t bytes =
-        moe_backward_workspace_bytes(config, x_TD.size(0), view_of(x_TD).dtype);
+    const TensorView x = view_of(x_TD);
+    const std::size_t bytes = moe_backward_workspace_bytes(config, x_TD.size(0), x.dtype, x.device);
     at::Tensor workspace = make_workspace(bytes, x_TD);
-    moe_backward(config, view_of(x_TD), weights, saved.views(), view_of(d_out_TD),
-                 view_of(d_losses_2), out, workspace.data_ptr(), bytes);
+    moe_backward(config, x, weights, saved.views(), view_of(d_out_TD), view_of(d_losses_2), out,
+                 workspace.data_ptr(), bytes, current_stream(x_TD.device()));
     return {d_x, d_router, d_w1, d_v1, d_w2, at::Tensor()};
   }
 };
 
 }  // namespace
+
+std::string moe_layer_problem(const MoEConfig& config, at::ScalarType dtype, at::Device device) {
+  return moe_unsupported(config, dtype_of(dtype), device_of(device));
+}
 
 MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
                     const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {

@@ -6,8 +6,8 @@
 
 namespace dropless::train {
 
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+DType dtype_of(at::ScalarType type) {
+  switch (type) {
     case at::kFloat:
       return DType::kFloat32;
     case at::kDouble:
@@ -23,9 +23,9 @@ DType dtype_of(const at::Tensor& tensor) {
     case at::kByte:
       return DType::kUInt8;
     default:
-      throw Error(ErrorKind::kInvalidArgument, std::string("a tensor of type ") +
-                                                   c10::toString(tensor.scalar_type()) +
-                                                   " has no dropless element type");
+      throw Error(
+          ErrorKind::kInvalidArgument,
+          std::string("a tensor of type ") + c10::toString(type) + " has no dropless element type");
   }
 }
 
@@ -49,6 +49,11 @@ at::ScalarType scalar_type_of(DType dtype) {
   throw Error(ErrorKind::kInternal, "unknown dropless element type");
 }
 
+Device device_of(const at::Device& device) {
+  if (!device.is_cuda()) return {};
+  return {DeviceType::kCuda, device.has_index() ? device.index() : 0};
+}
+
 TensorView view_of(const at::Tensor& tensor) {
   TensorView view;
   if (!tensor.defined()) return view;
@@ -58,9 +63,8 @@ TensorView view_of(const at::Tensor& tensor) {
                                           " cannot be seen as a row-major view of rank 1 to 4");
   }
   view.data = tensor.data_ptr();
-  view.dtype = dtype_of(tensor);
-  view.device = {tensor.is_cuda() ? DeviceType::kCuda : DeviceType::kCpu,
-                 tensor.is_cuda() ? tensor.get_device() : 0};
+  view.dtype = dtype_of(tensor.scalar_type());
+  view.device = device_of(tensor.device());
   view.rank = static_cast<int>(tensor.dim());
   for (int i = 0; i < view.rank; ++i) {
     view.shape[i] = tensor.size(i);

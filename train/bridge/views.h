@@ -10,7 +10,8 @@ namespace dropless::train {
 // row-major with a last stride of 1 and outlive the view. An undefined tensor gives an absent view.
 TensorView view_of(const at::Tensor& tensor);
 
-DType dtype_of(const at::Tensor& tensor);
+DType dtype_of(at::ScalarType type);
+Device device_of(const at::Device& device);
 at::ScalarType scalar_type_of(DType dtype);
 
 }  // namespace dropless::train

@@ -12,9 +12,10 @@ namespace {
 MoEBackend backend_from_yaml(const YamlMap& map) {
   const std::string name = map.get<std::string>("backend", "auto");
   if (name == "auto") return MoEBackend::kAuto;
+  if (name == "dropless") return MoEBackend::kDropless;
   if (name == "reference") return MoEBackend::kReference;
   if (name == "torch") return MoEBackend::kTorch;
-  map.fail("backend", "unknown backend " + name, "one of: auto, reference, torch");
+  map.fail("backend", "unknown backend " + name, "one of: auto, dropless, reference, torch");
 }
 
 // Arguments of MegaBlocks that change the result and that this version does not have.
@@ -75,14 +76,28 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
   return config;
 }
 
-MoEBackend resolve_backend(MoEBackend wanted, at::Device device) {
-  if (wanted != MoEBackend::kAuto) return wanted;
-  return device.is_cuda() ? MoEBackend::kTorch : MoEBackend::kAuto;
+BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type,
+                              at::Device device) {
+  if (config.backend == MoEBackend::kTorch) return {MoEBackend::kTorch, ""};
+  MoEConfig moe = config.moe;
+  if (config.backend == MoEBackend::kReference) moe.backend = Backend::kReference;
+  const std::string problem = moe_layer_problem(moe, type, device);
+  if (problem.empty()) {
+    const bool reference = config.backend == MoEBackend::kReference;
+    return {reference ? MoEBackend::kReference : MoEBackend::kDropless, ""};
+  }
+  if (config.backend == MoEBackend::kAuto) return {MoEBackend::kTorch, problem};
+  throw Error(
+      ErrorKind::kUnsupported,
+      std::string("ffn_config.backend ") + moe_backend_name(config.backend) + ": " + problem,
+      "use ffn_config.backend auto or torch");
 }
 
 const char* moe_backend_name(MoEBackend backend) {
   switch (backend) {
     case MoEBackend::kAuto:
+      return "auto";
+    case MoEBackend::kDropless:
       return "dropless";
     case MoEBackend::kReference:
       return "reference";
@@ -105,13 +120,13 @@ MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& 
 
 at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
   MoEConfig moe = config_.moe;
-  const MoEBackend backend = resolve_backend(config_.backend, x_BSD.device());
+  const at::Tensor x_TD = to_compute_dtype(x_BSD).reshape({-1, moe.d_model});
+  const MoEBackend backend = resolve_backend(config_, x_TD.scalar_type(), x_TD.device()).backend;
   moe.backend = backend == MoEBackend::kReference ? Backend::kReference : Backend::kAuto;
   const std::int64_t E = moe.num_experts, F = moe.d_ffn, D = moe.d_model;
   const auto experts = [&](const at::Tensor& w) {
     return w.defined() ? to_compute_dtype(w).view({E, F, D}) : w;
   };
-  const at::Tensor x_TD = to_compute_dtype(x_BSD).reshape({-1, D});
   const at::Tensor router = to_compute_dtype(router_);
   const MoEResult result =
       backend == MoEBackend::kTorch

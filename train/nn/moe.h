@@ -12,7 +12,8 @@
 namespace dropless::train {
 
 enum class MoEBackend {
-  kAuto,       // libdropless where it has kernels for the device, else libtorch
+  kAuto,       // libdropless where it has kernels for the device, type and widths, else libtorch
+  kDropless,   // libdropless, an error where it has none
   kReference,  // libdropless's plain loops
   kTorch,      // libtorch's grouped products, a loop over experts where they refuse
 };
@@ -35,8 +36,14 @@ struct RouterRecord {
   std::vector<at::Tensor> tokens_per_expert_E;  // int32
 };
 
-// The backend that runs on `device`; the one place where the choice is made.
-MoEBackend resolve_backend(MoEBackend wanted, at::Device device);
+struct BackendChoice {
+  MoEBackend backend;  // never kAuto
+  std::string reason;  // why it is libtorch although libdropless would have been taken, or empty
+};
+
+// What runs products of `type` on `device`; the one place where the choice is made. Throws
+// Error(kUnsupported) where libdropless is demanded and has no kernels.
+BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type, at::Device device);
 const char* moe_backend_name(MoEBackend backend);
 
 class MoE {

@@ -16,14 +16,26 @@ const char* precision_name(Precision precision) {
   return "unknown";
 }
 
+at::ScalarType compute_type(Precision precision) {
+  switch (precision) {
+    case Precision::kFp32:
+      return at::kFloat;
+    case Precision::kAmpBf16:
+      return at::kBFloat16;
+    case Precision::kAmpFp16:
+      return at::kHalf;
+  }
+  return at::kFloat;
+}
+
 AutocastGuard::AutocastGuard(Precision precision, at::Device device)
     : device_(device.type()),
       was_enabled_(at::autocast::is_autocast_enabled(device_)),
       previous_dtype_(at::autocast::get_autocast_dtype(device_)) {
   at::autocast::increment_nesting();
-  at::autocast::set_autocast_enabled(device_, precision != Precision::kFp32);
-  if (precision == Precision::kAmpBf16) at::autocast::set_autocast_dtype(device_, at::kBFloat16);
-  if (precision == Precision::kAmpFp16) at::autocast::set_autocast_dtype(device_, at::kHalf);
+  const bool enabled = precision != Precision::kFp32;
+  at::autocast::set_autocast_enabled(device_, enabled);
+  if (enabled) at::autocast::set_autocast_dtype(device_, compute_type(precision));
 }
 
 AutocastGuard::~AutocastGuard() {

@@ -10,6 +10,8 @@ namespace dropless::train {
 enum class Precision { kFp32, kAmpBf16, kAmpFp16 };
 
 const char* precision_name(Precision precision);
+// The element type of matrix products.
+at::ScalarType compute_type(Precision precision);
 
 // Autocast on `device` for the life of the guard; fp32 leaves it off. Its cache of cast weights is
 // cleared at the end, so that the next step sees the updated weights.

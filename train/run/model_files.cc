@@ -29,8 +29,8 @@ struct HostTensors {
   void add(const std::string& name, const at::Tensor& tensor) {
     storage.push_back(tensor.detach().cpu().contiguous());
     const at::Tensor& host = storage.back();
-    named.push_back(
-        {name, storage_type(dtype_of(host)), host.sizes().vec(), host.const_data_ptr()});
+    named.push_back({name, storage_type(dtype_of(host.scalar_type())), host.sizes().vec(),
+                     host.const_data_ptr()});
   }
 };
 
@@ -41,11 +41,13 @@ void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tenso
     throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name,
                 "the checkpoint is of another model; check the `model` block of the config");
   }
-  if (info->shape != target.sizes().vec() || info->dtype != storage_type(dtype_of(target))) {
+  if (info->shape != target.sizes().vec() ||
+      info->dtype != storage_type(dtype_of(target.scalar_type()))) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{}: {} is {} [{}], the model needs {} [{}]", file.path(), name,
                             storage_type_name(info->dtype), fmt::join(info->shape, ", "),
-                            dtype_name(dtype_of(target)), fmt::join(target.sizes().vec(), ", ")),
+                            dtype_name(dtype_of(target.scalar_type())),
+                            fmt::join(target.sizes().vec(), ", ")),
                 "the checkpoint is of another model; check the `model` block of the config");
   }
   at::NoGradGuard no_grad;

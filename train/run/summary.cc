@@ -9,11 +9,14 @@
 namespace dropless::train {
 namespace {
 
-std::string describe_ffn(const ModelConfig& config, at::Device device) {
+std::string describe_ffn(const ModelConfig& config, Precision precision, at::Device device) {
   if (const MoELayerConfig* layer = config.moe()) {
-    return fmt::format("{} experts of width {}, top-{}, {}, backend {}", layer->moe.num_experts,
+    const BackendChoice choice = resolve_backend(*layer, compute_type(precision), device);
+    const std::string why =
+        choice.reason.empty() ? "" : fmt::format("\n           ({})", choice.reason);
+    return fmt::format("{} experts of width {}, top-{}, {}, backend {}{}", layer->moe.num_experts,
                        layer->moe.d_ffn, layer->moe.top_k, layer->moe.glu ? "GLU" : "MLP",
-                       moe_backend_name(resolve_backend(layer->backend, device)));
+                       moe_backend_name(choice.backend), why);
   }
   const FfnConfig& dense = std::get<FfnConfig>(config.ffn);
   return fmt::format("dense feed-forward of width {}{}", dense.d_ffn, dense.glu ? ", GLU" : "");
@@ -45,7 +48,7 @@ std::string training_summary(const TrainConfig& config, const Transformer& model
   std::string text;
   text += fmt::format("  model    {} layers, width {}, {} heads ({} of keys and values); {}\n",
                       m.n_layers, m.d_model, m.n_heads, m.attention.kv_n_heads,
-                      describe_ffn(m, model.device()));
+                      describe_ffn(m, config.precision, model.device()));
   text += fmt::format("           {} parameters, {} active per token\n",
                       format_count(static_cast<double>(count.total)),
                       format_count(static_cast<double>(count.active)));

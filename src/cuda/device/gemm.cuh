@@ -13,30 +13,41 @@
 
 namespace dropless::cuda {
 
-// The loading thread: one stage after another, across tile borders. map_b2: the second plane of B.
+// Where the operands lie. The second of each is the second term's, or B's second plane.
+struct Operands {
+  CUtensorMap a[2];
+  CUtensorMap b[2];
+};
+
+// The loading thread: one stage after another, across tile borders.
 template <class Tile, class Schedule, class Epilogue>
 __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, Schedule schedule,
                                         const typename Epilogue::Params& epilogue,
-                                        const CUtensorMap* map_a, const CUtensorMap* map_b,
-                                        const CUtensorMap* map_b2, int rank) {
+                                        const Operands& operands, int rank) {
   RingPosition<Tile::kStages> ring;
   Work work;
   while (schedule.next(work)) {
-    for (int k = 0; k < work.k_length; k += kBlockK) {
-      pipeline.wait_empty(ring);
-      const std::uint32_t full = pipeline.full(ring.stage);
-      ptx::mbarrier_arrive_expect_bytes(full, Tile::kStageBytes);
-      load_operand<Tile::kBlockM, Tile::kMajorA, Tile::kClusterN>(
-          map_a, full, pipeline.a(ring.stage), work.m, work.k + k, 0, rank, work.share);
-      if constexpr (Tile::kPlanes == 2) {
-        load_planes<Tile::kBlockN>(map_b, map_b2, full, pipeline.b(ring.stage), work.n, work.k + k,
-                                   work.batch_b, rank, work.share);
-      } else {
-        load_operand<Tile::kBlockN, Tile::kMajorB, Tile::kClusterM>(
-            map_b, full, pipeline.b(ring.stage), work.n, work.k + k, work.batch_b, rank,
+    // Of two terms each has half of k_length, in whole slices.
+    const int length = work.k_length / Tile::kTerms;
+#pragma unroll
+    for (int term = 0; term < Tile::kTerms; ++term) {
+      for (int k = 0; k < length; k += kBlockK) {
+        pipeline.wait_empty(ring);
+        const std::uint32_t full = pipeline.full(ring.stage);
+        ptx::mbarrier_arrive_expect_bytes(full, Tile::kStageBytes);
+        load_operand<Tile::kBlockM, Tile::kMajorA, Tile::kClusterN>(
+            &operands.a[term], full, pipeline.a(ring.stage), work.m, work.k + k, 0, rank,
             work.share);
+        if constexpr (Tile::kPlanes == 2) {
+          load_planes<Tile::kBlockN>(&operands.b[0], &operands.b[1], full, pipeline.b(ring.stage),
+                                     work.n, work.k + k, work.batch_b, rank, work.share);
+        } else {
+          load_operand<Tile::kBlockN, Tile::kMajorB, Tile::kClusterM>(
+              &operands.b[term], full, pipeline.b(ring.stage), work.n, work.k + k, work.batch_b,
+              rank, work.share);
+        }
+        ring.advance();
       }
-      ring.advance();
     }
     if constexpr (Epilogue::kExtraStages > 0) {
       for (int i = 0; i < Epilogue::kExtraStages; ++i) {
@@ -224,9 +235,7 @@ class Consumer {
 
 template <class Tile, class Schedule, class Epilogue>
 __global__ void __launch_bounds__(kGemmThreads, 1)
-    gemm_kernel(const __grid_constant__ CUtensorMap map_a,
-                const __grid_constant__ CUtensorMap map_b,
-                const __grid_constant__ CUtensorMap map_b2,
+    gemm_kernel(const __grid_constant__ Operands operands,
                 const __grid_constant__ typename Schedule::Params schedule_params,
                 const __grid_constant__ typename Epilogue::Params epilogue_params) {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
@@ -238,8 +247,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   const int rank = Tile::kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
 
   if (threadIdx.x == 0) {
-    ptx::prefetch_tensor_map(&map_a);
-    ptx::prefetch_tensor_map(&map_b);
+    ptx::prefetch_tensor_map(&operands.a[0]);
+    ptx::prefetch_tensor_map(&operands.b[0]);
     pipeline.init();
   }
   if constexpr (Tile::kCluster > 1) {
@@ -252,7 +261,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
       produce<Tile, Schedule, Epilogue>(pipeline, Schedule(schedule_params, rank), epilogue_params,
-                                        &map_a, &map_b, &map_b2, rank);
+                                        operands, rank);
     }
     __syncwarp();
   } else {

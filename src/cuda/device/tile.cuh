@@ -25,9 +25,10 @@ inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 // kClusterM CTAs, neighbours along M, share each B tile; kClusterN CTAs along N share each A tile.
 // With kPlanes = 2 the B tile is two halves, the same rows of two weight tensors: a thread then
-// holds columns c and c + kBlockN / 2 of both products.
+// holds columns c and c + kBlockN / 2 of both products. With kTerms = 2 the product is a sum of
+// two, D = A B^T + A2 B2^T: k runs through the first pair of operands and then through the second.
 template <int kM, int kN, int kStageCount, int kSlotCount, int kClusterAlongM, int kClusterAlongN,
-          Major kLayoutA, Major kLayoutB, int kPlaneCount = 1>
+          Major kLayoutA, Major kLayoutB, int kPlaneCount = 1, int kTermCount = 1>
 struct Tile {
   static constexpr int kBlockM = kM;
   static constexpr int kBlockN = kN;
@@ -40,6 +41,7 @@ struct Tile {
   static constexpr Major kMajorB = kLayoutB;
 
   static constexpr int kPlanes = kPlaneCount;
+  static constexpr int kTerms = kTermCount;
   static constexpr int kStepN = kBlockN / kPlanes;  // columns of D between tiles
 
   static constexpr int kRowsPerConsumer = kBlockM / kConsumers;
@@ -56,6 +58,7 @@ struct Tile {
   static_assert(kSharedBytes <= kMaxSharedBytes);
   static_assert(kCluster <= 2);
   static_assert(kPlanes == 1 || (kClusterM == 2 && kMajorB == Major::kK));
+  static_assert(kPlanes == 1 || kTerms == 1);
 };
 
 }  // namespace dropless::cuda

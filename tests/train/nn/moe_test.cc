@@ -87,6 +87,22 @@ TEST(MoE, AutocastComputesInBf16) {
   }
 }
 
+TEST(MoE, BackendFollowsDeviceAndType) {
+  const at::Device cpu = at::kCPU, gpu(at::kCUDA, 0);
+  MoELayerConfig config = parse("");
+  EXPECT_EQ(resolve_backend(config, at::kFloat, cpu).backend, MoEBackend::kDropless);
+  const BackendChoice choice = resolve_backend(config, at::kFloat, gpu);
+  EXPECT_EQ(choice.backend, MoEBackend::kTorch);
+  EXPECT_NE(choice.reason, "");
+  for (const MoEBackend demanded : {MoEBackend::kDropless, MoEBackend::kReference}) {
+    config.backend = demanded;
+    EXPECT_EQ(resolve_backend(config, at::kFloat, cpu).backend, demanded);
+    EXPECT_THROW(resolve_backend(config, at::kFloat, gpu), Error);
+  }
+  config.backend = MoEBackend::kTorch;
+  EXPECT_EQ(resolve_backend(config, at::kFloat, gpu).reason, "");
+}
+
 TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
   for (const char* extra :
        {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",

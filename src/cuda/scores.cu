@@ -1,0 +1,60 @@
+// Router weights from (token, k) to routed rows, and their gradients back.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "src/common/math.h"
+#include "src/cuda/check.h"
+#include "src/cuda/kernels.h"
+
+namespace dropless::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads)
+    prepare_backward_kernel(const float* weights_TK, const int* rows_TK, std::int64_t rows,
+                            const std::int64_t* offsets_E1, int experts, float* weights_R,
+                            int* tokens_per_expert_E) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < experts) tokens_per_expert_E[i] = static_cast<int>(offsets_E1[i + 1] - offsets_E1[i]);
+  if (i < rows) weights_R[rows_TK[i]] = weights_TK[i];
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sum_score_gradients_kernel(const float* d_scores_NR, int parts, const int* rows_TK,
+                               std::int64_t rows, float* d_weights_TK) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= rows) return;
+  const int row = rows_TK[i];
+  float sum = 0.0f;
+  for (int part = 0; part < parts; ++part) sum += d_scores_NR[part * rows + row];
+  d_weights_TK[i] = sum;
+}
+
+unsigned blocks_for(std::int64_t threads) {
+  return static_cast<unsigned>(ceil_div(threads, kThreads));
+}
+
+}  // namespace
+
+void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std::int64_t num_rows,
+                      const std::int64_t* offsets_E1, std::int64_t num_experts, float* weights_R,
+                      std::int32_t* tokens_per_expert_E, Stream stream) {
+  prepare_backward_kernel<<<blocks_for(std::max(num_rows, num_experts)), kThreads, 0,
+                            static_cast<cudaStream_t>(stream)>>>(
+      weights_TK, rows_TK, num_rows, offsets_E1, static_cast<int>(num_experts), weights_R,
+      tokens_per_expert_E);
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
+                         std::int64_t num_rows, float* d_weights_TK, Stream stream) {
+  if (num_rows == 0) return;
+  sum_score_gradients_kernel<<<blocks_for(num_rows), kThreads, 0,
+                               static_cast<cudaStream_t>(stream)>>>(
+      d_scores_NR, static_cast<int>(parts), rows_TK, num_rows, d_weights_TK);
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dropless::cuda

@@ -1,0 +1,331 @@
+// The whole layer on a GPU: output, losses and every gradient against the layer in double on the
+// CPU; skewed, empty and absent routings; the same bits on every run and out of a CUDA graph.
+#include "dropless/moe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "dropless/error.h"
+#include "tests/cuda/gpu_support.h"
+#include "tests/ops/moe_case.h"
+
+namespace dropless::testing {
+namespace {
+
+const Device kGpu{DeviceType::kCuda, 0};
+constexpr double kTolerance = 5e-3;
+constexpr std::size_t kCanaryBytes = 4096;
+
+std::size_t bytes_of(const Tensor& tensor) { return tensor.numel() * dtype_bytes(tensor.dtype()); }
+
+// A tensor's copy on the GPU; absent where the tensor is.
+class OnGpu {
+ public:
+  explicit OnGpu(const Tensor& tensor) : view_(tensor), buffer_(bytes_of(tensor)) {
+    view_.data = buffer_.get();
+    view_.device = kGpu;
+  }
+  operator ConstTensorView() const { return view_; }  // NOLINT
+  operator TensorView() const {                       // NOLINT
+    TensorView view;
+    view.data = buffer_.get();
+    view.dtype = view_.dtype;
+    view.device = view_.device;
+    view.rank = view_.rank;
+    view.shape = view_.shape;
+    view.stride = view_.stride;
+    return view;
+  }
+
+  void upload(const Tensor& tensor) {
+    const auto* bytes = tensor.as<char>();
+    buffer_.upload(std::vector<char>(bytes, bytes + bytes_of(tensor)));
+  }
+  void poison() { buffer_.poison(); }
+  void download(Tensor& tensor) const {
+    const std::vector<char> bytes = buffer_.download<char>(bytes_of(tensor));
+    if (!bytes.empty()) std::memcpy(tensor.as<char>(), bytes.data(), bytes.size());
+  }
+
+ private:
+  ConstTensorView view_;
+  DeviceBuffer buffer_;
+};
+
+// A case's tensors on the GPU. Outputs, saved state and workspaces start as NaN.
+class GpuLayer {
+ public:
+  explicit GpuLayer(MoECase& c)
+      : case_(c),
+        forward_bytes_(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu)),
+        backward_bytes_(moe_backward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu)),
+        forward_space_(forward_bytes_ + kCanaryBytes),
+        backward_space_(backward_bytes_ + kCanaryBytes) {
+    for (Tensor* input :
+         {&c.x_TD, &c.router_ED, &c.w1_EFD, &c.v1_EFD, &c.w2_EFD, &c.d_out_TD, &c.d_losses_2}) {
+      inputs_.emplace_back(*input);
+      if (*input) inputs_.back().upload(*input);
+    }
+    for (Tensor* output : outputs()) outputs_.emplace_back(*output);
+  }
+
+  void forward(Stream stream = nullptr) {
+    moe_forward(case_.config, inputs_[0], weights(), outputs_[0], outputs_[1], outputs_[2], saved(),
+                forward_space_.get(), forward_bytes_, stream);
+  }
+  void backward(Stream stream = nullptr) {
+    moe_backward(case_.config, inputs_[0], weights(), saved(), inputs_[5], inputs_[6], gradients(),
+                 backward_space_.get(), backward_bytes_, stream);
+  }
+  void poison() {
+    for (OnGpu& output : outputs_) output.poison();
+    forward_space_.poison();
+    backward_space_.poison();
+  }
+  // Into the case's own tensors.
+  void download() {
+    synchronize();
+    const std::vector<Tensor*> targets = outputs();
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      if (*targets[i]) outputs_[i].download(*targets[i]);
+    }
+  }
+  bool canaries_intact() const {
+    return intact(forward_space_, forward_bytes_) && intact(backward_space_, backward_bytes_);
+  }
+  MoEWeights weights() const { return {inputs_[1], inputs_[2], inputs_[3], inputs_[4]}; }
+  MoESaved saved() const {
+    return {outputs_[3], outputs_[4], outputs_[5], outputs_[6], outputs_[7], outputs_[8]};
+  }
+  MoEGradients gradients() const {
+    return {outputs_[9], outputs_[10], outputs_[11], outputs_[12], outputs_[13]};
+  }
+  ConstTensorView x() const { return inputs_[0]; }
+  TensorView out() const { return outputs_[0]; }
+
+ private:
+  std::vector<Tensor*> outputs() {
+    MoECase& c = case_;
+    return {&c.out_TD,      &c.losses_2,   &c.counts_E, &c.gate_RF,    &c.up_RF,
+            &c.weights_TK,  &c.indices_TK, &c.rows_TK,  &c.offsets_E1, &c.d_x_TD,
+            &c.d_router_ED, &c.d_w1_EFD,   &c.d_v1_EFD, &c.d_w2_EFD};
+  }
+  static bool intact(const DeviceBuffer& space, std::size_t used) {
+    const auto all = space.download<unsigned char>(space.bytes());
+    for (std::size_t i = used; i < all.size(); ++i) {
+      if (all[i] != 0xff) return false;
+    }
+    return true;
+  }
+
+  MoECase& case_;
+  std::size_t forward_bytes_, backward_bytes_;
+  DeviceBuffer forward_space_, backward_space_;
+  std::vector<OnGpu> inputs_, outputs_;
+};
+
+struct LayerCase {
+  std::int64_t tokens;
+  MoEConfig config;
+};
+
+MoEConfig config_of(std::int64_t experts, std::int64_t top_k, std::int64_t d_model,
+                    std::int64_t d_ffn, Activation activation = Activation::kSilu, bool glu = true,
+                    double normalize_p = 0) {
+  return {.num_experts = experts,
+          .top_k = top_k,
+          .d_model = d_model,
+          .d_ffn = d_ffn,
+          .activation = activation,
+          .glu = glu,
+          .normalize_p = normalize_p};
+}
+
+// Compares everything the GPU computed with the layer in double on the CPU.
+void expect_matches_double(MoECase& c) {
+  MoECase reference = c.to(DType::kFloat64);
+  ASSERT_TRUE(reference.forward());
+  ASSERT_TRUE(reference.backward());
+  GpuLayer gpu(c);
+  gpu.forward();
+  gpu.download();
+  EXPECT_TRUE(same_bits(c.indices_TK, reference.indices_TK));
+  EXPECT_TRUE(same_bits(c.rows_TK, reference.rows_TK));
+  EXPECT_TRUE(same_bits(c.offsets_E1, reference.offsets_E1));
+  EXPECT_TRUE(same_bits(c.counts_E, reference.counts_E));
+  EXPECT_LE(relative_error(c.out_TD, reference.out_TD), kTolerance);
+  EXPECT_LE(relative_error(c.losses_2, reference.losses_2), 1e-5);
+  EXPECT_LE(relative_error(c.weights_TK, reference.weights_TK), 1e-4);
+  EXPECT_LE(relative_error(c.gate_RF, reference.gate_RF), kTolerance);
+  if (c.config.glu) {
+    EXPECT_LE(relative_error(c.up_RF, reference.up_RF), kTolerance);
+  }
+
+  gpu.backward();
+  gpu.download();
+  EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
+  EXPECT_LE(relative_error(c.d_router_ED, reference.d_router_ED), kTolerance);
+  EXPECT_LE(relative_error(c.d_w1_EFD, reference.d_w1_EFD), kTolerance);
+  if (c.config.glu) {
+    EXPECT_LE(relative_error(c.d_v1_EFD, reference.d_v1_EFD), kTolerance);
+  }
+  EXPECT_LE(relative_error(c.d_w2_EFD, reference.d_w2_EFD), kTolerance);
+  EXPECT_TRUE(gpu.canaries_intact());
+}
+
+class MoECuda : public ::testing::TestWithParam<LayerCase> {
+ protected:
+  void SetUp() override {
+    if (!gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+  }
+};
+
+TEST_P(MoECuda, MatchesDouble) {
+  MoECase c(GetParam().config, GetParam().tokens, DType::kBFloat16, 7 + GetParam().tokens);
+  expect_matches_double(c);
+}
+
+// Partial row tiles, partial column tiles, partial slices of k, one token, one expert, K = E, more
+// experts than tokens, numbers of experts that are no multiple of 4.
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, MoECuda,
+    ::testing::Values(LayerCase{300, config_of(8, 2, 64, 40)},
+                      LayerCase{517, config_of(6, 4, 192, 328, Activation::kGelu, false, 1)},
+                      LayerCase{130, config_of(5, 1, 136, 72, Activation::kGeluTanh, true, 2)},
+                      LayerCase{1, config_of(7, 3, 72, 16, Activation::kRelu)},
+                      LayerCase{200, config_of(1, 1, 128, 256)},
+                      LayerCase{96, config_of(3, 3, 8, 8, Activation::kQuickGelu, true, 1)},
+                      LayerCase{64, config_of(200, 8, 64, 64)},
+                      LayerCase{40, config_of(1024, 4, 40, 24, Activation::kQuickGelu, false)},
+                      LayerCase{1000, config_of(64, 8, 512, 520)},
+                      LayerCase{600, config_of(16, 2, 1032, 304, Activation::kSilu, true, 1)}));
+
+class MoECudaLayer : public MoECuda {};
+
+TEST_F(MoECudaLayer, AllTokensToOneExpert) {
+  MoECase c(config_of(16, 1, 128, 96), 700, DType::kBFloat16, 3);
+  for (std::int64_t t = 0; t < c.tokens; ++t) c.x_TD.set(t * 128, 4);
+  c.router_ED.set(11 * 128, 8);
+  expect_matches_double(c);
+  EXPECT_EQ(c.counts_E.get(11), 700);
+}
+
+TEST_F(MoECudaLayer, NoTokens) {
+  MoECase c(config_of(4, 2, 64, 32), 0, DType::kBFloat16, 3);
+  GpuLayer gpu(c);
+  gpu.forward();
+  gpu.backward();
+  gpu.download();
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(c.losses_2.get(i), 0);
+  for (int e = 0; e < 4; ++e) EXPECT_EQ(c.counts_E.get(e), 0);
+  for (int e = 0; e <= 4; ++e) EXPECT_EQ(c.offsets_E1.get(e), 0);
+  for (const Tensor* gradient : {&c.d_router_ED, &c.d_w1_EFD, &c.d_v1_EFD, &c.d_w2_EFD}) {
+    for (std::int64_t i = 0; i < gradient->numel(); ++i) ASSERT_EQ(gradient->get(i), 0);
+  }
+}
+
+// What a run writes, as bytes.
+std::vector<Tensor> results(const MoECase& c) {
+  return {c.out_TD, c.losses_2,    c.counts_E, c.weights_TK, c.indices_TK,
+          c.d_x_TD, c.d_router_ED, c.d_w1_EFD, c.d_v1_EFD,   c.d_w2_EFD};
+}
+
+void expect_same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same_bits(a[i], b[i])) << i;
+}
+
+TEST_F(MoECudaLayer, EveryRunAndAGraphGiveTheSameBits) {
+  MoECase c(config_of(32, 4, 256, 264), 900, DType::kBFloat16, 11);
+  GpuLayer gpu(c);
+  gpu.forward();
+  gpu.backward();
+  gpu.download();
+  const std::vector<Tensor> first = results(c);
+
+  gpu.poison();
+  gpu.forward();
+  gpu.backward();
+  gpu.download();
+  expect_same_bits(results(c), first);
+
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  gpu.forward(stream);
+  gpu.backward(stream);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+  for (int replay = 0; replay < 2; ++replay) {
+    gpu.poison();
+    synchronize();
+    ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
+    gpu.download();
+    expect_same_bits(results(c), first);
+  }
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+TEST_F(MoECudaLayer, LossesAndTheirGradientsMayBeAbsent) {
+  MoECase c(config_of(8, 2, 64, 48), 300, DType::kBFloat16, 5);
+  MoECase reference = c.to(DType::kFloat64);
+  for (int i = 0; i < 2; ++i) reference.d_losses_2.set(i, 0);
+  ASSERT_TRUE(reference.forward() && reference.backward());
+  GpuLayer gpu(c);
+  const std::size_t bytes =
+      std::max(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu),
+               moe_backward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu));
+  DeviceBuffer space(bytes), d_out(c.tokens * 64 * 2);
+  moe_forward(c.config, gpu.x(), gpu.weights(), gpu.out(), {}, {}, gpu.saved(), space.get(), bytes);
+  const auto* host = c.d_out_TD.as<char>();
+  d_out.upload(std::vector<char>(host, host + d_out.bytes()));
+  moe_backward(c.config, gpu.x(), gpu.weights(), gpu.saved(),
+               {d_out.get(), DType::kBFloat16, {c.tokens, 64}, kGpu}, {}, gpu.gradients(),
+               space.get(), bytes);
+  gpu.download();
+  EXPECT_LE(relative_error(c.out_TD, reference.out_TD), kTolerance);
+  EXPECT_LE(relative_error(c.d_router_ED, reference.d_router_ED), kTolerance);
+  EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
+}
+
+TEST_F(MoECudaLayer, SaysWhatItDoesNotSupport) {
+  const MoEConfig good = config_of(8, 2, 64, 48);
+  EXPECT_EQ(moe_unsupported(good, DType::kBFloat16, kGpu), "");
+  MoEConfig odd = good, reference = good;
+  odd.d_ffn = 44;
+  reference.backend = Backend::kReference;
+  EXPECT_THAT(moe_unsupported(good, DType::kFloat32, kGpu), ::testing::HasSubstr("float32"));
+  EXPECT_THAT(moe_unsupported(odd, DType::kBFloat16, kGpu), ::testing::HasSubstr("d_ffn 44"));
+  EXPECT_THAT(moe_unsupported(reference, DType::kBFloat16, kGpu), ::testing::HasSubstr("CPU"));
+  EXPECT_NE(moe_unsupported(good, DType::kBFloat16, {DeviceType::kCuda, 99}), "");
+  MoECase c(good, 10, DType::kFloat32, 1);
+  const OnGpu x(c.x_TD);
+  try {
+    moe_forward(good, x, {}, {}, {}, {}, {}, nullptr, 0);
+    FAIL() << "did not throw";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+  }
+}
+
+TEST_F(MoECudaLayer, RefusesTensorsThatAreNotAligned) {
+  MoECase c(config_of(8, 2, 64, 48), 16, DType::kBFloat16, 1);
+  GpuLayer gpu(c);
+  MoEWeights weights = gpu.weights();
+  weights.w2_EFD.data = static_cast<const char*>(weights.w2_EFD.data) + 2;
+  const std::size_t bytes = moe_forward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu);
+  DeviceBuffer space(bytes);
+  EXPECT_THROW(
+      moe_forward(c.config, gpu.x(), weights, gpu.out(), {}, {}, gpu.saved(), space.get(), bytes),
+      Error);
+}
+
+}  // namespace
+}  // namespace dropless::testing
