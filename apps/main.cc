@@ -75,6 +75,7 @@ int main(int argc, char** argv) {
   add_generate_verb(app);
   add_info_verb(app);
   add_data_verb(app);
+  add_bench_verb(app);
   add_version_verb(app);
   try {
     app.parse(argc, argv);

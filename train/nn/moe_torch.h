@@ -1,6 +1,6 @@
 // The dropless layer out of libtorch's operators alone: `at::_grouped_mm`, or a product per expert
-// where that refuses the type or the alignment. The in-binary rival and the CUDA path until our
-// kernels are in.
+// where that refuses the type or the alignment. The in-binary rival, and the CUDA path of types and
+// widths that our kernels do not take.
 #pragma once
 
 #include "train/bridge/moe.h"
