@@ -8,6 +8,7 @@
 
 #include <string>
 
+#include "src/common/math.h"
 #include "src/cuda/check.h"
 #include "src/cuda/device/vector.cuh"
 #include "src/cuda/kernels.h"
@@ -16,7 +17,7 @@ namespace dropless::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBatch = 8;  // rows of one token in flight at a time
+constexpr int kBatch = 8;  // loads of a thread in flight at a time
 
 // A CTA per token and 256 vectors: the row is read once and written K times.
 __global__ void __launch_bounds__(kThreads)
@@ -31,38 +32,59 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class Element>
+// A thread sums kItems vectors of the output, kThreads apart, so that small K too has kBatch loads
+// in flight. `total`: vectors of the whole output.
+template <class Element, int kItems>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const uint4* y, const float* weights_TK, const int* rows_TK, int top_k,
-                   int vectors, bool add, uint4* out) {
+                   int vectors, std::int64_t total, bool add, uint4* out) {
   constexpr int kPer = kPerVector<Element>;
-  const std::int64_t token = blockIdx.x;
-  const int at = blockIdx.y * kThreads + threadIdx.x;
-  if (at >= vectors) return;
-  float sum[kPer] = {};
-  if (add) to_floats(out[token * vectors + at], sum, Element{});
-  for (int first = 0; first < top_k; first += kBatch) {
-    uint4 raw[kBatch];
+  constexpr int kRows = kBatch / kItems;
+  const std::int64_t first =
+      static_cast<std::int64_t>(blockIdx.x) * (kThreads * kItems) + threadIdx.x;
+  std::int64_t entry[kItems];  // of rows_TK and weights_TK
+  int at[kItems];
+  float sum[kItems][kPer] = {};
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i < top_k) {
-        const std::int64_t row = __ldg(rows_TK + token * top_k + first + i);
-        raw[i] = __ldg(y + row * vectors + at);
+  for (int i = 0; i < kItems; ++i) {
+    const std::int64_t index = min(first + i * kThreads, total - 1);
+    const std::int64_t token = index / vectors;
+    entry[i] = token * top_k;
+    at[i] = static_cast<int>(index - token * vectors);
+    if (add) to_floats(out[index], sum[i], Element{});
+  }
+  for (int done = 0; done < top_k; done += kRows) {
+    uint4 raw[kItems][kRows];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (done + r < top_k) {
+          const std::int64_t row = __ldg(rows_TK + entry[i] + done + r);
+          raw[i][r] = __ldg(y + row * vectors + at[i]);
+        }
       }
     }
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i < top_k) {
-        const float weight =
-            weights_TK == nullptr ? 1.0f : __ldg(weights_TK + token * top_k + first + i);
-        float value[kPer];
-        to_floats(raw[i], value, Element{});
+    for (int i = 0; i < kItems; ++i) {
 #pragma unroll
-        for (int j = 0; j < kPer; ++j) sum[j] = fmaf(weight, value[j], sum[j]);
+      for (int r = 0; r < kRows; ++r) {
+        if (done + r < top_k) {
+          const float weight =
+              weights_TK == nullptr ? 1.0f : __ldg(weights_TK + entry[i] + done + r);
+          float value[kPer];
+          to_floats(raw[i][r], value, Element{});
+#pragma unroll
+          for (int j = 0; j < kPer; ++j) sum[i][j] = fmaf(weight, value[j], sum[i][j]);
+        }
       }
     }
   }
-  out[token * vectors + at] = from_floats(sum, Element{});
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const std::int64_t index = first + i * kThreads;
+    if (index < total) out[index] = from_floats(sum[i], Element{});
+  }
 }
 
 // A warp per token.
@@ -155,11 +177,22 @@ void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* 
   const std::int64_t tokens = out_TD.shape[0];
   const int vectors = vectors_of(out_TD.shape[1], out_TD.dtype, "combine");
   if (tokens == 0 || vectors == 0) return;
+  const std::int64_t total = tokens * vectors;
   for_element(out_TD.dtype, "combine", [&](auto element) {
-    combine_kernel<decltype(element)>
-        <<<grid_of(tokens, vectors), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            static_cast<const uint4*>(y_RD.data), weights_TK, rows_TK, static_cast<int>(top_k),
-            vectors, add, static_cast<uint4*>(out_TD.data));
+    const auto launch = [&]<int kItems>() {
+      combine_kernel<decltype(element), kItems>
+          <<<static_cast<unsigned>(ceil_div(total, kThreads * kItems)), kThreads, 0,
+             static_cast<cudaStream_t>(stream)>>>(static_cast<const uint4*>(y_RD.data), weights_TK,
+                                                  rows_TK, static_cast<int>(top_k), vectors, total,
+                                                  add, static_cast<uint4*>(out_TD.data));
+    };
+    if (top_k <= 2) {
+      launch.template operator()<4>();
+    } else if (top_k <= 4) {
+      launch.template operator()<2>();
+    } else {
+      launch.template operator()<1>();
+    }
   });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
