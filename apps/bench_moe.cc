@@ -12,23 +12,19 @@
 #include <string>
 #include <vector>
 
-#include <torch/csrc/autograd/autograd.h>
-
+#include "apps/bench_case.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
 #include "train/bridge/device.h"
 #include "train/nn/moe_torch.h"
+#include "train/run/memory.h"
 
 namespace dropless::apps {
 
 using namespace train;
 
 namespace {
-
-struct Shape {
-  std::int64_t T, d, f, E, k;
-};
 
 // MegaBlocks "Medium", Mixtral, DBRX, OLMoE, Qwen3-30B-A3B, DeepSeek-V3-like.
 const std::vector<std::string> kShapes = {"16384,1024,4096,64,1", "16384,4096,14336,8,2",
@@ -42,8 +38,8 @@ struct BenchMoeVerb {
   bool json = false;
 };
 
-Shape parse_shape(const std::string& text) {
-  Shape s{};
+LayerShape parse_shape(const std::string& text) {
+  LayerShape s{};
   char end = 0;
   if (std::sscanf(text.c_str(), "%ld,%ld,%ld,%ld,%ld%c", &s.T, &s.d, &s.f, &s.E, &s.k, &end) != 5 ||
       s.T < 1 || s.d < 1 || s.f < 1 || s.E < 1 || s.k < 1 || s.k > s.E) {
@@ -53,66 +49,8 @@ Shape parse_shape(const std::string& text) {
   return s;
 }
 
-using LayerFunction = MoEResult (*)(const MoEConfig&, const at::Tensor&, const at::Tensor&,
-                                    const at::Tensor&, const at::Tensor&, const at::Tensor&);
-
-// The layer's tensors, and the dense products that do the same arithmetic.
-class Case {
- public:
-  Case(const Shape& s, at::TensorOptions options) : s_(s), R_(s.T * s.k) {
-    config_ = {.num_experts = s.E, .top_k = s.k, .d_model = s.d, .d_ffn = s.f};
-    const auto random = [&](at::IntArrayRef shape, double scale) {
-      return at::randn(shape, options).mul_(scale);
-    };
-    const double in = 1 / std::sqrt(s.d);
-    inputs_ = {random({s.T, s.d}, 1), random({s.E, s.d}, in), random({s.E, s.f, s.d}, in),
-               random({s.E, s.f, s.d}, in), random({s.E, s.f, s.d}, 1 / std::sqrt(s.f))};
-    for (at::Tensor& input : inputs_) input.set_requires_grad(true);
-    d_out_ = random({s.T, s.d}, 1);
-    rows_d_ = random({R_, s.d}, 1);
-    rows_f_ = random({R_, s.f}, 1);
-    rows_2f_ = random({R_, 2 * s.f}, 1);
-    w_d2f_ = random({s.d, 2 * s.f}, in);
-    w_df_ = random({s.d, s.f}, in);
-  }
-
-  at::Tensor forward(LayerFunction layer) const {
-    return layer(config_, inputs_[0], inputs_[1], inputs_[2], inputs_[3], inputs_[4]).out_TD;
-  }
-  void backward(const at::Tensor& out) const { torch::autograd::grad({out}, inputs_, {d_out_}); }
-  // Up and down; with backward also the gradients of activations and weights.
-  void dense(bool backward) const {
-    const at::NoGradGuard no_grad;
-    at::mm(rows_d_, w_d2f_);
-    at::mm(rows_f_, w_df_.t());
-    if (!backward) return;
-    at::mm(rows_d_, w_df_);
-    at::mm(rows_2f_, w_d2f_.t());
-    at::mm(rows_f_.t(), rows_d_);
-    at::mm(rows_2f_.t(), rows_d_);
-  }
-  // Moves as many bytes as one combination of the experts' outputs.
-  void copy_combine() const {
-    const std::int64_t half = (R_ + s_.T) / 2;
-    rows_d_.narrow(0, 0, half).clone();
-  }
-  std::int64_t gradient_bytes() const {
-    std::int64_t bytes = 0;
-    for (const at::Tensor& input : inputs_) bytes += static_cast<std::int64_t>(input.nbytes());
-    return bytes;
-  }
-  double forward_flops() const { return 6.0 * R_ * s_.d * s_.f; }
-
- private:
-  Shape s_;
-  std::int64_t R_;
-  MoEConfig config_;
-  std::vector<at::Tensor> inputs_;  // x, router, w1, v1, w2
-  at::Tensor d_out_, rows_d_, rows_f_, rows_2f_, w_d2f_, w_df_;
-};
-
 // Bytes that forward leaves for backward, and the peak of both beyond output and gradients.
-void measure_memory(const Case& c, const at::Device& device, nlohmann::ordered_json& forward,
+void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::ordered_json& forward,
                     nlohmann::ordered_json& both) {
   for (nlohmann::ordered_json* row : {&forward, &both}) {
     (*row)["kept_bytes"] = nullptr;
@@ -131,9 +69,9 @@ void measure_memory(const Case& c, const at::Device& device, nlohmann::ordered_j
   both["peak_bytes"] = after->peak - before->now - output - c.gradient_bytes();
 }
 
-nlohmann::ordered_json make_row(const Shape& s, const std::string& dtype, const char* direction,
-                                double flops, double ms, double torch_ms, double dense_ms,
-                                double ceiling_ms) {
+nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
+                                const char* direction, double flops, double ms, double torch_ms,
+                                double dense_ms, double ceiling_ms) {
   const auto tflops = [&](double time) { return 1e-9 * flops / time; };
   return {{"T", s.T},
           {"d", s.d},
@@ -152,10 +90,10 @@ nlohmann::ordered_json make_row(const Shape& s, const std::string& dtype, const 
           {"ratio", torch_ms / ms}};
 }
 
-void bench_shape(const Shape& s, const BenchMoeVerb& verb, const at::Device& device,
+void bench_shape(const LayerShape& s, const BenchMoeVerb& verb, const at::Device& device,
                  nlohmann::ordered_json& rows) {
   const auto type = verb.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
-  const Case c(s, at::TensorOptions().dtype(type).device(device));
+  const LayerCase c(s, at::TensorOptions().dtype(type).device(device));
   const auto forward_only = [&](LayerFunction layer) {
     const at::NoGradGuard no_grad;
     c.forward(layer);
@@ -203,7 +141,7 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   if (verb.dtype != "bf16" && verb.dtype != "fp32") {
     throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + verb.dtype, "one of: bf16, fp32");
   }
-  std::vector<Shape> shapes;
+  std::vector<LayerShape> shapes;
   for (const std::string& text : verb.shapes) shapes.push_back(parse_shape(text));
   const at::Device device = choose_device(verb.device);
   nlohmann::ordered_json json{{"device", describe_device(device)},
@@ -216,8 +154,9 @@ void run_bench_moe(const BenchMoeVerb& verb) {
                      "T", "d", "f", "E", "k", "direction", "ms", "TFLOP/s", "dense", "of max",
                      "torch ms", "ratio", "kept", "peak");
   }
-  for (const Shape& shape : shapes) {
-    bench_shape(shape, verb, device, json["rows"]);
+  for (const LayerShape& shape : shapes) {
+    with_torch_errors("choose a smaller --shape",
+                      [&] { bench_shape(shape, verb, device, json["rows"]); });
     if (verb.json) continue;
     const std::size_t count = json["rows"].size();
     for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i]);

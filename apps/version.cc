@@ -48,8 +48,7 @@ void run_version(bool as_json) {
   }
   std::cout << "dropless " << DROPLESS_VERSION << " (" << DROPLESS_COMMIT << ")\n"
             << "torch " << TORCH_VERSION << "\n"
-            << "GPU: "
-            << (json["gpu"].is_null() ? "none" : json["gpu"].get<std::string>())
+            << "GPU: " << (json["gpu"].is_null() ? "none" : json["gpu"].get<std::string>())
             << "\nCPU features:";
   for (const std::string& feature : cpu_features()) std::cout << " " << feature;
   std::cout << "\nkernels:";

@@ -62,8 +62,8 @@ ROOMS = (
     Room("python", 2, torch=True, kernels=True, sees=LIBRARY),
     Room("examples", 7, torch=True, kernels=True),
     Room("tests/ops", 7, kernels=True, sees=LIBRARY + ("src/common", "src/cpu", "src/cuda", "src/ops")),
-    Room("tests", 7, torch=True, kernels=True),
-    Room("benchmarks", 8, torch=True, kernels=True),  # they share the tests' GPU support
+    Room("tests", 8, torch=True, kernels=True),  # tests/cuda runs the cases of tests/ops
+    Room("benchmarks", 9, torch=True, kernels=True),  # they share the tests' GPU support
 )
 BY_LONGEST_PATH = sorted(ROOMS, key=lambda room: -len(room.path))
 SOURCE_FOLDERS = ("include", "src", "train", "apps", "python", "examples", "benchmarks", "tests")

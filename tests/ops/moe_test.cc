@@ -259,6 +259,22 @@ TEST(MoE, OptionalOutputsMayBeAbsent) {
   EXPECT_LT(relative_error(c.d_x_TD, d_x), 1e-6);
 }
 
+TEST(MoE, SaysWhatHasNoKernel) {
+  const Device gpu{DeviceType::kCuda, 0};
+  MoECase c(config_of(4, 2, 16, 24), 3, DType::kFloat32, 20);
+  EXPECT_EQ(moe_unsupported(c.config, c.dtype, {}), "");
+  EXPECT_THAT(moe_unsupported(c.config, c.dtype, gpu), HasSubstr("float32"));
+  TensorView x_TD = c.x_TD;
+  x_TD.device = gpu;
+  try {
+    moe_forward(c.config, x_TD, c.weights(), c.out_TD, {}, {}, c.saved(), nullptr, 0);
+    FAIL() << "did not throw";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+    EXPECT_THAT(error.what(), HasSubstr("moe_forward: the GPU kernels take bfloat16"));
+  }
+}
+
 std::string error_of(MoECase& c) {
   try {
     c.forward();

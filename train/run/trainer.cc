@@ -58,6 +58,9 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     throw Error(ErrorKind::kInvalidArgument, "precision amp_fp16 needs a GPU",
                 "use amp_bf16 or fp32 on a CPU");
   }
+  if (const MoELayerConfig* layer = config_.model.moe()) {
+    resolve_backend(*layer, compute_type(config_.precision), device_);  // throws if there is none
+  }
   RunFolder::check_name(config_.save_folder);
   if (!config_.load_path.empty()) {
     load_from_ = resolve_checkpoint(config_.load_path);

@@ -1,0 +1,48 @@
+"""`dropless bench moe`: the shape of its report, on the CPU, and what it refuses."""
+
+import json
+import unittest
+
+from command import CommandTest
+
+
+class BenchMoeTest(CommandTest):
+    def test_json(self):
+        report = json.loads(
+            self.check_command(
+                "bench", "moe", "--device", "cpu", "--dtype", "fp32", "--rounds", 1, "--json",
+                "--shape", "64,32,48,4,2", "--shape", "40,16,24,2,1",
+            )
+        )
+        self.assertIn("CPU", report["device"])
+        self.assertEqual(
+            [(row["T"], row["d"], row["f"], row["E"], row["k"], row["direction"]) for row in report["rows"]],
+            [
+                (64, 32, 48, 4, 2, "forward"), (64, 32, 48, 4, 2, "forward+backward"),
+                (40, 16, 24, 2, 1, "forward"), (40, 16, 24, 2, 1, "forward+backward"),
+            ],
+        )
+        for row in report["rows"]:
+            # 2 * 3 * T k d f of arithmetic forward, three times that with backward.
+            passes = 1 if row["direction"] == "forward" else 3
+            flops = passes * 6 * row["T"] * row["k"] * row["d"] * row["f"]
+            self.assertAlmostEqual(row["tflops"] * row["ms"] * 1e9 / flops, 1, places=6)
+            self.assertAlmostEqual(row["ratio"] * row["ms"] / row["rivals"]["torch"], 1, places=6)
+            self.assertIsNone(row["peak_bytes"])  # libtorch does not count on the CPU
+
+    def test_table_names_the_device_and_every_shape(self):
+        lines = self.check_command(
+            "bench", "moe", "--device", "cpu", "--rounds", 1, "--shape", "64,32,48,4,2"
+        ).splitlines()
+        self.assertRegex(lines[0], r"^CPU, \d+ threads?, bf16, medians of 1$")
+        self.assertEqual(len(lines), 4)
+
+    def test_refuses_what_is_no_shape(self):
+        for shape in ["64,32,48,4", "64,32,48,4,5", "0,32,48,4,2", "64,32,48,4,2,1", "a"]:
+            result = self.run_command("bench", "moe", "--device", "cpu", "--shape", shape)
+            self.assertEqual(result.returncode, 2, shape)
+            self.assertIn("T,d,f,E,k", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
