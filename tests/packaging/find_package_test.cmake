@@ -1,0 +1,19 @@
+# Installs the library of BUILD under WORK/prefix, then configures, builds and runs consumer/ against it.
+file(REMOVE_RECURSE ${WORK})
+
+function(run)
+  execute_process(COMMAND ${ARGV} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${ARGV}\nleft with ${result}:\n${output}")
+  endif()
+endfunction()
+
+run(${CMAKE_COMMAND} --install ${BUILD} --config ${CONFIG} --component library --prefix ${WORK}/prefix)
+# Moved: nothing installed may know where it was installed to.
+file(RENAME ${WORK}/prefix ${WORK}/moved)
+run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/consumer -B ${WORK}/consumer -G ${GENERATOR}
+  -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_CXX_COMPILER=${COMPILER} -DCMAKE_BUILD_TYPE=${CONFIG}
+  -DCMAKE_PREFIX_PATH=${WORK}/moved -DEXPECTED_VERSION=${VERSION})
+run(${CMAKE_COMMAND} --build ${WORK}/consumer --config ${CONFIG})
+find_program(consumer consumer PATHS ${WORK}/consumer ${WORK}/consumer/${CONFIG} NO_DEFAULT_PATH REQUIRED)
+run(${consumer})
