@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include <cerrno>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,7 +10,6 @@
 #include "apps/data_verbs.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
-#include "train/base/fs.h"
 #include "train/data/mds_index.h"
 
 namespace dropless::apps {
@@ -79,9 +77,8 @@ std::string local_set(const std::string& folder, const std::string& split) {
   return split_folder(folder, split);
 }
 
-void finish_output() {
-  std::cout.flush();
-  if (!std::cout) throw_errno("write to", "standard output", errno);
+std::vector<std::string> hash_names(const std::string& text) {
+  return text == "none" ? std::vector<std::string>() : CLI::detail::split(text, ',');
 }
 
 void add_data_info(CLI::App& data) {
@@ -103,7 +100,6 @@ void add_data_info(CLI::App& data) {
     } else {
       print_text(folder, index);
     }
-    finish_output();
   });
 }
 

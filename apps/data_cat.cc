@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "apps/data_verbs.h"
+#include "apps/whole_number.h"
 #include "dropless/error.h"
-#include "train/base/fs.h"
 #include "train/base/signals.h"
 #include "train/data/mds_reader.h"
 #include "train/data/sample_line.h"
@@ -45,14 +45,12 @@ void run_cat(const CatOptions& options) {
                               : sample_line(columns, values, sample))
               << "\n";
   }
-  finish_output();
 }
 
 void run_verify(const std::string& folder) {
   install_signal_handlers(SignalMode::kThrow);
   const auto damage = verify_set(local_set(folder, ""));
   for (const auto& [basename, reason] : damage) std::cout << basename << ": " << reason << "\n";
-  finish_output();
   if (!damage.empty()) throw CLI::RuntimeError(1);
 }
 
@@ -63,9 +61,10 @@ void add_data_cat(CLI::App& data) {
   CLI::App* verb = data.add_subcommand("cat", "Print samples, one JSON object a line");
   verb->add_option("DIR", options->folder, "folder of the set")->required();
   verb->add_option("--split", options->split, "sub-folder of the set");
-  verb->add_option("--from", options->from, "first sample, from 0")->check(CLI::NonNegativeNumber);
+  verb->add_option("--from", options->from, "first sample, from 0")
+      ->check(whole_number<std::int64_t>(0));
   verb->add_option("--count", options->count, "how many samples; all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number<std::int64_t>(0));
   verb->add_flag("--raw", options->raw, "per column, length and SHA-256 of the undecoded bytes");
   verb->footer("Example: dropless data cat data/corpus --split train --from 100 --count 3");
   verb->callback([options] { run_cat(*options); });

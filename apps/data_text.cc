@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "apps/data_verbs.h"
+#include "apps/whole_number.h"
 #include "dropless/error.h"
 #include "train/base/signals.h"
 #include "train/data/text_writer.h"
@@ -22,6 +23,7 @@ struct TextOptions {
   std::string out;
   std::string tokenizer = "bytes";
   std::string size_limit = "64mb";
+  std::string hashes = "xxh128";
   bool no_wrap = false;
   TextSetOptions set;
 };
@@ -30,6 +32,7 @@ void run_text(TextOptions& options) {
   install_signal_handlers(SignalMode::kThrow);
   TextSetOptions& set = options.set;
   set.wrap = !options.no_wrap;
+  set.mds.hashes = hash_names(options.hashes);
   set.mds.size_limit.reset();
   if (options.size_limit != "none") set.mds.size_limit = parse_byte_size(options.size_limit);
   if (set.concat_tokens == 0 &&
@@ -47,7 +50,6 @@ void run_text(TextOptions& options) {
   } else {
     std::cout << fmt::format("{}: {} documents\n", options.out, counts.documents);
   }
-  finish_output();
 }
 
 }  // namespace
@@ -61,12 +63,15 @@ void add_data_text(CLI::App& data) {
   verb->add_option("--tokenizer", options->tokenizer, "bytes")->capture_default_str();
   verb->add_option("--concat-tokens", set.concat_tokens,
                    "join the documents' tokens and cut rows of this many")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number<std::int64_t>(1));
   verb->add_option("--bos-text", set.bos_text, "put before each document");
   verb->add_option("--eos-text", set.eos_text,
                    "put after each document; <|endoftext|> is the end-of-text token");
   verb->add_flag("--no-wrap", options->no_wrap, "drop the rest of the tokens after each row");
   verb->add_option("--size-limit", options->size_limit, "largest shard: bytes, 64mb, or none")
+      ->capture_default_str();
+  verb->add_option("--hashes", options->hashes,
+                   "of each shard, for verify: sha256, xxh128, xxh3_128, with commas; or none")
       ->capture_default_str();
   verb->add_flag("--exist-ok", set.mds.replace, "replace what stands under --out");
   verb->footer(

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace CLI {
 class App;
@@ -18,7 +19,7 @@ void add_data_write(CLI::App& data);
 // The folder of a set on this machine. Throws Error(kInvalidArgument): a URL, an absent folder or
 // split.
 std::string local_set(const std::string& folder, const std::string& split);
-// Throws Error(kResource) when standard output did not take everything.
-void finish_output();
+// What --hashes says: names with commas between them, or `none`.
+std::vector<std::string> hash_names(const std::string& text);
 
 }  // namespace dropless::apps

@@ -65,6 +65,17 @@ std::unique_ptr<BatchSource> open_data(const EvalVerb& verb, const LoadedModel& 
   return std::make_unique<TextFileSource>(verb.data, *loaded.tokenizer, verb.batch_size, seq_len);
 }
 
+void print_line(const std::string& label, const EvalResult& result) {
+  std::cout << label << (label.empty() ? "" : ": ");
+  if (result.tokens == 0) {
+    std::cout << "no token to score: all pieces have a single token\n";
+    return;
+  }
+  std::cout << fmt::format("cross-entropy {:.4f} nats per token, perplexity {:.3f}, {} tokens\n",
+                           result.cross_entropy(), result.perplexity(), result.tokens);
+}
+
+// Where no token was scored, there is no figure: null.
 void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool as_json) {
   EvalResult total;
   for (const auto& [label, result] : results) total.add(result);
@@ -81,11 +92,8 @@ void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool 
     std::cout << json.dump() << "\n";
     return;
   }
-  for (const auto& [label, result] : results) {
-    std::cout << fmt::format(
-        "{}{}cross-entropy {:.4f} nats per token, perplexity {:.3f}, {} tokens\n", label,
-        label.empty() ? "" : ": ", result.cross_entropy(), result.perplexity(), result.tokens);
-  }
+  for (const auto& [label, result] : results) print_line(label, result);
+  if (results.size() > 1) print_line("all of them", total);
 }
 
 void run_eval(EvalVerb verb) {
@@ -101,13 +109,13 @@ void run_eval(EvalVerb verb) {
   std::vector<Source> sources;
   std::optional<TrainConfig> config;
   std::string model_path = verb.target;
-  Precision precision = verb.model_options.precision();
+  Precision precision = verb.model_options.precision();  // refuses an unknown --dtype
   if (!is_model) {
     config = TrainConfig::from_yaml(YamlDocument::load(verb.target, verb.overrides));
     model_path = config->load_path.empty() ? config->save_folder : config->load_path;
     verb.batch_size = config->device_eval_batch_size;
-    precision = config->precision;
-    verb.model_options.device = config->device;
+    if (!verb.model_options.dtype_given()) precision = config->precision;
+    if (!verb.model_options.device_given()) verb.model_options.device = config->device;
   }
   const LoadedModel loaded = verb.model_options.open(model_path);
   if (!verb.data.empty()) {
@@ -124,8 +132,17 @@ void run_eval(EvalVerb verb) {
   }
   std::vector<std::pair<std::string, EvalResult>> results;
   for (const auto& [label, source] : sources) {
-    results.emplace_back(label, evaluate(*loaded.model, *source, precision,
-                                         config ? config->eval_subset_num_batches : -1));
+    try {
+      results.emplace_back(label, evaluate(*loaded.model, *source, precision,
+                                           config ? config->eval_subset_num_batches : -1));
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kNonFinite) throw;
+      const std::string loader = label.empty() ? "eval_loader" : "eval_loader " + label;
+      throw Error(error.kind(),
+                  fmt::format("{} on {}: {}", loaded.folder, verb.data.empty() ? loader : verb.data,
+                              error.what()),
+                  error.hint());
+    }
   }
   print(results, verb.json);
 }
@@ -144,6 +161,8 @@ void add_eval_verb(CLI::App& app) {
   cli->add_option("--split", verb->split, "sub-folder of --data");
   cli->add_flag("--json", verb->json, "one JSON document");
   verb->model_options.add_to(*cli);
+  cli->get_option("--device")->description("cpu, cuda, cuda:N or auto; in place of the config's");
+  cli->get_option("--dtype")->description("fp32, bf16 or fp16; in place of the config's precision");
   cli->footer("Example: dropless eval runs/demo --data data.txt --json");
   cli->callback([verb] { run_eval(*verb); });
 }

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "apps/model_options.h"
+#include "apps/output.h"
 #include "apps/verbs.h"
+#include "apps/whole_number.h"
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
@@ -24,7 +26,10 @@ using namespace train;
 namespace {
 
 struct GenerateVerb {
-  std::string model, prompt, prompt_file, prompt_ids;
+  std::string model, prompt;
+  std::string prompt_file, prompt_ids;
+  // Given, even if empty: an unset shell variable must not become another prompt.
+  bool from_file = false, from_ids = false;
   bool json = false, logits = false;
   GenerateOptions options;
   ModelOptions model_options;
@@ -53,7 +58,7 @@ class Utf8Printer {
   void flush(std::size_t bytes) {
     const std::string text = replace_invalid_utf8(pending_.substr(0, bytes));
     std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+    flush_output();
     pending_.erase(0, bytes);
   }
 
@@ -84,13 +89,12 @@ std::vector<std::vector<TokenId>> ids_from_json(const std::string& text) {
 
 std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
                                                const Tokenizer* tokenizer) {
-  if (!verb.prompt_ids.empty()) return ids_from_json(verb.prompt_ids);
+  if (verb.from_ids) return ids_from_json(verb.prompt_ids);
   if (tokenizer == nullptr) {
     throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here",
                 "give token ids: --prompt-ids");
   }
-  const std::string text =
-      verb.prompt_file.empty() ? verb.prompt : read_file(verb.prompt_file, 64 << 20);
+  const std::string text = verb.from_file ? read_file(verb.prompt_file, 64 << 20) : verb.prompt;
   std::vector<TokenId> ids = tokenizer->encode(text);
   if (ids.empty() && tokenizer->eos_id()) ids.push_back(*tokenizer->eos_id());  // starts a document
   return {ids};
@@ -120,6 +124,13 @@ void run_generate(const GenerateVerb& verb) {
   install_signal_handlers(SignalMode::kThrow);
   if (verb.logits && !verb.json) {
     throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
+  }
+  if (verb.from_file && verb.prompt_file.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--prompt-file is empty", "name a file");
+  }
+  if (verb.from_ids && verb.prompt_ids.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--prompt-ids is empty",
+                "for example --prompt-ids '[[5,9,2],[7,7,1]]'");
   }
   GenerateOptions options = verb.options;
   options.check();
@@ -153,21 +164,32 @@ void add_generate_verb(CLI::App& app) {
   cli->add_option("model", verb->model, "checkpoint or run folder")->required();
   auto* prompt = cli->add_option_group("prompt");
   prompt->add_option("--prompt", verb->prompt, "text to continue");
-  prompt->add_option("--prompt-file", verb->prompt_file, "file with the text to continue");
-  prompt->add_option("--prompt-ids", verb->prompt_ids, "token ids, lists of equal length");
+  CLI::Option* file =
+      prompt->add_option("--prompt-file", verb->prompt_file, "file with the text to continue");
+  CLI::Option* ids =
+      prompt->add_option("--prompt-ids", verb->prompt_ids, "token ids, lists of equal length");
   prompt->require_option(0, 1);
-  cli->add_option("--max-new-tokens", verb->options.max_new_tokens)->capture_default_str();
+  cli->add_option("--max-new-tokens", verb->options.max_new_tokens)
+      ->check(whole_number<std::int32_t>(0))
+      ->capture_default_str();
   cli->add_option("--temperature", verb->options.temperature, "0: greedy")->capture_default_str();
   cli->add_option("--top-k", verb->options.top_k, "keep the k likeliest; 0: all")
+      ->check(whole_number<std::int64_t>(0))
       ->capture_default_str();
   cli->add_option("--top-p", verb->options.top_p, "keep the likeliest of this probability")
       ->capture_default_str();
-  cli->add_option("--seed", verb->options.seed)->capture_default_str();
+  cli->add_option("--seed", verb->options.seed)
+      ->check(whole_number<std::uint64_t>(0))
+      ->capture_default_str();
   cli->add_flag("--json", verb->json, "one JSON document on standard output");
   cli->add_flag("--logits", verb->logits, "with --json: prompt cross-entropy and last logits");
   verb->model_options.add_to(*cli);
   cli->footer("Example: dropless generate runs/demo --prompt 'def main():' --temperature 0.8");
-  cli->callback([verb] { run_generate(*verb); });
+  cli->callback([verb, file, ids] {
+    verb->from_file = file->count() > 0;
+    verb->from_ids = ids->count() > 0;
+    run_generate(*verb);
+  });
 }
 
 }  // namespace dropless::apps

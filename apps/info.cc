@@ -43,6 +43,8 @@ nlohmann::ordered_json describe(const ModelConfig& config, const std::string& fi
 nlohmann::ordered_json describe_checkpoint(const std::string& path) {
   const std::string folder = resolve_checkpoint(path);
   const Manifest manifest = read_manifest(folder);
+  // The optimizer's state is larger than both and shows nothing here.
+  for (const char* file : {kConfigFile, kModelFile}) verify_file(folder, manifest, file);
   nlohmann::ordered_json json = describe(load_model_config(folder), kModelFile);
   const SafetensorsFile file = SafetensorsFile::open(join_path(folder, kModelFile));
   json["tensors"] = nlohmann::json::array();

@@ -5,16 +5,20 @@
 
 #include <CLI/CLI.hpp>
 
+#include <climits>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "apps/output.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
 #include "dropless/version.h"
 #include "train/base/log.h"
+#include "train/base/suggest.h"
 
 namespace {
 
@@ -37,11 +41,16 @@ int report(const dropless::Error& error) {
 
 // OpenMP threads that wait spin, by default for milliseconds: beside another busy program two
 // threads on two cores then train ten times slower. A short spin costs nothing on an idle machine.
-// The runtime reads its environment when it is loaded, before main: hence the second start.
+// The runtime reads its environment when it is loaded, before main: hence the second start, under
+// the program's own path, from which the kernel takes the name that ps and top show.
 void limit_spinning(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
   ::setenv("GOMP_SPINCOUNT", "10000", 1);
-  ::execv("/proc/self/exe", argv);
+  char path[PATH_MAX];
+  const ssize_t length = ::readlink("/proc/self/exe", path, sizeof path);
+  if (length <= 0 || length == sizeof path) return;
+  path[length] = '\0';
+  ::execv(path, argv);
 }
 
 // Training frees and takes the same tensors in every step: handed back to the kernel in between,
@@ -50,6 +59,43 @@ void keep_freed_memory() {
   constexpr int kLargestAllowed = 32 << 20;
   ::mallopt(M_MMAP_THRESHOLD, kLargestAllowed);
   ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
+// A verb that is none, said before CLI11 does, which names neither the word nor the nearest verb.
+void check_verbs(const CLI::App& app, const std::string& path, int argc, char** argv) {
+  // Groups of options are subcommands too, without a name.
+  const auto verbs =
+      app.get_subcommands([](const CLI::App* verb) { return !verb->get_name().empty(); });
+  if (verbs.empty() || argc < 2 || argv[1][0] == '-') return;
+  const std::string word = argv[1];
+  std::vector<std::string> names;
+  for (const CLI::App* verb : verbs) {
+    if (verb->get_name() == word) return check_verbs(*verb, path + " " + word, argc - 1, argv + 1);
+    names.push_back(verb->get_name());
+  }
+  const std::string nearest = dropless::train::nearest_word(word, names);
+  std::string hint = "did you mean '" + path + " " + nearest + "'?";
+  if (nearest.empty()) {
+    hint = "its verbs:";
+    for (const std::string& name : names) hint += " " + name;
+  }
+  throw dropless::Error(dropless::ErrorKind::kInvalidArgument, path + " has no verb '" + word + "'",
+                        hint);
+}
+
+// What CLI11 asks to leave with: help (0), a complaint (2), or the code of a verb that has reported
+// by itself.
+int run(CLI::App& app, int argc, char** argv) {
+  try {
+    check_verbs(app, "dropless", argc, argv);
+    app.parse(argc, argv);
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
+  } catch (const CLI::ParseError& error) {
+    // CLI11 prints help on standard output, complaints on standard error.
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -78,12 +124,9 @@ int main(int argc, char** argv) {
   add_bench_verb(app);
   add_version_verb(app);
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::RuntimeError& error) {
-    return error.get_exit_code();
-  } catch (const CLI::ParseError& error) {
-    // CLI11 prints help on standard output, complaints on standard error.
-    return app.exit(error) == 0 ? 0 : 2;
+    const int code = run(app, argc, argv);
+    dropless::apps::flush_output();
+    return code;
   } catch (const dropless::Error& error) {
     return report(error);
   } catch (const std::bad_alloc&) {
@@ -93,5 +136,4 @@ int main(int argc, char** argv) {
     log_line("", std::string("error: ") + error.what() + "\nhint: this is a bug in dropless");
     return 1;
   }
-  return 0;
 }

@@ -8,9 +8,10 @@ namespace dropless::apps {
 using namespace train;
 
 void ModelOptions::add_to(CLI::App& verb) {
-  verb.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
-  verb.add_option("--dtype", dtype, "fp32, bf16 or fp16 for the matrix products")
-      ->capture_default_str();
+  device_option_ =
+      verb.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
+  dtype_option_ = verb.add_option("--dtype", dtype, "fp32, bf16 or fp16 for the matrix products")
+                      ->capture_default_str();
 }
 
 Precision ModelOptions::precision() const {

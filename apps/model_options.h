@@ -15,9 +15,15 @@ struct ModelOptions {
   std::string dtype = "fp32";
 
   void add_to(CLI::App& verb);
+  bool device_given() const { return device_option_->count() > 0; }
+  bool dtype_given() const { return dtype_option_->count() > 0; }
   // fp32, or autocast to bf16 or fp16. Throws Error(kInvalidArgument).
   train::Precision precision() const;
   train::LoadedModel open(const std::string& path) const;
+
+ private:
+  const CLI::Option* device_option_ = nullptr;
+  const CLI::Option* dtype_option_ = nullptr;
 };
 
 }  // namespace dropless::apps

@@ -224,7 +224,7 @@ class BadInputTest(CommandTest):
             (["--prompt-ids", "[]"], "no prompt"),
             (["--prompt", "a", "--temperature", "-1"], "temperature"),
             (["--prompt", "a", "--top-p", "0"], "top-p"),
-            (["--prompt", "a", "--max-new-tokens", "-1"], "new tokens"),
+            (["--prompt", "a", "--max-new-tokens", "-1"], "max-new-tokens"),
             (["--prompt-file", "nowhere.txt"], "nowhere.txt"),
             (["--prompt", "a", "--dtype", "fp7"], "fp7"),
         ]:

@@ -1,5 +1,6 @@
 #include "train/base/signals.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -51,6 +52,18 @@ bool take_save_request() noexcept { return save.exchange(false); }
 void check_interrupted() {
   if (current_mode != SignalMode::kThrow || stop == 0) return;
   throw Error(ErrorKind::kInterrupted, stop == SIGINT ? "interrupted" : "terminated by SIGTERM");
+}
+
+void wait_readable(int fd) {
+  // In pieces, since a signal may be handled by another thread, or just before the wait begins.
+  constexpr int kMilliseconds = 50;
+  struct pollfd waiting = {fd, POLLIN, 0};
+  int ready = 0;
+  do {
+    check_interrupted();
+    ready = ::poll(&waiting, 1, kMilliseconds);
+    if (ready == -1 && errno != EINTR) throw_errno("wait for", "input", errno);
+  } while (ready <= 0);
 }
 
 void reset_signals() noexcept {

@@ -17,6 +17,9 @@ int stop_signal() noexcept;
 bool take_save_request() noexcept;
 // In kThrow mode, throws Error(kInterrupted) once a signal came; otherwise does nothing.
 void check_interrupted();
+// Waits until `fd` has bytes, its end or an error to read, and throws like check_interrupted() when
+// a signal comes first: a read that blocks would go on waiting.
+void wait_readable(int fd);
 // Forgets signals that came (a test, or a second run in one process).
 void reset_signals() noexcept;
 

@@ -74,6 +74,8 @@ std::string resolve_checkpoint(const std::string& path);
 // Reads manifest.json alone. kInvalidArgument: absent, or an unknown format or version; kDamaged:
 // altered.
 Manifest read_manifest(const std::string& folder);
+// Reads every byte of one of its files: kDamaged where that is missing, of another size or altered.
+void verify_file(const std::string& folder, const Manifest& manifest, std::string_view name);
 // Reads every byte: kDamaged names the first file that is missing, of another size or altered.
 Manifest verify_checkpoint(const std::string& folder);
 

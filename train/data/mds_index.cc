@@ -215,7 +215,7 @@ MdsIndex MdsIndex::load(const std::string& folder) {
 
 MdsIndex MdsIndex::parse(const std::string& text, const std::string& path) {
   const json root = parse_json(text, path, ErrorKind::kDamaged);
-  const Reader reader(root, path + ":");
+  const Reader reader(root, path);
   if (reader.at("version") != kVersion) {
     reader.unsupported(
         fmt::format("version {}; only version 2 can be read", reader.at("version").dump()));

@@ -79,6 +79,7 @@ MdsReader::OpenShard& MdsReader::open(std::size_t number) {
   const MdsShard& entry = index_.shards[number];
   const std::string path = join_path(folder_, entry.raw.basename);
   if (!path_exists(path)) damaged(path, "the index names this shard, but it is missing");
+  if (is_folder(path)) damaged(path, "the index names this shard, but it is a folder");
   FileReader file(path);
   std::vector<std::uint32_t> offsets = read_offsets(file, entry);
   OpenShard fresh{number, uses_, std::move(file), std::move(offsets)};

@@ -10,6 +10,7 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/base/hash.h"
 #include "train/base/utf8.h"
 
 namespace dropless::train {
@@ -49,6 +50,35 @@ std::vector<MdsColumn> make_columns(
   return out;
 }
 
+bool is_known_hash(const std::string& name) {
+  return name == "sha256" || name == "xxh128" || name == "xxh3_128";
+}
+
+// Of a file that is `head` and then `body`.
+std::string shard_hash(const std::string& name, std::string_view head, std::string_view body) {
+  const auto digest = [&](auto hash) {
+    hash.update(head.data(), head.size());
+    hash.update(body.data(), body.size());
+    return hash.hex();
+  };
+  return name == "sha256" ? digest(Sha256Hash()) : digest(Xxh3Hash());
+}
+
+// Sorted, as the format wants them.
+std::vector<std::string> check_hashes(std::vector<std::string> names) {
+  std::sort(names.begin(), names.end());
+  for (const std::string& name : names) {
+    if (!is_known_hash(name)) {
+      throw Error(ErrorKind::kInvalidArgument, fmt::format("unknown hash '{}'", name),
+                  "one of: sha256, xxh128, xxh3_128");
+    }
+  }
+  if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("hash '{}' stands twice", *twice));
+  }
+  return names;
+}
+
 // An existing target must be empty or, to be replaced, hold nothing but a set.
 void check_target(const std::string& folder, bool replace) {
   if (!path_exists(folder)) return;
@@ -75,6 +105,7 @@ MdsWriter::MdsWriter(std::string folder,
     : folder_(std::move(folder)), replace_(options.replace) {
   while (folder_.size() > 1 && folder_.back() == '/') folder_.pop_back();
   shard_.columns = make_columns(columns);
+  shard_.hashes = check_hashes(options.hashes);
   shard_.size_limit = options.size_limit;
   config_ = shard_config_json(shard_);
   if (options.size_limit.value_or(0) > kMaxShardBytes) {
@@ -144,6 +175,10 @@ void MdsWriter::flush_shard() {
 
   shard_.raw.basename = fmt::format("shard.{:05}.mds", index_.shards.size());
   shard_.raw.bytes = file_bytes();
+  shard_.raw.hashes.clear();
+  for (const std::string& name : shard_.hashes) {
+    shard_.raw.hashes.emplace_back(name, shard_hash(name, head, body_));
+  }
   FileWriter file(join_path(temporary_, shard_.raw.basename));
   file.write(head.data(), head.size());
   file.write(body_.data(), body_.size());

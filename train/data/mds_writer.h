@@ -18,6 +18,8 @@ namespace dropless::train {
 
 struct MdsWriterOptions {
   std::optional<std::uint64_t> size_limit = std::uint64_t{1} << 26;  // bytes of a shard file
+  // Of each shard file, into the index: sha256, xxh128 or xxh3_128 (one hash by two names).
+  std::vector<std::string> hashes;
   bool replace = false;  // a set that stands under the final name gives way
 };
 
@@ -26,7 +28,8 @@ struct MdsWriterOptions {
 class MdsWriter {
  public:
   // Columns as (name, encoding), in any order. Throws Error(kInvalidArgument): folder not empty and
-  // not `replace`, no or repeated columns, unknown encoding, `pkl`, a limit of 2^32 or more.
+  // not `replace`, no or repeated columns, unknown encoding or hash, `pkl`, a limit of 2^32 or
+  // more.
   MdsWriter(std::string folder, const std::vector<std::pair<std::string, std::string>>& columns,
             const MdsWriterOptions& options = {});
   ~MdsWriter();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 
 #include "dropless/error.h"
 #include "train/base/signals.h"
@@ -10,6 +11,11 @@
 #include "train/run/memory.h"
 
 namespace dropless::train {
+
+double EvalResult::cross_entropy() const {
+  if (tokens == 0) return std::numeric_limits<double>::quiet_NaN();
+  return loss_sum / static_cast<double>(tokens);
+}
 
 double EvalResult::perplexity() const { return std::exp(cross_entropy()); }
 
@@ -38,13 +44,10 @@ EvalResult run_evaluation(Transformer& model, BatchSource& source, Precision pre
     if (!std::isfinite(result.loss_sum)) {
       throw Error(
           ErrorKind::kNonFinite,
-          fmt::format("the evaluation loss is {} after {} tokens", result.loss_sum, result.tokens),
+          fmt::format("the evaluation loss is {} after {} tokens",
+                      std::isnan(result.loss_sum) ? "not a number" : "infinite", result.tokens),
           "the weights of this model are ruined: take an older checkpoint");
     }
-  }
-  if (result.tokens == 0 && stop_signal() == 0) {
-    throw Error(ErrorKind::kDamaged, "the evaluation set has no token to predict",
-                "all of its samples have one token");
   }
   return result;
 }

@@ -316,6 +316,12 @@ void Trainer::evaluate_all() {
         evaluate(*model_, *eval_loaders_[i], config_.precision, config_.eval_subset_num_batches);
     if (stop_signal() != 0) return;  // a part of the set is not the set's figure
     const std::string& label = config_.eval_loaders[i].label;
+    if (result.tokens == 0) {
+      throw Error(ErrorKind::kDamaged,
+                  fmt::format("the evaluation set{} has no token to predict",
+                              label.empty() ? "" : " " + label),
+                  "all of its samples have one token");
+    }
     const std::string prefix = "metrics/eval/" + (label.empty() ? "" : label + "/");
     line[prefix + "LanguageCrossEntropy"] = result.cross_entropy();
     line[prefix + "LanguagePerplexity"] = result.perplexity();
