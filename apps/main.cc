@@ -114,6 +114,9 @@ int main(int argc, char** argv) {
   CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};
   app.set_version_flag("--version", DROPLESS_VERSION);
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return std::string("error: ") + error.what() + "\nhint: --help shows what it takes\n";
+  });
   app.footer("Example: dropless train configs/demo.yaml max_duration=100ba");
   using namespace dropless::apps;
   add_train_verb(app);
