@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "dropless/error.h"
@@ -68,9 +69,21 @@ TEST(Evaluate, LossThatIsNoNumberIsAnError) {
   }
 }
 
-TEST(Evaluate, NothingScoredIsAnError) {
+TEST(Evaluate, NothingScoredHasNoMean) {
   Transformer model = small_model();
-  EXPECT_EQ(kind_of(model, batch_of(1)), ErrorKind::kDamaged);
+  Repeat source(batch_of(1), 3);
+  const EvalResult result = evaluate(model, source, Precision::kFp32);
+  EXPECT_EQ(result.tokens, 0);
+  EXPECT_TRUE(std::isnan(result.cross_entropy()));
+  EXPECT_TRUE(std::isnan(result.perplexity()));
+}
+
+TEST(Evaluate, ResultsOfSeveralSetsAddByToken) {
+  EvalResult sum{.loss_sum = 6.0, .tokens = 3};
+  sum.add({.loss_sum = 4.0, .tokens = 1});
+  EXPECT_DOUBLE_EQ(sum.cross_entropy(), 2.5);
+  sum.add({});
+  EXPECT_DOUBLE_EQ(sum.cross_entropy(), 2.5);
 }
 
 }  // namespace
