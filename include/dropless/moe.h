@@ -4,10 +4,10 @@
 //
 //   logits   = Wr x                                   (fp32)
 //   p        = softmax(logits)                        over all E experts, fp32
-//   s_k      = p[e_k]                                 the K largest logits; equal: lowest index
-//   first s_k     /= (sum_j |s_j|^q)^(1/q)                  if normalize_p = q > 0 h        =
-//   act(W1_e x) * (V1_e x)   (GLU)   or    act(W1_e x)   (MLP) out      = sum_k s_k * (h W2_{e_k})
-//   in the order k = 1..K, accumulated in fp32
+//   s_k      = p[e_k]                                 the K largest logits, of equal ones the lowest e
+//   s_k     /= (sum_j |s_j|^q)^(1/q)                  if normalize_p = q > 0
+//   h_k      = act(W1_e x) * (V1_e x)   (GLU)   or   act(W1_e x)   (MLP),   with e = e_k
+//   out      = sum_k s_k * (h_k W2_{e_k})             in the order k = 1..K, accumulated in fp32
 //
 // Every token reaches all of its experts: there is no capacity and nothing is dropped. (MegaBlocks,
 // Gale et al. 2022, arXiv:2211.15841; the layer's semantics are that package's `dMoE`.)

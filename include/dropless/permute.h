@@ -5,8 +5,7 @@
 // own none, no padding.
 //
 //   gather    x_RD[rows[t, k]] = x_TD[t]
-//   combine   out_TD[t] = sum_k weights[t, k] * y_RD[rows[t, k]]         in the order k = 0..K-1,
-//   fp32 sums
+//   combine   out_TD[t] = sum_k weights[t, k] * y_RD[rows[t, k]]    in the order of k, fp32 sums
 //
 // Shapes: T tokens, K experts per token, R = T K rows < 2^31, D columns. x, y and their gradients:
 // one of fp32, fp64, bf16, fp16. weights: fp32 (fp64 for fp64 tensors). indices, rows, tokens:

@@ -3,14 +3,14 @@
 //
 // Forward (rows r sorted by expert, t(r) the token of row r):
 //   logits = x Wr^T -> weights, indices, losses -> rows, offsets, tokens
-//   gate = x[t(r)] W1_e^T, up = x[t(r)] V1_e^T        the gather happens while the GEMM packs its
-//   operand h = act(gate) * up, y = h W2_e, out = combine(y)
+//   gate = x[t(r)] W1_e^T, up = x[t(r)] V1_e^T        gathered while the GEMM packs its operand
+//   h = act(gate) * up, y = h W2_e, out = combine(y)
 //
 // Backward, with s_r the routing weight of row r:
-//   g = d_out[t(r)] W2_e^T                             without s_r, so that d_s_r = <h, g> needs no
-//   y s_r h, d_gate, d_up, d_s by one elementwise pass dW2 = (s h)^T d_out[t(r)], dW1 = d_gate^T
-//   x[t(r)], dV1 = d_up^T x[t(r)] d_x = combine(d_gate W1_e + d_up V1_e) + d_logits Wr, dWr =
-//   d_logits^T x
+//   g = d_out[t(r)] W2_e^T                            without s_r: d_s_r = <h, g> needs no y
+//   s_r h, d_gate, d_up, d_s                          by one elementwise pass
+//   dW2 = (s h)^T d_out[t(r)], dW1 = d_gate^T x[t(r)], dV1 = d_up^T x[t(r)]
+//   d_x = combine(d_gate W1_e + d_up V1_e) + d_logits Wr, dWr = d_logits^T x
 #include "dropless/moe.h"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // Epilogues of an expert network's up projection and of the gradient that flows back through it.
 //
-//   forward    gate = x w1^T, up = x v1^T;         a = act(gate) * up       (GLU; else a =
-//   act(gate)) backward   t = d_out w2^T (this product), s the row's router weight:
+//   forward    gate = x w1^T, up = x v1^T          a = act(gate) * up      (GLU; else act(gate))
+//   backward   t = d_out w2^T (this product), s the row's router weight:
 //              d_gate = s t * up * act'(gate)      d_up = s t * act(gate)
 //              a'     = s a                        d_s  = sum over columns of t * a
 //

@@ -1,8 +1,7 @@
 // The ring of shared-memory stages between the loading thread and the consumers.
 //
 // full[s]:  1 arrival, by the loading thread of this CTA, plus the bytes of both operands,
-// whichever
-//           CTA of the cluster loaded them.
+//           whichever CTA of the cluster loaded them.
 // empty[s]: one arrival by each consumer warp of every CTA in the cluster: a CTA may overwrite its
 //           peer's stage by multicast, so it must know that the peer is done with it too.
 #pragma once
