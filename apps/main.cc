@@ -1,5 +1,6 @@
 // The `dropless` command: parses the verb, runs it, and turns errors into one message and an exit
 // code (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
+#include <c10/util/Exception.h>
 #include <malloc.h>
 #include <unistd.h>
 
@@ -37,6 +38,32 @@ int report(const dropless::Error& error) {
   if (!error.hint().empty()) text += "\nhint: " + error.hint();
   log_line("", text);
   return exit_code(error.kind());
+}
+
+// The exception that is being handled.
+int report_exception() {
+  try {
+    throw;
+  } catch (const dropless::Error& error) {
+    return report(error);
+  } catch (const std::bad_alloc&) {
+    log_line("", "error: out of memory");
+  } catch (const c10::Error& error) {
+    // what() would add libtorch's stack trace.
+    log_line("", std::string("error: libtorch: ") + error.what_without_backtrace() +
+                     "\nhint: look at the variables PYTORCH_* and CUDA_*; where none is set, this "
+                     "is a bug in dropless");
+  } catch (const std::exception& error) {
+    log_line("", std::string("error: ") + error.what() + "\nhint: this is a bug in dropless");
+  }
+  return 1;
+}
+
+// Some exceptions never reach main: libtorch_cuda reads its settings while dlopen loads it, and
+// dlopen lets none through.
+[[noreturn]] void report_termination() {
+  if (!std::current_exception()) std::abort();
+  std::_Exit(report_exception());
 }
 
 // OpenMP threads that wait spin, by default for milliseconds: beside another busy program two
@@ -109,6 +136,7 @@ int main(int argc, char** argv) {
   // A file-size limit is then an error of the write, like a full disk, and not the end of the
   // process.
   std::signal(SIGXFSZ, SIG_IGN);
+  std::set_terminate(report_termination);
   keep_freed_memory();
   if (argc > 1 && std::string_view(argv[1]) == "train") limit_spinning(argv);
   CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};
@@ -130,13 +158,7 @@ int main(int argc, char** argv) {
     const int code = run(app, argc, argv);
     dropless::apps::flush_output();
     return code;
-  } catch (const dropless::Error& error) {
-    return report(error);
-  } catch (const std::bad_alloc&) {
-    log_line("", "error: out of memory");
-    return 1;
-  } catch (const std::exception& error) {
-    log_line("", std::string("error: ") + error.what() + "\nhint: this is a bug in dropless");
-    return 1;
+  } catch (...) {
+    return report_exception();
   }
 }

@@ -1,6 +1,7 @@
 """What the verbs have in common: arguments, standard output, signals, and what eval and info say."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -90,6 +91,22 @@ class VerbsTest(CommandTest):
         self.wait_for(lambda: (self.folder / "run" / "metrics.jsonl").exists())
         name = pathlib.Path(f"/proc/{process.pid}/comm").read_text().strip()
         self.assertEqual(name, "dropless")
+
+    def test_libtorch_failures_are_one_line(self):
+        """libtorch_cuda reads the setting when it is loaded, which is where a driver is: any library stands for it."""
+        maps = pathlib.Path("/proc/self/maps").read_text().split()
+        (self.folder / "libcuda.so.1").symlink_to(next(word for word in maps if "/libc." in word or "/libc-" in word))
+        environment = os.environ | {
+            "LD_LIBRARY_PATH": str(self.folder),
+            "PYTORCH_ALLOC_CONF": "bogus",
+        }
+        result = self.run_command("generate", "run", "--prompt", "a", "--device", "cuda", env=environment)
+        if "libtorch_cuda cannot be loaded" in result.stderr:
+            self.skipTest("the CUDA libraries of the torch wheel are not installed")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        error, hint = result.stderr.splitlines()
+        self.assertRegex(error, "^error: libtorch: .*AllocatorConfig")
+        self.assertRegex(hint, "^hint: .*PYTORCH_")
 
     def wait_for(self, condition):
         deadline = time.monotonic() + 120
