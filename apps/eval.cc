@@ -30,7 +30,7 @@ namespace {
 struct EvalVerb {
   std::string target, data, split;
   std::vector<std::string> overrides;
-  bool json = false;
+  bool data_given = false, json = false;
   std::int64_t batch_size = 8;
   ModelOptions model_options;
 };
@@ -98,6 +98,13 @@ void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool 
 
 void run_eval(EvalVerb verb) {
   install_signal_handlers(SignalMode::kThrow);
+  if (verb.data_given && verb.data.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--data is empty", "name a set's folder or a file");
+  }
+  if (!verb.split.empty() && verb.data.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--split needs --data",
+                "a config names its splits: eval_loader.dataset.split=NAME");
+  }
   const bool is_model = is_folder(verb.target);
   if (is_model && verb.data.empty()) {
     throw Error(ErrorKind::kInvalidArgument, "eval MODEL needs --data DIR or --data FILE");
@@ -164,7 +171,10 @@ void add_eval_verb(CLI::App& app) {
   cli->get_option("--device")->description("cpu, cuda, cuda:N or auto; in place of the config's");
   cli->get_option("--dtype")->description("fp32, bf16 or fp16; in place of the config's precision");
   cli->footer("Example: dropless eval runs/demo --data data.txt --json");
-  cli->callback([verb] { run_eval(*verb); });
+  cli->callback([verb, cli] {
+    verb->data_given = cli->count("--data") > 0;
+    run_eval(*verb);
+  });
 }
 
 }  // namespace dropless::apps

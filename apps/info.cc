@@ -10,6 +10,7 @@
 #include <string>
 
 #include "apps/verbs.h"
+#include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/signals.h"
 #include "train/checkpoint/checkpoint.h"
@@ -81,6 +82,9 @@ void run_info(const std::string& path, bool as_json) {
   nlohmann::ordered_json json;
   if (is_folder(path)) {
     json = describe_checkpoint(path);
+  } else if (path.ends_with(".safetensors")) {
+    throw Error(ErrorKind::kInvalidArgument, path + " holds weights without their config",
+                "name the checkpoint's folder");
   } else {
     json = describe(TrainConfig::from_yaml(YamlDocument::load(path)).model, "");
   }

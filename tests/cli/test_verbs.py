@@ -84,6 +84,19 @@ class VerbsTest(CommandTest):
         self.refuse(2, "--prompt-file is empty", "generate", "run", "--prompt-file", "")
         self.check_command("generate", "run", "--prompt", "", "--max-new-tokens", 1)
 
+    def test_empty_names_count_as_given(self):
+        self.train()
+        self.refuse(2, "--data is empty", "eval", "config.yaml", "--data", "")
+        self.refuse(2, "--split needs --data", "eval", "config.yaml", "--split", "train")
+        before = sorted(self.folder.iterdir())
+        self.refuse(2, "name of the folder to write is empty", "data", "text", "val.txt", "--out", "")
+        self.refuse(2, "name of the folder to write is empty", "data", "write", "", *INT_COLUMN, input="")
+        self.assertEqual(sorted(self.folder.iterdir()), before)
+
+    def test_info_of_a_weights_file_asks_for_its_folder(self):
+        self.train()
+        self.refuse(2, "name the checkpoint's folder", "info", "run/step-2/model.safetensors")
+
     def test_train_keeps_its_name(self):
         self.write_data(4000, 1000)
         self.write_config()
@@ -134,6 +147,7 @@ class VerbsTest(CommandTest):
         self.train()
         for path, arguments in [
             ("data/val/shard.00000.mds", ["data", "cat", "data/val"]),
+            ("data/val/shard.00000.mds", ["train", "config.yaml", "save_folder=other"]),
             ("run/step-2/model.safetensors", ["info", "run"]),
             ("run/step-2/config.yaml", ["info", "run", "--json"]),
         ]:
@@ -142,7 +156,7 @@ class VerbsTest(CommandTest):
                 raw = file.read_bytes()
                 file.unlink()
                 file.mkdir()
-                self.refuse(1, file.name, *arguments)
+                self.assertIn("a folder", self.refuse(1, file.name, *arguments).stderr)
                 file.rmdir()
                 file.write_bytes(raw)
         verify = ["data", "verify", "data/val"]

@@ -225,6 +225,7 @@ void TextLoader::check_files() const {
                   "restore this file, or write the data set again");
     };
     if (!path_exists(path)) damaged("the index names this shard, but it is missing");
+    if (is_folder(path)) damaged("the index names this shard, but it is a folder");
     const std::uint64_t bytes = file_bytes(path);
     if (bytes != shard.raw.bytes) {
       damaged(fmt::format("{} bytes, but the index says {}", bytes, shard.raw.bytes));

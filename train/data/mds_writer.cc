@@ -103,6 +103,10 @@ MdsWriter::MdsWriter(std::string folder,
                      const std::vector<std::pair<std::string, std::string>>& columns,
                      const MdsWriterOptions& options)
     : folder_(std::move(folder)), replace_(options.replace) {
+  if (folder_.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "the name of the folder to write is empty",
+                "name a folder");
+  }
   while (folder_.size() > 1 && folder_.back() == '/') folder_.pop_back();
   shard_.columns = make_columns(columns);
   shard_.hashes = check_hashes(options.hashes);

@@ -27,9 +27,9 @@ struct MdsWriterOptions {
 // a whole set or what it held before. Not finished: the destructor removes the temporary folder.
 class MdsWriter {
  public:
-  // Columns as (name, encoding), in any order. Throws Error(kInvalidArgument): folder not empty and
-  // not `replace`, no or repeated columns, unknown encoding or hash, `pkl`, a limit of 2^32 or
-  // more.
+  // Columns as (name, encoding), in any order. Throws Error(kInvalidArgument): folder without a name,
+  // or not empty and not `replace`, no or repeated columns, unknown encoding or hash, `pkl`, a limit
+  // of 2^32 or more.
   MdsWriter(std::string folder, const std::vector<std::pair<std::string, std::string>>& columns,
             const MdsWriterOptions& options = {});
   ~MdsWriter();
