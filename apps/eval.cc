@@ -168,8 +168,11 @@ void add_eval_verb(CLI::App& app) {
   cli->add_option("--split", verb->split, "sub-folder of --data");
   cli->add_flag("--json", verb->json, "one JSON document");
   verb->model_options.add_to(*cli);
-  cli->get_option("--device")->description("cpu, cuda, cuda:N or auto; in place of the config's");
-  cli->get_option("--dtype")->description("fp32, bf16 or fp16; in place of the config's precision");
+  cli->get_option("--device")
+      ->default_str("")
+      ->description("cpu, cuda, cuda:N or auto; default: the config's, for a model cpu");
+  cli->get_option("--dtype")->default_str("")->description(
+      "fp32, bf16 or fp16; default: the config's precision, for a model fp32");
   cli->footer("Example: dropless eval runs/demo --data data.txt --json");
   cli->callback([verb, cli] {
     verb->data_given = cli->count("--data") > 0;
