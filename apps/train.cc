@@ -1,11 +1,15 @@
 // `dropless train CONFIG.yaml [key.path=value ...]`
 #include <CLI/CLI.hpp>
 
+#include <csignal>
+#include <cstdlib>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "apps/verbs.h"
+#include "dropless/error.h"
 #include "dropless/version.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
@@ -24,8 +28,15 @@ struct TrainOptions {
 };
 
 void run_train(const TrainOptions& options) {
+  // Whoever reads the progress may go away; the run goes on.
+  std::signal(SIGPIPE, SIG_IGN);
   log_info("dropless {}: train {}", DROPLESS_VERSION, options.config);
   install_signal_handlers(SignalMode::kFinishStep);
+  if (const char* world = std::getenv("WORLD_SIZE"); world && std::string_view(world) != "1") {
+    throw Error(ErrorKind::kInvalidArgument,
+                std::string("WORLD_SIZE is ") + world + ", but this version trains in one process",
+                "start it without a launcher, or unset WORLD_SIZE");
+  }
   const YamlDocument document = YamlDocument::load(options.config, options.overrides);
   Trainer trainer(TrainConfig::from_yaml(document), document.dump());
   trainer.run();

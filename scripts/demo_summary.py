@@ -12,22 +12,21 @@ from pathlib import Path
 
 
 def read_metrics(path):
-    """(training lines, last evaluation line) of metrics.jsonl."""
-    training, evaluation = [], None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if "metrics/eval/LanguageCrossEntropy" in entry:
-            evaluation = entry
-        if "throughput/tokens_per_sec" in entry:
-            training.append(entry)
-    return training, evaluation
+    """The training lines of metrics.jsonl."""
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [entry for entry in entries if "throughput/tokens_per_sec" in entry]
+
+
+def nats_per_byte(evaluation, num_bytes):
+    """Mean over every byte; one that the model had nothing to predict from counts as a guess among 256."""
+    unscored = num_bytes - evaluation["tokens"]
+    return (evaluation["cross_entropy"] * evaluation["tokens"] + unscored * math.log(256)) / num_bytes
 
 
 def summarize(run, ngram):
-    training, evaluation = read_metrics(run / "metrics.jsonl")
-    if evaluation is None:
-        raise SystemExit(f"demo_summary.py: no evaluation in {run / 'metrics.jsonl'}")
-    model = evaluation["metrics/eval/LanguageCrossEntropy"]
+    training = read_metrics(run / "metrics.jsonl")
+    evaluation = json.loads((run / "held_out.json").read_text(encoding="utf-8"))
+    model = nats_per_byte(evaluation, ngram["bytes"])
     rows = [
         ("unigram entropy", ngram["unigram_nats"]),
         ("Witten-Bell 5-gram", ngram["witten_bell5_nats"]),

@@ -39,9 +39,18 @@ verb_demo() {
   say "training: dropless train $config"
   # Not a stage: the command shows its own progress.
   "$dropless" train "$config" >&2 || fail 1 "training failed" "the message above; the data: runs/demo-data"
+  stage evaluate "the data: runs/demo-data" demo_evaluate "$dropless" "$name" "$length"
   stage sample "dropless generate --help" demo_sample "$dropless" "$name"
   "$venv/bin/python" scripts/demo_summary.py "runs/$name" runs/demo-data/ngram.json
   say "demo took $(seconds_since "$start") s after set-up"
+}
+
+# Training evaluates on rows whose first bytes nothing predicts; here every byte counts, as for the n-gram.
+demo_evaluate() {  # demo_evaluate DROPLESS RUN SEQUENCE_LENGTH
+  local dropless=$1 run=$2 length=$3 data=$root/runs/demo-data
+  "$venv/bin/python" "$root/scripts/demo_rows.py" "$data/held_out.txt" "$length" |
+    "$dropless" data write "$data/held_out" --columns '{"tokens":"ndarray:int32"}' &&
+    "$dropless" eval "runs/$run" --data "$data/held_out" --json >"runs/$run/held_out.json"
 }
 
 demo_sample() {

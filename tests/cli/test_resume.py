@@ -71,6 +71,21 @@ class ResumeTest(CommandTest):
         self.check_command("train", self.config, "save_folder=stopped", "autoresume=true")
         self.assert_equal_runs("stopped")
 
+    def test_a_terminal_that_is_gone_saves_too(self):
+        process = self.start("save_folder=hangup", "save_interval=1000ba")
+        self.wait_for_step(process, "hangup", 5)
+        process.send_signal(signal.SIGHUP)
+        self.assertEqual(process.wait(timeout=60), 0)
+        self.assertTrue((self.folder / "hangup" / "latest" / "manifest.json").exists())
+
+    def test_a_run_folder_that_is_taken_away_ends_the_run(self):
+        process = self.start("save_folder=lost", "max_duration=4000ba", "save_interval=200ba", "eval_interval=0ba")
+        self.wait_for_step(process, "lost", 5)
+        os.rename(self.folder / "lost", self.folder / "moved")
+        (self.folder / "lost").mkdir()
+        self.assertEqual(process.wait(timeout=100), 1)
+        self.assertEqual(list((self.folder / "lost").iterdir()), [])
+
     def test_kill_resumes_from_the_last_save(self):
         for step in [9, 25]:
             run = f"killed-{step}"

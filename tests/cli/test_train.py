@@ -54,6 +54,14 @@ class TrainTest(CommandTest):
         exported = subprocess.run(["nm", "-D", "--defined-only", BINARY], capture_output=True, text=True, check=True)
         self.assertIn("mkl_serv_intel_cpu_true", exported.stdout)
 
+    def test_goes_on_when_nobody_reads_the_progress(self):
+        reader, writer = os.pipe()
+        process = subprocess.Popen([BINARY, "train", self.config], cwd=self.folder, stderr=writer)
+        os.close(writer)
+        os.close(reader)
+        self.assertEqual(process.wait(timeout=60), 0)
+        self.assertTrue((self.folder / "run" / "step-40").is_dir())
+
     def test_no_progress_bar_means_plain_lines(self):
         out = self.on_terminal(80, "progress_bar=false")
         self.assertNotIn("\x1b", out)

@@ -20,6 +20,11 @@ class VerbsTest(CommandTest):
         self.assertIn(message, result.stderr)
         return result
 
+    def test_a_launcher_of_several_processes_is_refused(self):
+        os.environ["WORLD_SIZE"] = "2"
+        self.addCleanup(os.environ.pop, "WORLD_SIZE")
+        self.refuse(2, "WORLD_SIZE is 2", "train", "config.yaml")
+
     def start(self, *arguments) -> subprocess.Popen:
         process = subprocess.Popen(
             [BINARY, *map(str, arguments)], cwd=self.folder, stdin=subprocess.PIPE,

@@ -315,4 +315,11 @@ FolderLock::FolderLock(const std::string& folder)
 
 FolderLock::~FolderLock() { ::close(fd_); }
 
+bool FolderLock::names(const std::string& folder) const {
+  struct stat locked = {}, named = {};
+  if (::fstat(fd_, &locked) != 0) throw_errno("look at", folder, errno);
+  return ::stat(folder.c_str(), &named) == 0 && locked.st_dev == named.st_dev &&
+         locked.st_ino == named.st_ino;
+}
+
 }  // namespace dropless::train

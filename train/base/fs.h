@@ -92,6 +92,8 @@ class FolderLock {
   ~FolderLock();
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;
+  // Whether `folder` still names the folder that is locked: it may have been removed or replaced.
+  bool names(const std::string& folder) const;
 
  private:
   int fd_ = -1;

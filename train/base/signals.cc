@@ -26,7 +26,13 @@ void on_signal(int signal_number) {
     return;
   }
   int none = 0;
-  if (stop.compare_exchange_strong(none, signal_number)) return;
+  if (stop.compare_exchange_strong(none, signal_number)) {
+    if (signal_number == SIGINT && current_mode == SignalMode::kFinishStep) {
+      constexpr char kText[] = "\nstopping after this step; Ctrl-C again stops at once, unsaved\n";
+      [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+    }
+    return;
+  }
   // Launchers repeat SIGTERM while a checkpoint is being saved; only a person's Ctrl-C is
   // impatience.
   if (signal_number == SIGINT || current_mode == SignalMode::kThrow) _exit(1);
@@ -40,7 +46,7 @@ void install_signal_handlers(SignalMode mode) {
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
-  for (const int number : {SIGINT, SIGTERM, SIGUSR1}) {
+  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) {
     if (number == SIGUSR1 && mode != SignalMode::kFinishStep) continue;
     if (sigaction(number, &action, nullptr) == -1) throw_errno("handle", "signals", errno);
   }
@@ -51,7 +57,9 @@ bool take_save_request() noexcept { return save.exchange(false); }
 
 void check_interrupted() {
   if (current_mode != SignalMode::kThrow || stop == 0) return;
-  throw Error(ErrorKind::kInterrupted, stop == SIGINT ? "interrupted" : "terminated by SIGTERM");
+  throw Error(ErrorKind::kInterrupted, stop == SIGINT   ? "interrupted"
+                                       : stop == SIGHUP ? "the terminal is gone (SIGHUP)"
+                                                        : "terminated by SIGTERM");
 }
 
 void wait_readable(int fd) {

@@ -1,6 +1,6 @@
-// SIGINT, SIGTERM and SIGUSR1, turned into flags that the loops read.
+// SIGINT, SIGTERM, SIGHUP and SIGUSR1, turned into flags that the loops read.
 //
-// train (kFinishStep): the first SIGINT or SIGTERM asks the loop to save and stop; a SIGINT after
+// train (kFinishStep): the first SIGINT, SIGTERM or SIGHUP asks the loop to save and stop; a SIGINT after
 // that exits 1 at once; SIGUSR1 asks for a save and goes on. Other verbs (kThrow): the first makes
 // the next check_interrupted() throw Error(kInterrupted), so that destructors remove unfinished
 // output; a second exits 1 at once.
@@ -11,7 +11,7 @@ namespace dropless::train {
 enum class SignalMode { kFinishStep, kThrow };
 
 void install_signal_handlers(SignalMode mode);
-// The signal that asked to stop (SIGINT or SIGTERM), 0 as long as none did.
+// The signal that asked to stop (SIGINT, SIGTERM or SIGHUP), 0 as long as none did.
 int stop_signal() noexcept;
 // True once for each batch of SIGUSR1 since the last call.
 bool take_save_request() noexcept;

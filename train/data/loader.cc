@@ -1,6 +1,7 @@
 #include "train/data/loader.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <deque>
@@ -25,13 +26,12 @@ std::string find_set(const TextDatasetConfig& config) {
     const std::string folder = config.split.empty() ? root : join_path(root, config.split);
     return !root.empty() && path_exists(join_path(folder, "index.json"));
   };
-  if (has_index(config.local)) return split_folder(config.local, config.split);
   if (config.remote.find("://") != std::string::npos) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("{} holds no MDS set, and this version does not download from {}",
-                            config.local.empty() ? "local" : config.local, config.remote),
-                "copy the set to a local folder and name it as local");
+                fmt::format("remote {}: this version does not download data sets", config.remote),
+                "copy the set to a local folder, name it as local and remove remote");
   }
+  if (has_index(config.local)) return split_folder(config.local, config.split);
   if (has_index(config.remote)) return split_folder(config.remote, config.split);
   return split_folder(config.local.empty() ? config.remote : config.local, config.split);
 }
@@ -226,6 +226,9 @@ void TextLoader::check_files() const {
     };
     if (!path_exists(path)) damaged("the index names this shard, but it is missing");
     if (is_folder(path)) damaged("the index names this shard, but it is a folder");
+    if (::access(path.c_str(), R_OK) != 0) {
+      throw Error(ErrorKind::kInvalidArgument, path + ": no right to read this shard");
+    }
     const std::uint64_t bytes = file_bytes(path);
     if (bytes != shard.raw.bytes) {
       damaged(fmt::format("{} bytes, but the index says {}", bytes, shard.raw.bytes));

@@ -1,10 +1,13 @@
 #include "train/run/metrics.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
 #include <cerrno>
 #include <sstream>
 
+#include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/run/run_folder.h"
 
@@ -61,6 +64,11 @@ void MetricsFile::append(const nlohmann::ordered_json& line) {
 }
 
 void MetricsFile::sync() {
+  struct stat file = {};
+  if (::fstat(fd_, &file) == 0 && file.st_nlink == 0) {
+    throw Error(ErrorKind::kDamaged, path_ + " was removed while in use",
+                "autoresume=true goes on with a new one");
+  }
   if (::fsync(fd_) != 0) throw_errno("sync", path_, errno);
 }
 

@@ -93,6 +93,12 @@ std::optional<std::string> RunFolder::newest_good() const {
   return newest.folder;
 }
 
+void RunFolder::check_in_place() const {
+  if (lock_->names(path_)) return;
+  throw Error(ErrorKind::kDamaged, "run folder " + path_ + " was removed or replaced while in use",
+              "nothing more is saved there");
+}
+
 void RunFolder::remove_old_run() const {
   remove_all(join_path(path_, "latest"));
   for (const std::int64_t step : list_steps(path_)) {

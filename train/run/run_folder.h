@@ -30,6 +30,9 @@ class RunFolder {
   // The newest checkpoint that verifies, with a warning for each newer one that does not; nullopt
   // where there is none at all. Throws Error(kDamaged) where there are some and none verifies.
   std::optional<std::string> newest_good() const;
+  // Throws Error(kDamaged) where the folder was removed or replaced since it was locked: what is
+  // there now may be another run's.
+  void check_in_place() const;
   // Removes the checkpoints and metrics of the run that was there before.
   void remove_old_run() const;
   void prune() const;

@@ -337,6 +337,7 @@ void Trainer::evaluate_all() {
 void Trainer::save(const Batch& batch) {
   if (saved_step_ == step_) return;
   stepper_->check_trainable(batch, step_);
+  folder_->check_in_place();
   metrics_->sync();
   nlohmann::json state;
   state["version"] = 1;

@@ -283,6 +283,9 @@ TEST(TextLoader, RefusesImpossibleSettings) {
   bad.local.clear();
   bad.remote = "s3://bucket/set";
   refuse({"s3://bucket/set"}, bad, {.seq_len = 4});
+  bad.local = good.local;
+  refuse({"s3://bucket/set"}, bad, {.seq_len = 4});
+  bad.local.clear();
   bad.remote = scratch / "set";
   EXPECT_EQ(TextLoader(bad, {.seq_len = 4}).num_samples(), 3);
   MdsWriter(scratch / "empty", {{"tokens", "bytes"}}).finish();
