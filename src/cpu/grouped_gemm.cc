@@ -13,13 +13,12 @@
 #include <mutex>
 
 #include "src/common/math.h"
+#include "src/cpu/parallel.h"
 #include "src/cpu/simd/table.h"
 
 namespace dropless::cpu {
 namespace {
 
-// Below this many multiply-adds a second thread costs more than it brings.
-constexpr std::int64_t kMinWorkPerThread = 512 * 1024;
 // A block of fewer tiles of rows spends too long on packing B.
 constexpr std::int64_t kMinTilesPerBlock = 8;
 
@@ -113,10 +112,7 @@ template <class Body>
 void for_blocks(const Outputs& outputs, const GemmShape& shape, void* workspace,
                 std::size_t workspace_bytes, Body&& body) {
   if (outputs.cols == 0) return;
-  const std::int64_t slots = static_cast<std::int64_t>(workspace_bytes / kGemmSlotBytes);
-  const std::int64_t useful = outputs.work() / kMinWorkPerThread;
-  const int threads =
-      static_cast<int>(std::clamp<std::int64_t>(std::min(slots, useful), 1, omp_get_max_threads()));
+  const int threads = gemm_threads(outputs.work(), workspace_bytes);
   BlockQueue queue(outputs, shape, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

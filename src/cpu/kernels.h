@@ -151,6 +151,71 @@ struct GroupedGemmWeightGradArgs {
   std::size_t workspace_bytes;
 };
 
+// One way through the blocks of a block-sparse matrix: its block rows, or its block columns. Line l
+// has the blocks n in [offsets[l], offsets[l + 1]); block n stands at indices[n] of the other
+// dimension, in increasing order, and is stored as block blocks[n] (null: n) of the data.
+struct BlockWalk {
+  std::int64_t lines;
+  const std::int32_t* offsets;
+  const std::int32_t* indices;
+  const std::int32_t* blocks;
+};
+
+// out block n = rows of block row_indices[n] of A [rows, depth] times columns of block
+// column_indices[n] of B [depth, cols]; `out` [blocks, block_size, block_size].
+struct SddArgs {
+  DType dtype;
+  std::int64_t block_size, blocks, rows, cols, depth;
+  const std::int32_t* row_indices;
+  const std::int32_t* column_indices;
+  const void* a;
+  bool transpose_a;  // stored as [depth, rows]
+  const void* b;
+  bool transpose_b;  // stored as [cols, depth]
+  void* out;
+  void* workspace;  // as of a grouped GEMM
+  std::size_t workspace_bytes;
+};
+
+// A sparse matrix times a dense one. dsd: the walk's lines are block rows of out [lines *
+// block_size, dense_size], indices block rows of the dense [depth, dense_size]. dds: the lines are
+// block columns of out [dense_size, lines * block_size], indices block columns of the dense
+// [dense_size, depth]. A line without blocks is zero.
+struct SparseDenseArgs {
+  DType dtype;
+  std::int64_t block_size;
+  BlockWalk walk;
+  const void* data;       // [blocks, block_size, block_size]
+  bool transpose_blocks;  // each block is used as its transpose
+  const void* dense;
+  bool transpose_dense;  // stored as the transpose
+  std::int64_t dense_size, depth;
+  void* out;
+  void* workspace;
+  std::size_t workspace_bytes;
+};
+
+// The block-diagonal topology of experts whose rows are padded to blocks; each has blocks_per_row
+// block columns.
+struct ExpertTopologyArgs {
+  std::int64_t experts, block_size, blocks_per_row;
+  const std::int64_t* offsets_E1;
+  std::int64_t* padded_offsets_E1;
+  std::int32_t* row_indices;
+  std::int32_t* column_indices;
+  std::int32_t* offsets;
+};
+
+// The column walk (BlockWalk: columns, offsets_t, column_indices_t, block_offsets_t) of a row walk.
+struct TransposeTopologyArgs {
+  std::int64_t blocks, columns;
+  const std::int32_t* row_indices;
+  const std::int32_t* column_indices;
+  std::int32_t* column_indices_t;
+  std::int32_t* offsets_t;
+  std::int32_t* block_offsets_t;
+};
+
 // Packing buffers of one thread that multiplies matrices.
 inline constexpr std::size_t kGemmSlotBytes = 1280 * 1024;
 
@@ -208,6 +273,11 @@ struct KernelTable {
   void (*combine_backward)(const CombineBackwardArgs& args);
   void (*grouped_gemm)(const GroupedGemmArgs& args);
   void (*grouped_gemm_weight_grad)(const GroupedGemmWeightGradArgs& args);
+  void (*sdd)(const SddArgs& args);
+  void (*dsd)(const SparseDenseArgs& args);
+  void (*dds)(const SparseDenseArgs& args);
+  void (*expert_topology)(const ExpertTopologyArgs& args);
+  void (*transpose_topology)(const TransposeTopologyArgs& args);
   void (*activation_forward)(const ActivationForwardArgs& args);
   void (*activation_backward)(const ActivationBackwardArgs& args);
   void (*expert_backward)(const ExpertBackwardArgs& args);
@@ -227,6 +297,9 @@ void combine(const CombineArgs& args);
 void combine_backward(const CombineBackwardArgs& args);
 void grouped_gemm(const GroupedGemmArgs& args);
 void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args);
+void sdd(const SddArgs& args);
+void dsd(const SparseDenseArgs& args);
+void dds(const SparseDenseArgs& args);
 void activation_forward(const ActivationForwardArgs& args);
 void activation_backward(const ActivationBackwardArgs& args);
 void expert_backward(const ExpertBackwardArgs& args);
@@ -241,6 +314,11 @@ void combine(const CombineArgs& args);
 void combine_backward(const CombineBackwardArgs& args);
 void grouped_gemm(const GroupedGemmArgs& args);
 void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args);
+void sdd(const SddArgs& args);
+void dsd(const SparseDenseArgs& args);
+void dds(const SparseDenseArgs& args);
+void expert_topology(const ExpertTopologyArgs& args);
+void transpose_topology(const TransposeTopologyArgs& args);
 void activation_forward(const ActivationForwardArgs& args);
 void activation_backward(const ActivationBackwardArgs& args);
 void expert_backward(const ExpertBackwardArgs& args);

@@ -11,6 +11,16 @@ namespace dropless::cpu {
 
 inline constexpr std::int64_t kMinParallelWork = 32 * 1024;
 
+// Below this many multiply-adds a second thread costs more than it brings.
+inline constexpr std::int64_t kMinWorkPerThread = 512 * 1024;
+
+// Threads for a matrix product of `work` multiply-adds: as many as it and the workspace allow.
+inline int gemm_threads(std::int64_t work, std::size_t workspace_bytes) {
+  const auto slots = static_cast<std::int64_t>(workspace_bytes / kGemmSlotBytes);
+  const std::int64_t useful = work / kMinWorkPerThread;
+  return static_cast<int>(std::clamp<std::int64_t>(std::min(slots, useful), 1, max_threads()));
+}
+
 // body(chunk, begin, end) for the chunks of tokens (token_chunk); `work` elements in all.
 template <class Body>
 void for_token_chunks(std::int64_t tokens, [[maybe_unused]] std::int64_t work, Body&& body) {

@@ -54,7 +54,9 @@ GemmShape gemm_shape(DType accumulator, DType out) {
   return {.tile_rows = kTileRows,
           .tile_cols = accumulator == DType::kFloat64 ? kTileCols<double> : kTileCols<float>,
           .max_rows = rounded ? kMaxRowsRounded : kMaxRows,
-          .max_cols = rounded ? kMaxColsRounded : kMaxCols};
+          .max_cols = rounded ? kMaxColsRounded : kMaxCols,
+          .step_k = accumulator == DType::kFloat64 ? kStepK<double> : kStepK<float>,
+          .packed_row = accumulator == DType::kFloat64 ? kRowStride<double> : kRowStride<float>};
 }
 
 // ---- packing
@@ -244,22 +246,42 @@ void visit_storage(DType dtype, Visitor&& visitor) {
 }
 
 template <class T>
-void pack_a(const GemmBlock& block, int term, std::int64_t first, std::int64_t k, T* to) {
-  visit_storage<T>(block.a[term].dtype, [&](auto zero) {
+void pack_a(const GemmOperand& a, OperandLayout layout, std::int64_t rows, std::int64_t first,
+            std::int64_t k, T* to) {
+  visit_storage<T>(a.dtype, [&](auto zero) {
     using S = decltype(zero);
-    block.a_layout == OperandLayout::kAlongK
-        ? pack_a_along<T, S>(block.a[term], block.rows, first, k, to)
-        : pack_a_across<T, S>(block.a[term], block.rows, first, k, to);
+    layout == OperandLayout::kAlongK ? pack_a_along<T, S>(a, rows, first, k, to)
+                                     : pack_a_across<T, S>(a, rows, first, k, to);
   });
 }
 
 template <class T>
-void pack_b(const GemmBlock& block, int term, std::int64_t first, std::int64_t k, T* to) {
-  visit_storage<T>(block.b[term].dtype, [&](auto zero) {
+void pack_b(const GemmOperand& b, OperandLayout layout, std::int64_t cols, std::int64_t first,
+            std::int64_t k, T* to) {
+  visit_storage<T>(b.dtype, [&](auto zero) {
     using S = decltype(zero);
-    block.b_layout == OperandLayout::kAlongK
-        ? pack_b_along<T, S>(block.b[term], block.cols, first, k, to)
-        : pack_b_across<T, S>(block.b[term], block.cols, first, k, to);
+    layout == OperandLayout::kAlongK ? pack_b_along<T, S>(b, cols, first, k, to)
+                                     : pack_b_across<T, S>(b, cols, first, k, to);
+  });
+}
+
+template <class T>
+void run_tiles(OperandLayout a_layout, std::int64_t rows, std::int64_t cols, std::int64_t k,
+               const T* a, const T* b, T* out, std::int64_t out_stride, bool add) {
+  a_layout == OperandLayout::kAlongK
+      ? run_tiles<T, OperandLayout::kAlongK>(rows, cols, k, a, b, out, out_stride, add)
+      : run_tiles<T, OperandLayout::kAcrossK>(rows, cols, k, a, b, out, out_stride, add);
+}
+
+void gemm_round(const GemmRound& round) {
+  visit_storage<float>(round.out_dtype, [&](auto zero) {
+    using S = decltype(zero);
+    for (std::int64_t i = 0; i < round.rows; ++i) {
+      S* out = static_cast<S*>(round.out) + i * round.out_stride;
+      const float* from = round.sums + i * round.sums_stride;
+#pragma omp simd
+      for (std::int64_t j = 0; j < round.cols; ++j) out[j] = from_float<S>(from[j]);
+    }
   });
 }
 
@@ -276,24 +298,17 @@ void run_block(const GemmBlock& block, bool rounded) {
     for (std::int64_t first = 0; first < block.k; first += step) {
       const std::int64_t k = block.k - first < step ? block.k - first : step;
       const bool add = term > 0 || first > 0;
-      pack_b(block, term, first, k, b);
-      pack_a(block, term, first, k, a);
-      block.a_layout == OperandLayout::kAlongK
-          ? run_tiles<T, OperandLayout::kAlongK>(block.rows, block.cols, k, a, b, sums, stride, add)
-          : run_tiles<T, OperandLayout::kAcrossK>(block.rows, block.cols, k, a, b, sums, stride,
-                                                  add);
+      pack_b(block.b[term], block.b_layout, block.cols, first, k, b);
+      pack_a(block.a[term], block.a_layout, block.rows, first, k, a);
+      run_tiles(block.a_layout, block.rows, block.cols, k, a, b, sums, stride, add);
     }
   }
-  if (!rounded) return;
-  visit_storage<T>(block.out_dtype, [&](auto zero) {
-    using S = decltype(zero);
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      S* out = static_cast<S*>(block.out) + i * block.out_stride;
-      const T* from = sums + i * stride;
-#pragma omp simd
-      for (std::int64_t j = 0; j < block.cols; ++j) out[j] = from_float<S>(from[j]);
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounded) {
+      gemm_round(
+          {block.rows, block.cols, sums, stride, block.out, block.out_dtype, block.out_stride});
     }
-  });
+  }
 }
 
 void gemm_block(const GemmBlock& block) {
@@ -301,6 +316,28 @@ void gemm_block(const GemmBlock& block) {
   const DType accumulator = wide ? DType::kFloat64 : DType::kFloat32;
   const bool rounded = rounds_output(accumulator, block.out_dtype);
   wide ? run_block<double>(block, false) : run_block<float>(block, rounded);
+}
+
+void gemm_pack_a(const GemmPack& pack) {
+  pack.operand.dtype == DType::kFloat64
+      ? pack_a(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<double*>(pack.to))
+      : pack_a(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<float*>(pack.to));
+}
+
+void gemm_pack_b(const GemmPack& pack) {
+  pack.operand.dtype == DType::kFloat64
+      ? pack_b(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<double*>(pack.to))
+      : pack_b(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<float*>(pack.to));
+}
+
+template <class T>
+void run_tiles(const GemmTiles& t) {
+  run_tiles(t.a_layout, t.rows, t.cols, t.k, static_cast<const T*>(t.a), static_cast<const T*>(t.b),
+            static_cast<T*>(t.out), t.out_stride, t.add);
+}
+
+void gemm_tiles(const GemmTiles& tiles) {
+  tiles.accumulator == DType::kFloat64 ? run_tiles<double>(tiles) : run_tiles<float>(tiles);
 }
 
 }  // namespace

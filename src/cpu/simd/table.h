@@ -39,16 +39,54 @@ struct GemmBlock {
 };
 
 // Block limits for one pair of operand and output type; rows and cols of a block are best multiples
-// of the tile.
+// of the tile. The packed pieces: at most step_k along k, packed_row elements for each row of A.
 struct GemmShape {
   int tile_rows, tile_cols;
   int max_rows, max_cols;
+  int step_k, packed_row;
+};
+
+// The steps of gemm_block one by one, for products that use a packed operand several times. All
+// types are those of one accumulator: double for fp64 operands, else float.
+
+// Packs an operand of `size` rows (A) or columns (B) by k <= step_k. A takes round_up(size,
+// tile_rows) * packed_row elements, B round_up(size, tile_cols) * k.
+struct GemmPack {
+  GemmOperand operand;
+  OperandLayout layout;
+  std::int64_t size, k;
+  void* to;
+};
+
+// out [rows, cols] = A B, or += with `add`, of packed operands.
+struct GemmTiles {
+  DType accumulator;
+  OperandLayout a_layout;
+  std::int64_t rows, cols, k;
+  const void *a, *b;
+  void* out;
+  std::int64_t out_stride;
+  bool add;
+};
+
+// out [rows, cols] = sums, rounded where the output has 16 bits.
+struct GemmRound {
+  std::int64_t rows, cols;
+  const float* sums;
+  std::int64_t sums_stride;
+  void* out;
+  DType out_dtype;
+  std::int64_t out_stride;
 };
 
 struct SimdTable {
   const char* name;
   GemmShape (*gemm_shape)(DType accumulator, DType out);
   void (*gemm_block)(const GemmBlock& block);
+  void (*gemm_pack_a)(const GemmPack& pack);
+  void (*gemm_pack_b)(const GemmPack& pack);
+  void (*gemm_tiles)(const GemmTiles& tiles);
+  void (*gemm_round)(const GemmRound& round);
   // Tokens [begin, end). Adds to sums [experts + 1] (softmax, then logsumexp^2) and counts
   // [experts]; scratch [experts].
   void (*route_forward)(const RouteForwardArgs& args, std::int64_t begin, std::int64_t end,
