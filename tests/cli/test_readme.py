@@ -17,9 +17,10 @@ class ReadmeTest(CommandTest):
         self.assertGreaterEqual(len(commands), 7)
         (self.folder / "config.yaml").write_text(config)
         (self.folder / "a.txt").write_text(text(1, 20000))
+        (self.folder / "b.txt").write_text(text(3, 200))
         (self.folder / "held_out.txt").write_text(text(2, 1500))
         for command in commands:
-            arguments = command.replace("'def main():'", "main").replace("*.txt", "a.txt").split()
+            arguments = command.replace("'def main():'", "main").split()
             if arguments[0] == "train":
                 arguments += ["max_duration=2ba", "scheduler.t_warmup=1ba"]
             with self.subTest(command):
