@@ -9,6 +9,7 @@ namespace {
 constexpr KernelTable kThreaded{
     .route_forward = cpu::route_forward,
     .route_backward = cpu::route_backward,
+    .route_jitter = cpu::route_jitter,
     .dispatch_order = cpu::dispatch_order,
     .invert_rows = cpu::invert_rows,
     .gather = cpu::gather,
@@ -30,6 +31,7 @@ constexpr KernelTable kThreaded{
 constexpr KernelTable kReference{
     .route_forward = reference::route_forward,
     .route_backward = reference::route_backward,
+    .route_jitter = reference::route_jitter,
     .dispatch_order = reference::dispatch_order,
     .invert_rows = reference::invert_rows,
     .gather = reference::gather,

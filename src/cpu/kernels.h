@@ -17,6 +17,7 @@
 #include "dropless/activation.h"
 #include "dropless/backend.h"
 #include "dropless/dtype.h"
+#include "dropless/route.h"
 
 namespace dropless::cpu {
 
@@ -30,40 +31,65 @@ constexpr std::int64_t token_chunk(std::int64_t tokens) {
 }
 
 struct RouteForwardArgs {
-  DType dtype;  // of logits, weights, losses
+  RouteConfig config;
+  DType dtype;  // of logits, bias, weights, losses
   std::int64_t tokens, experts, top_k;
-  double normalize_p;
   const void* logits_TE;
+  const void* bias_E;  // may be null
   void* weights_TK;
-  std::int32_t* indices_TK;
-  void* losses_2;  // may be null
+  std::int32_t* indices_TK;  // read for RouteSelection::kGiven
+  void* losses_2;            // may be null
   std::int32_t* tokens_per_expert_E;
   void* partials;  // route_partials_bytes()
 };
 
 struct RouteBackwardArgs {
+  RouteConfig config;
   DType dtype;
   std::int64_t tokens, experts, top_k;
-  double normalize_p;
   const void* logits_TE;
   const std::int32_t* indices_TK;
   const std::int32_t* tokens_per_expert_E;  // may be null where d_losses_2 is
   const void* d_weights_TK;
   const void* d_losses_2;  // may be null
-  void* d_logits_TE;       // may be logits_TE
+  void* d_logits_TE;       // not logits_TE
 };
 
-// What one chunk of tokens needs: sums [E + 1] and scratch [E] of accumulators, counts [E] of
-// int32.
+// Scores that sum to less are not divided (by a norm, or to p). Far above where exp stops in the
+// threaded loops (1e-38), so that both implementations agree on what has underflowed.
+inline constexpr double kRouteTiny = 1e-30;
+
+// What the threaded router keeps of one chunk of tokens: accumulators and counts, and scratch of one
+// token.
+struct RouteChunk {
+  void* sums_E1;   // of p, then of logsumexp^2
+  void* scores_E;  // scratch, as all below but counts
+  void* choice_E;  // c of route.h
+  void* values_E;  // of the groups; there are at most E
+  std::int32_t* counts_E;
+  std::int32_t* order_E;  // the best groups
+  std::int32_t* marks_E;  // of the best groups
+};
+
+// Of one chunk's arrays together.
 constexpr std::size_t route_chunk_bytes(std::int64_t experts, std::size_t accumulator_bytes) {
-  const std::size_t bytes = static_cast<std::size_t>(2 * experts + 1) * accumulator_bytes +
-                            static_cast<std::size_t>(experts) * sizeof(std::int32_t);
+  const std::size_t bytes = static_cast<std::size_t>(4 * experts + 1) * accumulator_bytes +
+                            static_cast<std::size_t>(3 * experts) * sizeof(std::int32_t);
   return (bytes + 63) / 64 * 64;
 }
 
 constexpr std::size_t route_partials_bytes(std::int64_t experts, DType accumulator) {
   return kMaxTokenChunks * route_chunk_bytes(experts, dtype_bytes(accumulator));
 }
+
+struct RouteJitterArgs {
+  DType dtype;
+  std::int64_t size;
+  double epsilon;
+  std::uint64_t seed, stream;
+  const void* x;
+  void* out;  // may be x
+};
 
 struct DispatchOrderArgs {
   std::int64_t tokens, experts, top_k;
@@ -266,6 +292,7 @@ struct ExpertBackwardArgs {
 struct KernelTable {
   void (*route_forward)(const RouteForwardArgs& args);
   void (*route_backward)(const RouteBackwardArgs& args);
+  void (*route_jitter)(const RouteJitterArgs& args);
   void (*dispatch_order)(const DispatchOrderArgs& args);
   void (*invert_rows)(const InvertRowsArgs& args);
   void (*gather)(const GatherArgs& args);
@@ -290,6 +317,7 @@ int max_threads();
 
 void route_forward(const RouteForwardArgs& args);
 void route_backward(const RouteBackwardArgs& args);
+void route_jitter(const RouteJitterArgs& args);
 void dispatch_order(const DispatchOrderArgs& args);
 void invert_rows(const InvertRowsArgs& args);
 void gather(const GatherArgs& args);
@@ -307,6 +335,7 @@ void expert_backward(const ExpertBackwardArgs& args);
 namespace reference {
 void route_forward(const RouteForwardArgs& args);
 void route_backward(const RouteBackwardArgs& args);
+void route_jitter(const RouteJitterArgs& args);
 void dispatch_order(const DispatchOrderArgs& args);
 void invert_rows(const InvertRowsArgs& args);
 void gather(const GatherArgs& args);

@@ -275,11 +275,11 @@ void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved
   }
   layer.logits(buffers.logits_TE);
   layer.kernels.route_backward(
-      {.dtype = s.sums,
+      {.config = {.normalize_p = config.normalize_p},
+       .dtype = s.sums,
        .tokens = s.T,
        .experts = s.E,
        .top_k = s.K,
-       .normalize_p = config.normalize_p,
        .logits_TE = buffers.logits_TE,
        .indices_TK = static_cast<const std::int32_t*>(saved.indices_TK.data),
        .tokens_per_expert_E = buffers.tokens_per_expert_E,
@@ -345,12 +345,13 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
   auto* rows_TK = static_cast<std::int32_t*>(saved.rows_TK.data);
 
   layer.logits(buffers.logits_TE);
-  kernels.route_forward({.dtype = s.sums,
+  kernels.route_forward({.config = {.normalize_p = config.normalize_p},
+                         .dtype = s.sums,
                          .tokens = s.T,
                          .experts = s.E,
                          .top_k = s.K,
-                         .normalize_p = config.normalize_p,
                          .logits_TE = buffers.logits_TE,
+                         .bias_E = nullptr,
                          .weights_TK = saved.weights_TK.data,
                          .indices_TK = indices_TK,
                          .losses_2 = losses_2.data,

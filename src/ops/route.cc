@@ -1,4 +1,4 @@
-// route.h: checks, then the CPU kernel.
+// route.h: checks, then the CPU kernels.
 #include "dropless/route.h"
 
 #include <cmath>
@@ -22,7 +22,33 @@ Buffers carve(WorkspaceCarver& carver, std::int64_t experts, DType dtype) {
           carver.take<std::int32_t>(experts)};
 }
 
-void check(const char* op, const ConstTensorView& logits_TE, double normalize_p,
+void check_config(const char* op, const RouteConfig& config, std::int64_t experts,
+                  std::int64_t top_k) {
+  DROPLESS_CHECK(top_k >= 1 && top_k <= experts,
+                 concat(op, ": cannot choose ", top_k, " of ", experts, " experts per token"),
+                 "top_k must lie between 1 and the number of experts");
+  DROPLESS_CHECK(config.normalize_p >= 0 && std::isfinite(config.normalize_p),
+                 concat(op, ": normalize_p is ", config.normalize_p),
+                 "use 0 (off) or a finite p > 0");
+  DROPLESS_CHECK(config.scaling_factor > 0 && std::isfinite(config.scaling_factor),
+                 concat(op, ": scaling_factor is ", config.scaling_factor),
+                 "use 1 (off) or another finite factor > 0");
+  DROPLESS_CHECK(
+      config.num_groups >= 1 && experts % config.num_groups == 0,
+      concat(op, ": num_groups is ", config.num_groups, ", but there are ", experts, " experts"),
+      "num_groups must divide the number of experts");
+  DROPLESS_CHECK(
+      config.group_top_k >= 1 && config.group_top_k <= config.num_groups,
+      concat(op, ": group_top_k is ", config.group_top_k, " of num_groups ", config.num_groups),
+      "group_top_k must lie between 1 and num_groups");
+  const std::int64_t eligible = config.group_top_k * (experts / config.num_groups);
+  DROPLESS_CHECK(config.selection != RouteSelection::kTopK || top_k <= eligible,
+                 concat(op, ": group_top_k ", config.group_top_k, " leaves ", eligible,
+                        " experts per token, but top_k is ", top_k),
+                 "raise group_top_k or lower top_k");
+}
+
+void check(const char* op, const RouteConfig& config, const ConstTensorView& logits_TE,
            const ConstTensorView& indices_TK) {
   expect_floating(op, "logits_TE", logits_TE, 2);
   expect_cpu(op, logits_TE);
@@ -30,15 +56,23 @@ void check(const char* op, const ConstTensorView& logits_TE, double normalize_p,
                 {{logits_TE.shape[0], logits_TE.shape[1]}, accumulator_dtype(logits_TE.dtype)},
                 Device{});
   DROPLESS_CHECK(indices_TK.rank == 2, concat(op, ": indices_TK is ", describe(indices_TK)));
-  const std::int64_t experts = logits_TE.shape[1], top_k = indices_TK.shape[1];
-  DROPLESS_CHECK(top_k >= 1 && top_k <= experts,
-                 concat(op, ": cannot choose ", top_k, " of ", experts, " experts per token"),
-                 "top_k must lie between 1 and the number of experts");
-  DROPLESS_CHECK(normalize_p >= 0 && std::isfinite(normalize_p),
-                 concat(op, ": normalize_p is ", normalize_p), "use 0 (off) or a finite p > 0");
+  const std::int64_t top_k = indices_TK.shape[1];
+  check_config(op, config, logits_TE.shape[1], top_k);
   expect_tensor(op, "indices_TK", indices_TK, {{logits_TE.shape[0], top_k}, DType::kInt32},
                 logits_TE.device);
   expect_row_count(op, logits_TE.shape[0], top_k);
+}
+
+// Indices that are an input.
+void check_indices(const char* op, const ConstTensorView& indices_TK, std::int64_t experts) {
+  const auto* indices = static_cast<const std::int32_t*>(indices_TK.data);
+  const std::int64_t top_k = indices_TK.shape[1];
+  for (std::int64_t i = 0; i < indices_TK.numel(); ++i) {
+    DROPLESS_CHECK(indices[i] >= 0 && indices[i] < experts,
+                   concat(op, ": indices_TK[", i / top_k, ", ", i % top_k, "] is ", indices[i],
+                          ", but there are ", experts, " experts"),
+                   "indices must lie between 0 and the number of experts less 1");
+  }
 }
 
 }  // namespace
@@ -49,13 +83,16 @@ std::size_t route_workspace_bytes(std::int64_t, std::int64_t num_experts, DType 
   return carver.used();
 }
 
-void route_forward(ConstTensorView logits_TE, double normalize_p, TensorView weights_TK,
-                   TensorView indices_TK, TensorView losses_2, TensorView tokens_per_expert_E,
-                   void* workspace, std::size_t workspace_bytes, Backend backend) {
+void route_forward(const RouteConfig& config, ConstTensorView logits_TE, ConstTensorView bias_E,
+                   TensorView weights_TK, TensorView indices_TK, TensorView losses_2,
+                   TensorView tokens_per_expert_E, void* workspace, std::size_t workspace_bytes,
+                   Backend backend) {
   const char* op = "route_forward";
-  check(op, logits_TE, normalize_p, indices_TK);
+  check(op, config, logits_TE, indices_TK);
   const std::int64_t T = logits_TE.shape[0], E = logits_TE.shape[1], K = indices_TK.shape[1];
   const DType dtype = logits_TE.dtype;
+  if (config.selection == RouteSelection::kGiven) check_indices(op, indices_TK, E);
+  expect_tensor_or_absent(op, "bias_E", bias_E, {{E}, dtype}, logits_TE.device);
   expect_tensor(op, "weights_TK", weights_TK, {{T, K}, dtype}, logits_TE.device);
   expect_tensor_or_absent(op, "losses_2", losses_2, {{2}, dtype}, logits_TE.device);
   expect_tensor_or_absent(op, "tokens_per_expert_E", tokens_per_expert_E, {{E}, DType::kInt32},
@@ -65,12 +102,13 @@ void route_forward(ConstTensorView logits_TE, double normalize_p, TensorView wei
   const Buffers buffers = carve(carver, E, dtype);
 
   const cpu::RouteForwardArgs args{
+      .config = config,
       .dtype = dtype,
       .tokens = T,
       .experts = E,
       .top_k = K,
-      .normalize_p = normalize_p,
       .logits_TE = logits_TE.data,
+      .bias_E = bias_E.data,
       .weights_TK = weights_TK.data,
       .indices_TK = static_cast<std::int32_t*>(indices_TK.data),
       .losses_2 = losses_2.data,
@@ -81,15 +119,20 @@ void route_forward(ConstTensorView logits_TE, double normalize_p, TensorView wei
   cpu::kernels(backend).route_forward(args);
 }
 
-void route_backward(ConstTensorView logits_TE, double normalize_p, ConstTensorView indices_TK,
-                    ConstTensorView tokens_per_expert_E, ConstTensorView d_weights_TK,
-                    ConstTensorView d_losses_2, TensorView d_logits_TE, Backend backend) {
+void route_backward(const RouteConfig& config, ConstTensorView logits_TE,
+                    ConstTensorView indices_TK, ConstTensorView tokens_per_expert_E,
+                    ConstTensorView d_weights_TK, ConstTensorView d_losses_2,
+                    TensorView d_logits_TE, Backend backend) {
   const char* op = "route_backward";
-  check(op, logits_TE, normalize_p, indices_TK);
+  check(op, config, logits_TE, indices_TK);
   const std::int64_t T = logits_TE.shape[0], E = logits_TE.shape[1], K = indices_TK.shape[1];
   const DType dtype = logits_TE.dtype;
+  check_indices(op, indices_TK, E);
   expect_tensor(op, "d_weights_TK", d_weights_TK, {{T, K}, dtype}, logits_TE.device);
   expect_tensor(op, "d_logits_TE", d_logits_TE, {{T, E}, dtype}, logits_TE.device);
+  DROPLESS_CHECK(logits_TE.numel() == 0 || d_logits_TE.data != logits_TE.data,
+                 concat(op, ": d_logits_TE is the memory of logits_TE"),
+                 "logits are still read while gradients are written: pass another tensor");
   expect_tensor_or_absent(op, "d_losses_2", d_losses_2, {{2}, dtype}, logits_TE.device);
   if (d_losses_2) {
     expect_tensor(op, "tokens_per_expert_E", tokens_per_expert_E, {{E}, DType::kInt32},
@@ -97,11 +140,11 @@ void route_backward(ConstTensorView logits_TE, double normalize_p, ConstTensorVi
   }
 
   const cpu::RouteBackwardArgs args{
+      .config = config,
       .dtype = dtype,
       .tokens = T,
       .experts = E,
       .top_k = K,
-      .normalize_p = normalize_p,
       .logits_TE = logits_TE.data,
       .indices_TK = static_cast<const std::int32_t*>(indices_TK.data),
       .tokens_per_expert_E = static_cast<const std::int32_t*>(tokens_per_expert_E.data),
@@ -109,6 +152,25 @@ void route_backward(ConstTensorView logits_TE, double normalize_p, ConstTensorVi
       .d_losses_2 = d_losses_2.data,
       .d_logits_TE = d_logits_TE.data};
   cpu::kernels(backend).route_backward(args);
+}
+
+void route_jitter(ConstTensorView x_TD, double epsilon, std::uint64_t seed, std::uint64_t stream,
+                  TensorView out_TD, Backend backend) {
+  const char* op = "route_jitter";
+  expect_floating(op, "x_TD", x_TD, 2);
+  expect_cpu(op, x_TD);
+  const Expected like_x{{x_TD.shape[0], x_TD.shape[1]}, x_TD.dtype};
+  expect_tensor(op, "x_TD", x_TD, like_x, Device{});
+  expect_tensor(op, "out_TD", out_TD, like_x, x_TD.device);
+  DROPLESS_CHECK(epsilon >= 0 && epsilon < 1, concat(op, ": epsilon is ", epsilon),
+                 "use 0 (off) or an epsilon below 1");
+  cpu::kernels(backend).route_jitter({.dtype = x_TD.dtype,
+                                      .size = x_TD.numel(),
+                                      .epsilon = epsilon,
+                                      .seed = seed,
+                                      .stream = stream,
+                                      .x = x_TD.data,
+                                      .out = out_TD.data});
 }
 
 }  // namespace dropless

@@ -70,9 +70,10 @@ TEST_P(RoutingCuda, RouterMatchesTheCpu) {
   std::vector<std::int32_t> indices(T * K), counts(E);
   std::vector<Line> workspace(dropless::route_workspace_bytes(T, E, DType::kFloat32) / 64 + 1);
   dropless::route_forward(
-      {logits.data(), DType::kFloat32, {T, E}}, q, {weights.data(), DType::kFloat32, {T, K}},
-      {indices.data(), DType::kInt32, {T, K}}, {losses.data(), DType::kFloat32, {2}},
-      {counts.data(), DType::kInt32, {E}}, workspace.data(), 64 * workspace.size());
+      {.normalize_p = q}, {logits.data(), DType::kFloat32, {T, E}}, {},
+      {weights.data(), DType::kFloat32, {T, K}}, {indices.data(), DType::kInt32, {T, K}},
+      {losses.data(), DType::kFloat32, {2}}, {counts.data(), DType::kInt32, {E}}, workspace.data(),
+      64 * workspace.size());
 
   const DeviceBuffer g_logits = on_device(logits);
   DeviceBuffer g_weights(T * K * 4), g_indices(T * K * 4), g_losses(8), g_counts(E * 4),
@@ -89,9 +90,10 @@ TEST_P(RoutingCuda, RouterMatchesTheCpu) {
   const std::vector<float> d_weights = random_floats(T * K, 2), d_losses{0.7f, -0.3f};
   std::vector<float> d_logits(T * E);
   dropless::route_backward(
-      {logits.data(), DType::kFloat32, {T, E}}, q, {indices.data(), DType::kInt32, {T, K}},
-      {counts.data(), DType::kInt32, {E}}, {d_weights.data(), DType::kFloat32, {T, K}},
-      {d_losses.data(), DType::kFloat32, {2}}, {d_logits.data(), DType::kFloat32, {T, E}});
+      {.normalize_p = q}, {logits.data(), DType::kFloat32, {T, E}},
+      {indices.data(), DType::kInt32, {T, K}}, {counts.data(), DType::kInt32, {E}},
+      {d_weights.data(), DType::kFloat32, {T, K}}, {d_losses.data(), DType::kFloat32, {2}},
+      {d_logits.data(), DType::kFloat32, {T, E}});
   const DeviceBuffer g_d_weights = on_device(d_weights), g_d_losses = on_device(d_losses);
   DeviceBuffer g_d_logits(T * E * 4);
   route_backward(g_logits.as<float>(), E, T, E, K, q, g_indices.as<std::int32_t>(),

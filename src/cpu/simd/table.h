@@ -87,10 +87,9 @@ struct SimdTable {
   void (*gemm_pack_b)(const GemmPack& pack);
   void (*gemm_tiles)(const GemmTiles& tiles);
   void (*gemm_round)(const GemmRound& round);
-  // Tokens [begin, end). Adds to sums [experts + 1] (softmax, then logsumexp^2) and counts
-  // [experts]; scratch [experts].
+  // Tokens [begin, end). Adds to the chunk's sums and counts.
   void (*route_forward)(const RouteForwardArgs& args, std::int64_t begin, std::int64_t end,
-                        void* sums, void* scratch, std::int32_t* counts);
+                        const RouteChunk& chunk);
   void (*route_backward)(const RouteBackwardArgs& args, std::int64_t begin, std::int64_t end);
   void (*combine)(const CombineArgs& args, std::int64_t begin, std::int64_t end);
   void (*combine_backward)(const CombineBackwardArgs& args, std::int64_t begin, std::int64_t end);

@@ -34,74 +34,175 @@ A exponentials(const A* z_E, std::int64_t experts, A max, A* exp_E) {
   return sum;
 }
 
-// One pass that keeps the K best so far in order; a later equal value never displaces an earlier
-// one.
+// The sum of exp(z - max).
 template <class A>
-void select_top_k(const A* z_E, std::int64_t experts, std::int64_t top_k, std::int32_t* indices_K) {
-  std::int64_t count = 0;
+A exponential_sum(const A* z_E, std::int64_t experts, A max) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t e = 0; e < experts; ++e) sum += exp_of(z_E[e] - max);
+  return sum;
+}
+
+// s_E = sigmoid(z); returns their sum.
+template <class A>
+A sigmoids(const A* z_E, std::int64_t experts, A* s_E) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
   for (std::int64_t e = 0; e < experts; ++e) {
-    if (count == top_k && !(z_E[e] > z_E[indices_K[top_k - 1]])) continue;
+    s_E[e] = sigmoid(z_E[e]);
+    sum += s_E[e];
+  }
+  return sum;
+}
+
+template <class A>
+A divisor(A x) {
+  return x < A(kRouteTiny) ? A(1) : x;
+}
+
+// One pass over [begin, end) that keeps the K best so far in order, `count` of them from earlier
+// ranges; a later equal value never displaces an earlier one. Returns the new count.
+template <class A>
+std::int64_t select_largest(const A* values, std::int64_t begin, std::int64_t end,
+                            std::int64_t top_k, std::int64_t count, std::int32_t* indices_K) {
+  for (std::int64_t e = begin; e < end; ++e) {
+    if (count == top_k && !(values[e] > values[indices_K[top_k - 1]])) continue;
     std::int64_t at = count < top_k ? count++ : top_k - 1;
-    for (; at > 0 && z_E[e] > z_E[indices_K[at - 1]]; --at) indices_K[at] = indices_K[at - 1];
+    for (; at > 0 && values[e] > values[indices_K[at - 1]]; --at) indices_K[at] = indices_K[at - 1];
     indices_K[at] = static_cast<std::int32_t>(e);
+  }
+  return count;
+}
+
+// marks_G[g] becomes 1 for the best groups and 0 for the others.
+template <class A>
+void mark_best_groups(const RouteConfig& config, const A* choice_E, std::int64_t size, A* value_G,
+                      std::int32_t* order_G, std::int32_t* marks_G) {
+  const std::int64_t groups = config.num_groups;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    std::int32_t best[2];
+    const std::int64_t count =
+        select_largest(choice_E, g * size, (g + 1) * size, size < 2 ? size : 2, 0, best);
+    value_G[g] = choice_E[best[0]] + (count == 2 ? choice_E[best[1]] : A(0));
+    marks_G[g] = 0;
+  }
+  select_largest(value_G, 0, groups, config.group_top_k, 0, order_G);
+  for (std::int64_t k = 0; k < config.group_top_k; ++k) marks_G[order_G[k]] = 1;
+}
+
+// `scores_E` times `unit` are the scores.
+template <class A>
+void select_top_k(const RouteForwardArgs& args, const A* z_E, const A* scores_E, A unit,
+                  const RouteChunk& chunk, std::int32_t* indices_K) {
+  const std::int64_t E = args.experts, K = args.top_k;
+  const bool limited = args.config.group_top_k < args.config.num_groups;
+  const A* bias_E = static_cast<const A*>(args.bias_E);
+  A* sum_E = static_cast<A*>(chunk.choice_E);
+  const A* choice_E = z_E;
+  if (bias_E != nullptr || limited) {
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) {
+      sum_E[e] = scores_E[e] * unit + (bias_E == nullptr ? A(0) : bias_E[e]);
+    }
+    choice_E = sum_E;
+  }
+  if (!limited) {
+    select_largest(choice_E, 0, E, K, 0, indices_K);
+    return;
+  }
+  const std::int64_t groups = args.config.num_groups, size = E / groups;
+  mark_best_groups(args.config, choice_E, size, static_cast<A*>(chunk.values_E), chunk.order_E,
+                   chunk.marks_E);
+  std::int64_t count = 0;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    if (chunk.marks_E[g] == 0) continue;
+    count = select_largest(choice_E, g * size, (g + 1) * size, K, count, indices_K);
   }
 }
 
-template <class A>
-A q_norm(const A* s_K, std::int64_t top_k, A q) {
+// (sum_k s(k)^q)^(1/q), powers taken relative to the largest so that none underflows; 1 for q = 0.
+template <class A, class Score>
+A q_norm(Score&& s, std::int64_t top_k, A q) {
   if (q == 0) return 1;
-  A sum = 0;
-  for (std::int64_t k = 0; k < top_k; ++k) sum += q == 1 ? s_K[k] : pow_of(s_K[k], q);
-  return q == 1 ? sum : pow_of(sum, 1 / q);
+  A sum = 0, max = 0;
+  if (q == 1) {
+    for (std::int64_t k = 0; k < top_k; ++k) sum += s(k);
+    return divisor(sum);
+  }
+  for (std::int64_t k = 0; k < top_k; ++k) {
+    max = s(k) > max ? s(k) : max;
+    sum += s(k);
+  }
+  if (sum < A(kRouteTiny)) return 1;
+  sum = 0;
+  for (std::int64_t k = 0; k < top_k; ++k) sum += pow_of(s(k) / max, q);
+  return max * pow_of(sum, 1 / q);
 }
 
-template <class A>
+template <class A, RouteScore score>
 void route_forward_typed(const RouteForwardArgs& args, std::int64_t begin, std::int64_t end,
-                         A* sums, A* exp_E, std::int32_t* counts_E) {
+                         const RouteChunk& chunk) {
   const std::int64_t E = args.experts, K = args.top_k;
+  A* sums_E1 = static_cast<A*>(chunk.sums_E1);
+  A* scores_E = static_cast<A*>(chunk.scores_E);  // times `unit`; times `scale` they are p
+  constexpr bool softmax = score == RouteScore::kSoftmax;
+  const bool losses = args.losses_2 != nullptr;
+  const A factor = static_cast<A>(args.config.scaling_factor);
   for (std::int64_t t = begin; t < end; ++t) {
     const A* z_E = static_cast<const A*>(args.logits_TE) + t * E;
     A* weights_K = static_cast<A*>(args.weights_TK) + t * K;
     std::int32_t* indices_K = args.indices_TK + t * K;
     const A max = max_of(z_E, E);
-    const A total = exponentials(z_E, E, max, exp_E);
-    const A scale = 1 / total;
+    const A total = softmax ? exponentials(z_E, E, max, scores_E) : sigmoids(z_E, E, scores_E);
+    const A scale = 1 / divisor(total), unit = softmax ? scale : A(1);
 #pragma omp simd
-    for (std::int64_t e = 0; e < E; ++e) sums[e] += exp_E[e] * scale;
-    const A lse = max + log_of(total);
-    sums[E] += lse * lse;
-
-    select_top_k(z_E, E, K, indices_K);
-    for (std::int64_t k = 0; k < K; ++k) {
-      weights_K[k] = exp_E[indices_K[k]] * scale;
-      counts_E[indices_K[k]] += 1;
+    for (std::int64_t e = 0; e < E; ++e) sums_E1[e] += scores_E[e] * scale;
+    if (losses) {
+      const A lse = max + log_of(softmax ? total : exponential_sum(z_E, E, max));
+      sums_E1[E] += lse * lse;
     }
-    const A norm = q_norm(weights_K, K, static_cast<A>(args.normalize_p));
-    for (std::int64_t k = 0; k < K; ++k) weights_K[k] /= norm;
+
+    if (args.config.selection == RouteSelection::kTopK) {
+      select_top_k(args, z_E, scores_E, unit, chunk, indices_K);
+    } else if (args.config.selection == RouteSelection::kUniform) {
+      for (std::int64_t k = 0; k < K; ++k) {
+        indices_K[k] = static_cast<std::int32_t>((t * K + k) % E);
+      }
+    }
+    for (std::int64_t k = 0; k < K; ++k) {
+      weights_K[k] = scores_E[indices_K[k]] * unit;
+      chunk.counts_E[indices_K[k]] += 1;
+    }
+    const A norm = q_norm([&](std::int64_t k) { return weights_K[k]; }, K,
+                          static_cast<A>(args.config.normalize_p));
+    for (std::int64_t k = 0; k < K; ++k) weights_K[k] = weights_K[k] / norm * factor;
   }
 }
 
 void route_forward_tokens(const RouteForwardArgs& args, std::int64_t begin, std::int64_t end,
-                          void* sums, void* scratch, std::int32_t* counts_E) {
+                          const RouteChunk& chunk) {
+  const bool softmax = args.config.score == RouteScore::kSoftmax;
   if (args.dtype == DType::kFloat64) {
-    route_forward_typed(args, begin, end, static_cast<double*>(sums), static_cast<double*>(scratch),
-                        counts_E);
+    softmax ? route_forward_typed<double, RouteScore::kSoftmax>(args, begin, end, chunk)
+            : route_forward_typed<double, RouteScore::kSigmoid>(args, begin, end, chunk);
   } else {
-    route_forward_typed(args, begin, end, static_cast<float*>(sums), static_cast<float*>(scratch),
-                        counts_E);
+    softmax ? route_forward_typed<float, RouteScore::kSoftmax>(args, begin, end, chunk)
+            : route_forward_typed<float, RouteScore::kSigmoid>(args, begin, end, chunk);
   }
 }
 
-template <class A>
+template <class A, RouteScore score>
 void route_backward_typed(const RouteBackwardArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t E = args.experts, K = args.top_k;
-  const A q = static_cast<A>(args.normalize_p), T = static_cast<A>(args.tokens);
+  const A q = static_cast<A>(args.config.normalize_p), T = static_cast<A>(args.tokens);
+  const A factor = static_cast<A>(args.config.scaling_factor);
+  constexpr bool softmax = score == RouteScore::kSoftmax;
   const A* d_losses_2 = static_cast<const A*>(args.d_losses_2);
   const bool losses = d_losses_2 != nullptr;
-  // d_p of an expert that a token did not select is per_count * (tokens of the expert).
+  // d_p of the balance loss is per_count * (tokens of the expert).
   const A per_count =
       losses ? d_losses_2[0] * static_cast<A>(E) / (T * static_cast<A>(K)) / T : A(0);
-  const auto d_p_base = [&](std::int64_t e) {
+  const auto d_p_balance = [&](std::int64_t e) {
     return losses ? per_count * static_cast<A>(args.tokens_per_expert_E[e]) : A(0);
   };
   for (std::int64_t t = begin; t < end; ++t) {
@@ -110,36 +211,62 @@ void route_backward_typed(const RouteBackwardArgs& args, std::int64_t begin, std
     const std::int32_t* indices_K = args.indices_TK + t * K;
     A* d_z_E = static_cast<A*>(args.d_logits_TE) + t * E;
     const A max = max_of(z_E, E);
-    const A total = exponentials(z_E, E, max, d_z_E);
-    const A scale = 1 / total;
-    const auto p_of = [&](std::int64_t k) { return exp_of(z_E[indices_K[k]] - max) * scale; };
-
-    A norm = 0, dot = 0, mean = 0;
-    if (q == 0) {
-      norm = 1;
-    } else {
-      for (std::int64_t k = 0; k < K; ++k) norm += q == 1 ? p_of(k) : pow_of(p_of(k), q);
-      norm = q == 1 ? norm : pow_of(norm, 1 / q);
-    }
-    for (std::int64_t k = 0; k < K; ++k) dot += d_w_K[k] * (p_of(k) / norm);
-    const auto d_p_selected = [&](std::int64_t k) {
-      const A w = p_of(k) / norm;
-      const A power = q == 1 ? A(1) : pow_of(w, q - 1);
-      return (d_w_K[k] - (q == 0 || w == 0 ? A(0) : power * dot)) / norm;
+    // Until the last loops d_z_E holds what times `scale` is p.
+    const A total = softmax ? exponentials(z_E, E, max, d_z_E) : sigmoids(z_E, E, d_z_E);
+    const A scale = 1 / divisor(total);
+    const auto score_of = [&](std::int64_t k) {
+      const A z = z_E[indices_K[k]];
+      return softmax ? exp_of(z - max) * scale : sigmoid(z);
     };
-    for (std::int64_t e = 0; e < E; ++e) mean += d_z_E[e] * scale * d_p_base(e);
-    for (std::int64_t k = 0; k < K; ++k) mean += p_of(k) * d_p_selected(k);
 
-    const A lse = max + log_of(total);
-    const A d_lse = losses ? d_losses_2[1] * 2 / T * lse : A(0);
-    for (std::int64_t e = 0; e < E; ++e) d_z_E[e] *= scale * (d_p_base(e) - mean + d_lse);
-    for (std::int64_t k = 0; k < K; ++k) d_z_E[indices_K[k]] += p_of(k) * d_p_selected(k);
+    const A norm = q_norm(score_of, K, q);
+    A dot = 0;
+    for (std::int64_t k = 0; k < K; ++k) dot += d_w_K[k] * (score_of(k) / norm);
+    const auto d_score_of = [&](std::int64_t k) {
+      const A v = score_of(k) / norm;
+      const A power = q == 1 ? A(1) : pow_of(v, q - 1);
+      return factor * (d_w_K[k] - (q == 0 || v == 0 ? A(0) : power * dot)) / norm;
+    };
+    A mean = 0;
+    if (losses) {
+#pragma omp simd reduction(+ : mean)
+      for (std::int64_t e = 0; e < E; ++e) mean += d_z_E[e] * scale * d_p_balance(e);
+    }
+
+    if (softmax) {
+      for (std::int64_t k = 0; k < K; ++k) mean += score_of(k) * d_score_of(k);
+      const A lse = max + log_of(total);
+      const A d_lse = losses ? d_losses_2[1] * 2 / T * lse : A(0);
+#pragma omp simd
+      for (std::int64_t e = 0; e < E; ++e) d_z_E[e] *= scale * (d_p_balance(e) - mean + d_lse);
+      for (std::int64_t k = 0; k < K; ++k) d_z_E[indices_K[k]] += score_of(k) * d_score_of(k);
+      continue;
+    }
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) {
+      d_z_E[e] *= sigmoid(-z_E[e]) * scale * (d_p_balance(e) - mean);
+    }
+    if (losses) {
+      const A lse = max + log_of(exponential_sum(z_E, E, max));
+      const A d_lse = d_losses_2[1] * 2 / T * lse;
+#pragma omp simd
+      for (std::int64_t e = 0; e < E; ++e) d_z_E[e] += d_lse * exp_of(z_E[e] - lse);
+    }
+    for (std::int64_t k = 0; k < K; ++k) {
+      d_z_E[indices_K[k]] += score_of(k) * sigmoid(-z_E[indices_K[k]]) * d_score_of(k);
+    }
   }
 }
 
 void route_backward_tokens(const RouteBackwardArgs& args, std::int64_t begin, std::int64_t end) {
-  args.dtype == DType::kFloat64 ? route_backward_typed<double>(args, begin, end)
-                                : route_backward_typed<float>(args, begin, end);
+  const bool softmax = args.config.score == RouteScore::kSoftmax;
+  if (args.dtype == DType::kFloat64) {
+    softmax ? route_backward_typed<double, RouteScore::kSoftmax>(args, begin, end)
+            : route_backward_typed<double, RouteScore::kSigmoid>(args, begin, end);
+  } else {
+    softmax ? route_backward_typed<float, RouteScore::kSoftmax>(args, begin, end)
+            : route_backward_typed<float, RouteScore::kSigmoid>(args, begin, end);
+  }
 }
 
 // visitor(zero of the storage type)
