@@ -25,7 +25,7 @@ void run(std::int64_t T, std::int64_t D, std::int64_t F, std::int64_t E, std::in
          DType dtype, double budget) {
   Memory memory;
   const dropless::MoEConfig config{
-      .num_experts = E, .top_k = K, .d_model = D, .d_ffn = F, .normalize_p = 1};
+      .num_experts = E, .top_k = K, .d_model = D, .d_ffn = F, .route = {.normalize_p = 1}};
   const DType sums = dtype == DType::kFloat64 ? dtype : DType::kFloat32;
   const auto tensor = [&](std::initializer_list<std::int64_t> dims, double scale = 0) {
     return memory.tensor(dtype, dims, scale);

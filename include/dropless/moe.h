@@ -3,9 +3,9 @@
 // For each token x (a row of x_TD), with router weights Wr and K selected experts e_1..e_K:
 //
 //   logits   = Wr x                                   (fp32)
-//   p        = softmax(logits)                        over all E experts, fp32
-//   s_k      = p[e_k]                                 the K largest logits, of equal ones the lowest e
-//   s_k     /= (sum_j |s_j|^q)^(1/q)                  if normalize_p = q > 0
+//   e_k, s_k                                          the router's experts and weights, route.h; by
+//                                                     default the K largest logits, of equal ones
+//                                                     the lowest e, and their softmax over all E
 //   h_k      = act(W1_e x) * (V1_e x)   (GLU)   or   act(W1_e x)   (MLP),   with e = e_k
 //   out      = sum_k s_k * (h_k W2_{e_k})             in the order k = 1..K, accumulated in fp32
 //
@@ -15,8 +15,9 @@
 // Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K
 // rows.
 //
-// On a GPU (compute capability 9.0) the tensors are bf16 and the widths multiples of 8; a call only
-// queues work on the given stream: it never waits and can be captured into a CUDA graph.
+// On a GPU (compute capability 9.0) the tensors are bf16, the widths multiples of 8 and of `route`
+// only normalize_p is free; a call only queues work on the given stream: it never waits and can be
+// captured into a CUDA graph.
 //
 // Memory: the caller owns everything. Between forward and backward only x, the pre-activations and
 // 12 bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are
@@ -30,6 +31,7 @@
 
 #include "dropless/activation.h"
 #include "dropless/backend.h"
+#include "dropless/route.h"
 #include "dropless/view.h"
 
 namespace dropless {
@@ -40,8 +42,9 @@ struct MoEConfig {
   std::int64_t d_model = 0;
   std::int64_t d_ffn = 0;  // of one expert
   Activation activation = Activation::kSilu;
-  bool glu = true;           // act(x W1^T) * (x V1^T); false: act(x W1^T)
-  double normalize_p = 0.0;  // q of the q-norm that divides the K selected weights; 0: off
+  bool glu = true;  // act(x W1^T) * (x V1^T); false: act(x W1^T)
+  RouteConfig route;
+  bool selection_bias = false;  // top-k adds MoEWeights::selection_bias_E to the scores
   Backend backend = Backend::kAuto;
 };
 
@@ -51,6 +54,8 @@ struct MoEWeights {
   ConstTensorView w1_EFD;  // gate (GLU) or up (MLP)
   ConstTensorView v1_EFD;  // up (GLU); absent for MLP
   ConstTensorView w2_EFD;  // down; note the layout: out = h W2, not h W2^T
+  // fp32 (fp64 for fp64 layers), with MoEConfig::selection_bias, else absent; has no gradient.
+  ConstTensorView selection_bias_E = {};
 };
 
 // What backward needs besides x and the weights. Routed rows are sorted by expert, in token order
@@ -60,7 +65,7 @@ struct MoESaved {
   TensorView gate_RF;     // pre-activation x W1^T, x's dtype
   TensorView up_RF;       // x V1^T, x's dtype; absent for MLP
   TensorView weights_TK;  // fp32 (fp64 for fp64 layers): s_k after normalisation
-  TensorView indices_TK;  // int32: e_k
+  TensorView indices_TK;  // int32: e_k; forward reads it with RouteSelection::kGiven
   TensorView rows_TK;     // int32: the routed row of each (token, k)
   TensorView offsets_E1;  // int64 [E + 1]: rows of expert e are [offsets[e], offsets[e + 1])
 };
@@ -86,7 +91,8 @@ std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t n
                                          DType dtype, Device device = {});
 
 // out_TD: x's dtype. losses_2: fp32 (fp64 for fp64 layers) [2], may be absent:
-//   losses[0] = E / (T K) * sum_e n_e * mean_t p[t, e]    load-balancing loss; 1 at perfect balance
+//   losses[0] = E / (T K) * sum_e n_e * mean_t p[t, e]    load-balancing loss, p as in route.h; 1 at
+//                                                         perfect balance
 //   losses[1] = mean_t logsumexp(logits_t)^2              router z-loss
 // Both unweighted; 0 for T = 0. tokens_per_expert_E: int32 [E], may be absent.
 // `workspace` is 64-byte aligned memory of x's device. Throws Error(kInvalidArgument) naming the

@@ -59,6 +59,8 @@ struct RouteConfig {
   std::int64_t group_top_k = 1;  // groups a token may reach; num_groups: no limit
   double normalize_p = 0;        // q above; 0: off
   double scaling_factor = 1;     // > 0
+
+  friend bool operator==(const RouteConfig&, const RouteConfig&) = default;
 };
 
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts, DType dtype);

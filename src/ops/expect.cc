@@ -1,6 +1,7 @@
 // The contract is expect.h.
 #include "src/ops/expect.h"
 
+#include <cmath>
 #include <limits>
 
 #include "src/common/check.h"
@@ -75,6 +76,44 @@ void expect_offsets(const char* op, const ConstTensorView& offsets_E1, std::int6
     DROPLESS_CHECK(offsets[e] <= offsets[e + 1],
                    concat(op, ": offsets_E1 decrease from ", offsets[e], " to ", offsets[e + 1],
                           " at group ", e));
+  }
+}
+
+void expect_route_config(const char* op, const RouteConfig& config, std::int64_t experts,
+                         std::int64_t top_k) {
+  DROPLESS_CHECK(top_k >= 1 && top_k <= experts,
+                 concat(op, ": cannot choose top_k ", top_k, " of ", experts, " experts"),
+                 "top_k must lie between 1 and the number of experts");
+  DROPLESS_CHECK(config.normalize_p >= 0 && std::isfinite(config.normalize_p),
+                 concat(op, ": normalize_p is ", config.normalize_p),
+                 "use 0 (off) or a finite p > 0");
+  DROPLESS_CHECK(config.scaling_factor > 0 && std::isfinite(config.scaling_factor),
+                 concat(op, ": scaling_factor is ", config.scaling_factor),
+                 "use 1 (off) or another finite factor > 0");
+  DROPLESS_CHECK(
+      config.num_groups >= 1 && experts % config.num_groups == 0,
+      concat(op, ": num_groups is ", config.num_groups, ", but there are ", experts, " experts"),
+      "num_groups must divide the number of experts");
+  DROPLESS_CHECK(
+      config.group_top_k >= 1 && config.group_top_k <= config.num_groups,
+      concat(op, ": group_top_k is ", config.group_top_k, " of num_groups ", config.num_groups),
+      "group_top_k must lie between 1 and num_groups");
+  const std::int64_t eligible = config.group_top_k * (experts / config.num_groups);
+  DROPLESS_CHECK(config.selection != RouteSelection::kTopK || top_k <= eligible,
+                 concat(op, ": group_top_k ", config.group_top_k, " leaves ", eligible,
+                        " experts per token, but top_k is ", top_k),
+                 "raise group_top_k or lower top_k");
+}
+
+void expect_indices(const char* op, const char* name, const ConstTensorView& indices_TK,
+                    std::int64_t experts) {
+  const auto* indices = static_cast<const std::int32_t*>(indices_TK.data);
+  const std::int64_t top_k = indices_TK.shape[1];
+  for (std::int64_t i = 0; i < indices_TK.numel(); ++i) {
+    DROPLESS_CHECK(indices[i] >= 0 && indices[i] < experts,
+                   concat(op, ": ", name, "[", i / top_k, ", ", i % top_k, "] is ", indices[i],
+                          ", but there are ", experts, " experts"),
+                   "indices must lie between 0 and the number of experts less 1");
   }
 }
 

@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "dropless/backend.h"
+#include "dropless/route.h"
 #include "dropless/view.h"
 
 namespace dropless {
@@ -38,5 +39,13 @@ void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k);
 
 // Offsets of groups on the CPU: from 0 to `rows`, not decreasing.
 void expect_offsets(const char* op, const ConstTensorView& offsets_E1, std::int64_t rows);
+
+// A router that chooses top_k of `experts`.
+void expect_route_config(const char* op, const RouteConfig& config, std::int64_t experts,
+                         std::int64_t top_k);
+
+// Indices that are an input, on the CPU: each of an expert.
+void expect_indices(const char* op, const char* name, const ConstTensorView& indices_TK,
+                    std::int64_t experts);
 
 }  // namespace dropless

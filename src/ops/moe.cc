@@ -14,7 +14,6 @@
 #include "dropless/moe.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "src/common/check.h"
 #include "src/common/dispatch.h"
@@ -106,11 +105,7 @@ void check_config(const char* op, const MoEConfig& c) {
       c.d_model >= 1 && c.d_ffn >= 1 && c.num_experts >= 1,
       concat(op, ": d_model ", c.d_model, ", d_ffn ", c.d_ffn, ", num_experts ", c.num_experts),
       "all three must be at least 1");
-  DROPLESS_CHECK(c.top_k >= 1 && c.top_k <= c.num_experts,
-                 concat(op, ": cannot choose top_k ", c.top_k, " of ", c.num_experts, " experts"),
-                 "top_k must lie between 1 and num_experts");
-  DROPLESS_CHECK(c.normalize_p >= 0 && std::isfinite(c.normalize_p),
-                 concat(op, ": normalize_p is ", c.normalize_p), "use 0 (off) or a finite p > 0");
+  expect_route_config(op, c.route, c.num_experts, c.top_k);
 }
 
 void expect_supported(const char* op, const MoEConfig& config, DType dtype, Device device) {
@@ -148,6 +143,13 @@ Sizes check_inputs(const char* op, const MoEConfig& config, const ConstTensorVie
                  concat(op, ": v1_EFD is ", describe(weights.v1_EFD), " and saved.up_RF is ",
                         describe(saved.up_RF), ", but the layer is not gated"),
                  "leave both absent, or set MoEConfig::glu");
+  if (config.selection_bias) {
+    expect_tensor(op, "selection_bias_E", weights.selection_bias_E, {{s.E}, s.sums}, x_TD.device);
+  }
+  DROPLESS_CHECK(config.selection_bias || !weights.selection_bias_E,
+                 concat(op, ": selection_bias_E is ", describe(weights.selection_bias_E),
+                        ", but the layer has none"),
+                 "leave it absent, or set MoEConfig::selection_bias");
   expect_tensor(op, "saved.weights_TK", saved.weights_TK, {{s.T, s.K}, s.sums}, x_TD.device);
   expect_tensor(op, "saved.indices_TK", saved.indices_TK, {{s.T, s.K}, DType::kInt32}, x_TD.device);
   expect_tensor(op, "saved.rows_TK", saved.rows_TK, {{s.T, s.K}, DType::kInt32}, x_TD.device);
@@ -275,7 +277,7 @@ void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved
   }
   layer.logits(buffers.logits_TE);
   layer.kernels.route_backward(
-      {.config = {.normalize_p = config.normalize_p},
+      {.config = config.route,
        .dtype = s.sums,
        .tokens = s.T,
        .experts = s.E,
@@ -331,6 +333,9 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
                      stream);
     return;
   }
+  if (config.route.selection == RouteSelection::kGiven) {
+    expect_indices(op, "saved.indices_TK", saved.indices_TK, s.E);
+  }
   expect_workspace(
       op, workspace, workspace_bytes,
       workspace_bytes_for(1, [&](WorkspaceCarver& carver) { carve_forward(carver, s); }));
@@ -345,13 +350,13 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
   auto* rows_TK = static_cast<std::int32_t*>(saved.rows_TK.data);
 
   layer.logits(buffers.logits_TE);
-  kernels.route_forward({.config = {.normalize_p = config.normalize_p},
+  kernels.route_forward({.config = config.route,
                          .dtype = s.sums,
                          .tokens = s.T,
                          .experts = s.E,
                          .top_k = s.K,
                          .logits_TE = buffers.logits_TE,
-                         .bias_E = nullptr,
+                         .bias_E = weights.selection_bias_E.data,
                          .weights_TK = saved.weights_TK.data,
                          .indices_TK = indices_TK,
                          .losses_2 = losses_2.data,

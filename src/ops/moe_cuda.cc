@@ -99,6 +99,11 @@ std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device
   if (config.num_experts > 1024) {
     return concat("the GPU kernels take at most 1024 experts, not ", config.num_experts);
   }
+  if (config.route != RouteConfig{.normalize_p = config.route.normalize_p} ||
+      config.selection_bias) {
+    return "the GPU router has softmax scores and plain top-k: no sigmoid, groups, selection bias, "
+           "scaling factor, uniform or given indices";
+  }
   return cuda::device_problem(device.index);
 }
 
@@ -127,7 +132,7 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
   auto* rows_TK = data_of<std::int32_t>(saved.rows_TK);
 
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
-  cuda::route_forward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.normalize_p,
+  cuda::route_forward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p,
                       data_of<float>(saved.weights_TK), data_of<std::int32_t>(saved.indices_TK),
                       data_of<float>(losses_2), data_of<std::int32_t>(tokens_per_expert_E),
                       buffers.route_space, stream);
@@ -174,7 +179,7 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   cuda::sum_score_gradients(buffers.d_scores_NR, score_parts(s), rows_TK, s.R, buffers.d_weights_TK,
                             stream);
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
-  cuda::route_backward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.normalize_p,
+  cuda::route_backward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p,
                        data_of<std::int32_t>(saved.indices_TK), buffers.tokens_per_expert_E,
                        buffers.d_weights_TK, data_of<const float>(d_losses_2), buffers.d_logits_TP,
                        stream);

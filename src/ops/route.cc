@@ -1,8 +1,6 @@
 // route.h: checks, then the CPU kernels.
 #include "dropless/route.h"
 
-#include <cmath>
-
 #include "src/common/check.h"
 #include "src/common/dispatch.h"
 #include "src/common/workspace.h"
@@ -22,32 +20,6 @@ Buffers carve(WorkspaceCarver& carver, std::int64_t experts, DType dtype) {
           carver.take<std::int32_t>(experts)};
 }
 
-void check_config(const char* op, const RouteConfig& config, std::int64_t experts,
-                  std::int64_t top_k) {
-  DROPLESS_CHECK(top_k >= 1 && top_k <= experts,
-                 concat(op, ": cannot choose ", top_k, " of ", experts, " experts per token"),
-                 "top_k must lie between 1 and the number of experts");
-  DROPLESS_CHECK(config.normalize_p >= 0 && std::isfinite(config.normalize_p),
-                 concat(op, ": normalize_p is ", config.normalize_p),
-                 "use 0 (off) or a finite p > 0");
-  DROPLESS_CHECK(config.scaling_factor > 0 && std::isfinite(config.scaling_factor),
-                 concat(op, ": scaling_factor is ", config.scaling_factor),
-                 "use 1 (off) or another finite factor > 0");
-  DROPLESS_CHECK(
-      config.num_groups >= 1 && experts % config.num_groups == 0,
-      concat(op, ": num_groups is ", config.num_groups, ", but there are ", experts, " experts"),
-      "num_groups must divide the number of experts");
-  DROPLESS_CHECK(
-      config.group_top_k >= 1 && config.group_top_k <= config.num_groups,
-      concat(op, ": group_top_k is ", config.group_top_k, " of num_groups ", config.num_groups),
-      "group_top_k must lie between 1 and num_groups");
-  const std::int64_t eligible = config.group_top_k * (experts / config.num_groups);
-  DROPLESS_CHECK(config.selection != RouteSelection::kTopK || top_k <= eligible,
-                 concat(op, ": group_top_k ", config.group_top_k, " leaves ", eligible,
-                        " experts per token, but top_k is ", top_k),
-                 "raise group_top_k or lower top_k");
-}
-
 void check(const char* op, const RouteConfig& config, const ConstTensorView& logits_TE,
            const ConstTensorView& indices_TK) {
   expect_floating(op, "logits_TE", logits_TE, 2);
@@ -57,22 +29,10 @@ void check(const char* op, const RouteConfig& config, const ConstTensorView& log
                 Device{});
   DROPLESS_CHECK(indices_TK.rank == 2, concat(op, ": indices_TK is ", describe(indices_TK)));
   const std::int64_t top_k = indices_TK.shape[1];
-  check_config(op, config, logits_TE.shape[1], top_k);
+  expect_route_config(op, config, logits_TE.shape[1], top_k);
   expect_tensor(op, "indices_TK", indices_TK, {{logits_TE.shape[0], top_k}, DType::kInt32},
                 logits_TE.device);
   expect_row_count(op, logits_TE.shape[0], top_k);
-}
-
-// Indices that are an input.
-void check_indices(const char* op, const ConstTensorView& indices_TK, std::int64_t experts) {
-  const auto* indices = static_cast<const std::int32_t*>(indices_TK.data);
-  const std::int64_t top_k = indices_TK.shape[1];
-  for (std::int64_t i = 0; i < indices_TK.numel(); ++i) {
-    DROPLESS_CHECK(indices[i] >= 0 && indices[i] < experts,
-                   concat(op, ": indices_TK[", i / top_k, ", ", i % top_k, "] is ", indices[i],
-                          ", but there are ", experts, " experts"),
-                   "indices must lie between 0 and the number of experts less 1");
-  }
 }
 
 }  // namespace
@@ -91,7 +51,7 @@ void route_forward(const RouteConfig& config, ConstTensorView logits_TE, ConstTe
   check(op, config, logits_TE, indices_TK);
   const std::int64_t T = logits_TE.shape[0], E = logits_TE.shape[1], K = indices_TK.shape[1];
   const DType dtype = logits_TE.dtype;
-  if (config.selection == RouteSelection::kGiven) check_indices(op, indices_TK, E);
+  if (config.selection == RouteSelection::kGiven) expect_indices(op, "indices_TK", indices_TK, E);
   expect_tensor_or_absent(op, "bias_E", bias_E, {{E}, dtype}, logits_TE.device);
   expect_tensor(op, "weights_TK", weights_TK, {{T, K}, dtype}, logits_TE.device);
   expect_tensor_or_absent(op, "losses_2", losses_2, {{2}, dtype}, logits_TE.device);
@@ -127,7 +87,7 @@ void route_backward(const RouteConfig& config, ConstTensorView logits_TE,
   check(op, config, logits_TE, indices_TK);
   const std::int64_t T = logits_TE.shape[0], E = logits_TE.shape[1], K = indices_TK.shape[1];
   const DType dtype = logits_TE.dtype;
-  check_indices(op, indices_TK, E);
+  expect_indices(op, "indices_TK", indices_TK, E);
   expect_tensor(op, "d_weights_TK", d_weights_TK, {{T, K}, dtype}, logits_TE.device);
   expect_tensor(op, "d_logits_TE", d_logits_TE, {{T, E}, dtype}, logits_TE.device);
   DROPLESS_CHECK(logits_TE.numel() == 0 || d_logits_TE.data != logits_TE.data,

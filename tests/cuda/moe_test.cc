@@ -142,7 +142,7 @@ MoEConfig config_of(std::int64_t experts, std::int64_t top_k, std::int64_t d_mod
           .d_ffn = d_ffn,
           .activation = activation,
           .glu = glu,
-          .normalize_p = normalize_p};
+          .route = {.normalize_p = normalize_p}};
 }
 
 // Compares everything the GPU computed with the layer in double on the CPU.
@@ -304,6 +304,12 @@ TEST_F(MoECudaLayer, SaysWhatItDoesNotSupport) {
   EXPECT_THAT(moe_unsupported(good, DType::kFloat32, kGpu), ::testing::HasSubstr("float32"));
   EXPECT_THAT(moe_unsupported(odd, DType::kBFloat16, kGpu), ::testing::HasSubstr("d_ffn 44"));
   EXPECT_THAT(moe_unsupported(reference, DType::kBFloat16, kGpu), ::testing::HasSubstr("CPU"));
+  MoEConfig sigmoid = good, biased = good;
+  sigmoid.route.score = RouteScore::kSigmoid;
+  biased.selection_bias = true;
+  for (const MoEConfig& routed : {sigmoid, biased}) {
+    EXPECT_THAT(moe_unsupported(routed, DType::kBFloat16, kGpu), ::testing::HasSubstr("router"));
+  }
   EXPECT_NE(moe_unsupported(good, DType::kBFloat16, {DeviceType::kCuda, 99}), "");
   MoECase c(good, 10, DType::kFloat32, 1);
   const OnGpu x(c.x_TD);

@@ -2,7 +2,8 @@
 #include "tests/ops/moe_case.h"
 
 #include <algorithm>
-#include <numeric>
+#include <utility>
+#include <vector>
 
 namespace dropless::testing {
 namespace {
@@ -23,6 +24,43 @@ double activate(Activation activation, double x) {
   return 0;
 }
 
+// The experts of token t: scores sorted within the groups that survive a sort of the groups.
+std::vector<int> naive_selection(const MoECase& c, std::int64_t t,
+                                 const std::vector<double>& score_E) {
+  const RouteConfig& route = c.config.route;
+  const std::int64_t E = c.config.num_experts, K = c.config.top_k;
+  std::vector<int> experts(K);
+  if (route.selection == RouteSelection::kUniform) {
+    for (std::int64_t k = 0; k < K; ++k) experts[k] = static_cast<int>((t * K + k) % E);
+    return experts;
+  }
+  if (route.selection == RouteSelection::kGiven) {
+    for (std::int64_t k = 0; k < K; ++k) experts[k] = static_cast<int>(c.indices_TK.get(t * K + k));
+    return experts;
+  }
+  std::vector<double> choice = score_E;
+  for (std::int64_t e = 0; c.bias_E && e < E; ++e) choice[e] += c.bias_E.get(e);
+  std::vector<std::pair<double, std::int64_t>>
+      groups;  // negative sum of the two best, first expert
+  const std::int64_t size = E / route.num_groups;
+  for (std::int64_t first = 0; first < E; first += size) {
+    std::vector<double> sorted(choice.begin() + first, choice.begin() + first + size);
+    std::sort(sorted.rbegin(), sorted.rend());
+    groups.emplace_back(-(sorted[0] + (size > 1 ? sorted[1] : 0)), first);
+  }
+  std::sort(groups.begin(), groups.end());
+  std::vector<std::pair<double, int>> ranked;
+  for (std::int64_t g = 0; g < route.group_top_k; ++g) {
+    for (std::int64_t i = 0; i < size; ++i) {
+      const std::int64_t e = groups[g].second + i;
+      ranked.emplace_back(-choice[e], static_cast<int>(e));
+    }
+  }
+  std::sort(ranked.begin(), ranked.end());
+  for (std::int64_t k = 0; k < K; ++k) experts[k] = ranked[k].second;
+  return experts;
+}
+
 }  // namespace
 
 MoECase::MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std::uint64_t seed)
@@ -39,6 +77,7 @@ MoECase::MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std:
   d_out_TD = normal(rng, dtype, {T, D});
   d_losses_2 = normal(rng, sums, {2});
 
+  if (config.selection_bias) bias_E = normal(rng, sums, {E}, 0.2);
   out_TD = Tensor(dtype, {T, D});
   losses_2 = Tensor(sums, {2});
   counts_E = Tensor(DType::kInt32, {E});
@@ -46,6 +85,9 @@ MoECase::MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std:
   if (config.glu) up_RF = Tensor(dtype, {R, F});
   weights_TK = Tensor(sums, {T, K});
   indices_TK = Tensor(DType::kInt32, {T, K});
+  if (config.route.selection == RouteSelection::kGiven) {
+    for (std::int64_t i = 0; i < R; ++i) indices_TK.set(i, static_cast<double>(rng() % E));
+  }
   rows_TK = Tensor(DType::kInt32, {T, K});
   offsets_E1 = Tensor(DType::kInt64, {E + 1});
   d_x_TD = Tensor(dtype, {T, D});
@@ -62,6 +104,8 @@ MoECase MoECase::to(DType dtype) const {
   c.w1_EFD = w1_EFD.to(dtype);
   c.v1_EFD = v1_EFD.to(dtype);
   c.w2_EFD = w2_EFD.to(dtype);
+  c.bias_E = bias_E.to(accumulator_dtype(dtype));
+  if (config.route.selection == RouteSelection::kGiven) c.indices_TK = indices_TK;
   c.d_out_TD = d_out_TD.to(dtype);
   c.d_losses_2 = d_losses_2.to(accumulator_dtype(dtype));
   return c;
@@ -95,12 +139,13 @@ double MoECase::objective() const {
 NaiveResult naive_forward(const MoECase& c) {
   const std::int64_t T = c.tokens, D = c.config.d_model, F = c.config.d_ffn,
                      E = c.config.num_experts, K = c.config.top_k;
+  const RouteConfig& route = c.config.route;
   NaiveResult result{Tensor(DType::kFloat64, {T, D}), Tensor(DType::kFloat64, {2}),
                      Tensor(DType::kInt32, {E})};
   std::vector<double> mean_p(E), counts(E);
   double z_loss = 0;
   for (std::int64_t t = 0; t < T; ++t) {
-    std::vector<double> z(E), p(E);
+    std::vector<double> z(E);
     double total = 0;
     for (std::int64_t e = 0; e < E; ++e) {
       for (std::int64_t d = 0; d < D; ++d)
@@ -108,17 +153,19 @@ NaiveResult naive_forward(const MoECase& c) {
       total += std::exp(z[e]);
     }
     z_loss += std::pow(std::log(total), 2) / T;
+    std::vector<double> score(E);
+    double sum_of_scores = 0;
     for (std::int64_t e = 0; e < E; ++e) {
-      p[e] = std::exp(z[e]) / total;
-      mean_p[e] += p[e] / T;
+      score[e] =
+          route.score == RouteScore::kSigmoid ? 1 / (1 + std::exp(-z[e])) : std::exp(z[e]) / total;
+      sum_of_scores += score[e];
     }
-    std::vector<int> order(E);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return z[a] > z[b]; });
+    for (std::int64_t e = 0; e < E; ++e) mean_p[e] += score[e] / sum_of_scores / T;
+    const std::vector<int> order = naive_selection(c, t, score);
     double norm = 0;
-    const double q = c.config.normalize_p;
-    for (std::int64_t k = 0; k < K; ++k) norm += std::pow(p[order[k]], q);
-    norm = q == 0 ? 1 : std::pow(norm, 1 / q);
+    const double q = route.normalize_p;
+    for (std::int64_t k = 0; k < K; ++k) norm += std::pow(score[order[k]], q);
+    norm = (q == 0 ? 1 : std::pow(norm, 1 / q)) / route.scaling_factor;
     std::vector<double> out(D);
     for (std::int64_t k = 0; k < K; ++k) {
       const std::int64_t e = order[k];
@@ -129,7 +176,7 @@ NaiveResult naive_forward(const MoECase& c) {
           gate += c.w1_EFD.get((e * F + f) * D + d) * c.x_TD.get(t * D + d);
           if (c.config.glu) up += c.v1_EFD.get((e * F + f) * D + d) * c.x_TD.get(t * D + d);
         }
-        const double h = activate(c.config.activation, gate) * up * p[e] / norm;
+        const double h = activate(c.config.activation, gate) * up * score[e] / norm;
         for (std::int64_t d = 0; d < D; ++d) out[d] += h * c.w2_EFD.get((e * F + f) * D + d);
       }
     }

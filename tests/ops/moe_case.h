@@ -13,7 +13,7 @@ struct MoECase {
   MoEConfig config;
   std::int64_t tokens;
   DType dtype;
-  Tensor x_TD, router_ED, w1_EFD, v1_EFD, w2_EFD;                      // inputs
+  Tensor x_TD, router_ED, w1_EFD, v1_EFD, w2_EFD, bias_E;              // inputs
   Tensor out_TD, losses_2, counts_E;                                   // forward
   Tensor gate_RF, up_RF, weights_TK, indices_TK, rows_TK, offsets_E1;  // saved
   Tensor d_out_TD, d_losses_2;                                         // backward's inputs
@@ -22,7 +22,9 @@ struct MoECase {
   // Copies the inputs, rounded to `dtype`, into a fresh case of that type.
   MoECase to(DType dtype) const;
 
-  MoEWeights weights() const { return {router_ED, w1_EFD, v1_EFD, w2_EFD}; }
+  MoEWeights weights() const {
+    return {router_ED, w1_EFD, v1_EFD, w2_EFD, bias_E ? bias_E : ConstTensorView()};
+  }
   MoESaved saved();
   MoEGradients gradients();
   // With their own workspaces; the result is whether the canaries around it survived.
@@ -33,7 +35,8 @@ struct MoECase {
   double objective() const;
 };
 
-// out and losses (double) of the layer for the case's inputs; routing computed here too.
+// out and losses (double) of the layer for the case's inputs; routing computed here too, but for
+// given indices.
 struct NaiveResult {
   Tensor out_TD, losses_2, counts_E;
 };

@@ -39,13 +39,23 @@ MoEConfig config_of(std::int64_t experts, std::int64_t top_k, std::int64_t d_mod
           .d_ffn = d_ffn,
           .activation = activation,
           .glu = glu,
-          .normalize_p = normalize_p};
+          .route = {.normalize_p = normalize_p}};
 }
 
 struct Shape {
   std::int64_t tokens;
   MoEConfig config;
 };
+
+MoEConfig routed(MoEConfig config, const RouteConfig& route, bool selection_bias = false) {
+  config.route = route;
+  config.selection_bias = selection_bias;
+  return config;
+}
+
+constexpr RouteScore kSigmoid = RouteScore::kSigmoid;
+constexpr RouteSelection kTopK = RouteSelection::kTopK, kUniform = RouteSelection::kUniform,
+                         kGiven = RouteSelection::kGiven;
 
 // Odd sizes, one token, no token, K = E, one expert, more experts than tokens, larger than one
 // block.
@@ -59,6 +69,11 @@ std::vector<Shape> shapes() {
       {9, config_of(32, 4, 15, 14, Activation::kQuickGelu, false)},
       {300, config_of(8, 2, 48, 70, Activation::kSilu, true, 1)},
       {130, config_of(2, 1, 290, 41, Activation::kSilu, false)},
+      // DeepSeek-V3's router; its softmax with a bias; indices the layer does not choose.
+      {60, routed(config_of(12, 3, 24, 10), {kSigmoid, kTopK, 4, 2, 1, 2.5}, true)},
+      {31, routed(config_of(6, 2, 14, 9), {.normalize_p = 1}, true)},
+      {29, routed(config_of(5, 2, 12, 7), {.selection = kUniform, .normalize_p = 1})},
+      {27, routed(config_of(6, 3, 10, 8), {.score = kSigmoid, .selection = kGiven})},
   };
 }
 
@@ -264,6 +279,16 @@ TEST(MoE, SaysWhatHasNoKernel) {
   MoECase c(config_of(4, 2, 16, 24), 3, DType::kFloat32, 20);
   EXPECT_EQ(moe_unsupported(c.config, c.dtype, {}), "");
   EXPECT_THAT(moe_unsupported(c.config, c.dtype, gpu), HasSubstr("float32"));
+  // That a router is for the CPU only is said whether or not there is a GPU.
+  for (const MoEConfig& config :
+       {routed(config_of(4, 2, 16, 24), {.score = kSigmoid}),
+        routed(config_of(4, 2, 16, 24), {.selection = kGiven}),
+        routed(config_of(4, 2, 16, 24), {.num_groups = 2, .group_top_k = 1}),
+        routed(config_of(4, 2, 16, 24), {.scaling_factor = 2}),
+        routed(config_of(4, 2, 16, 24), {}, true)}) {
+    EXPECT_EQ(moe_unsupported(config, DType::kBFloat16, {}), "");
+    EXPECT_THAT(moe_unsupported(config, DType::kBFloat16, gpu), HasSubstr("the GPU router"));
+  }
   TensorView x_TD = c.x_TD;
   x_TD.device = gpu;
   try {
@@ -295,7 +320,7 @@ TEST(MoE, BadArgumentsAreNamed) {
   EXPECT_THAT(error_after([](MoECase& c) { c.config.top_k = 5; }),
               HasSubstr("cannot choose top_k 5 of 4 experts"));
   EXPECT_THAT(error_after([](MoECase& c) { c.config.d_ffn = 0; }), HasSubstr("d_ffn 0"));
-  EXPECT_THAT(error_after([](MoECase& c) { c.config.normalize_p = -2; }),
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.route.normalize_p = -2; }),
               HasSubstr("normalize_p is -2"));
   EXPECT_THAT(error_after([](MoECase& c) {
                 c.w2_EFD = Tensor(DType::kFloat32, {4, 6, 5});
@@ -314,6 +339,17 @@ TEST(MoE, BadArgumentsAreNamed) {
                 c.x_TD = Tensor(DType::kInt32, {3, 6});
               }),
               HasSubstr("x_TD is [3, 6] int32"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.route.num_groups = 3; }),
+              HasSubstr("num_groups is 3, but there are 4 experts"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.selection_bias = true; }),
+              HasSubstr("selection_bias_E is absent, expected [4] float32"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.bias_E = Tensor(DType::kFloat32, {4}); }),
+              HasSubstr("but the layer has none"));
+  EXPECT_THAT(error_after([](MoECase& c) {
+                c.config.route.selection = kGiven;
+                for (int i = 0; i < 6; ++i) c.indices_TK.set(i, i == 3 ? 4 : 0);
+              }),
+              HasSubstr("saved.indices_TK[1, 1] is 4, but there are 4 experts"));
   EXPECT_EQ(error_after([](MoECase&) {}), "no error");
 }
 

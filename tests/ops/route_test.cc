@@ -541,7 +541,7 @@ TEST(Route, BadArgumentsAreNamed) {
   };
   Tensor five(DType::kInt32, {4, 5}), wide(DType::kFloat64, {4, 2});
   EXPECT_THAT(run(logits, 0, weights, five, losses, workspace.bytes()),
-              HasSubstr("cannot choose 5 of 3"));
+              HasSubstr("cannot choose top_k 5 of 3"));
   EXPECT_THAT(run(logits, -1, weights, indices, losses, workspace.bytes()),
               HasSubstr("normalize_p is -1"));
   EXPECT_THAT(run(logits, 0, wide, indices, losses, workspace.bytes()),

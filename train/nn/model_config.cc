@@ -162,7 +162,7 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
     add("ffn_config.mlp_type", layer->moe.glu ? "glu" : "mlp");
     add("ffn_config.moe_num_experts", layer->moe.num_experts);
     add("ffn_config.moe_top_k", layer->moe.top_k);
-    add("ffn_config.moe_normalize_expert_weights", layer->moe.normalize_p);
+    add("ffn_config.moe_normalize_expert_weights", layer->moe.route.normalize_p);
   } else {
     const FfnConfig& dense = std::get<FfnConfig>(ffn);
     add("ffn_config.ffn_type", dense.glu ? "mptglu" : "mptmlp");

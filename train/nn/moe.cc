@@ -50,7 +50,7 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
     map.fail("mlp_type", "unknown mlp_type " + mlp_type, "one of: mlp, glu");
   }
   moe.glu = mlp_type == "glu";
-  moe.normalize_p = map.non_negative<double>("moe_normalize_expert_weights", 0.0);
+  moe.route.normalize_p = map.non_negative<double>("moe_normalize_expert_weights", 0.0);
   config.bias = megablocks && bias;
   config.loss_weight = map.non_negative<double>("moe_loss_weight", megablocks ? 0.1 : 0.0);
   config.zloss_weight = map.non_negative<double>("moe_zloss_weight", 0.0);

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "dropless/error.h"
 #include "train/nn/ffn.h"
 #include "train/nn/precision.h"
 
@@ -43,6 +44,12 @@ at::Tensor router_losses(const at::Tensor& logits_TE, const at::Tensor& scores_T
 MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                           const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
+  if (config.route != RouteConfig{.normalize_p = config.route.normalize_p} ||
+      config.selection_bias) {
+    throw Error(ErrorKind::kUnsupported,
+                "libtorch's layer routes by softmax scores and plain top-k only",
+                "run the layer on the CPU, where libdropless has the other routers");
+  }
   const std::int64_t T = x_TD.size(0), E = config.num_experts, K = config.top_k;
   // The router and the combination are fp32 whatever autocast says; fp64 stays fp64.
   const NoAutocastGuard no_autocast(x_TD.device());
@@ -54,8 +61,9 @@ MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
       std::get<1>(at::sort(scores_TE.detach(), /*stable=*/true, -1, /*descending=*/true))
           .narrow(1, 0, K);
   at::Tensor weights_TK = scores_TE.gather(1, indices_TK);
-  if (config.normalize_p > 0) {
-    weights_TK = weights_TK / at::norm(weights_TK, config.normalize_p, {-1}, /*keepdim=*/true);
+  if (config.route.normalize_p > 0) {
+    weights_TK =
+        weights_TK / at::norm(weights_TK, config.route.normalize_p, {-1}, /*keepdim=*/true);
   }
 
   const at::Tensor flat_R = indices_TK.reshape({-1});

@@ -7,7 +7,8 @@
 
 namespace dropless::train {
 
-// Same contract as moe_layer (train/bridge/moe.h).
+// Same contract as moe_layer (train/bridge/moe.h), for routers of softmax scores and plain top-k:
+// throws Error(kUnsupported) for other options of MoEConfig::route.
 MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                           const at::Tensor& v1_EFD, const at::Tensor& w2_EFD);

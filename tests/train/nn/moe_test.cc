@@ -113,6 +113,23 @@ TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
   }
 }
 
+TEST(MoE, LibtorchsLayerRefusesOtherRouters) {
+  const at::Tensor x = at::randn({3, 16}), router = at::randn({5, 16}), w = at::randn({5, 24, 16});
+  MoEConfig plain = parse(", mlp_type: glu, moe_normalize_expert_weights: 1").moe;
+  EXPECT_EQ(moe_layer_torch(plain, x, router, w, w, w).out_TD.size(0), 3);
+  MoEConfig sigmoid = plain, biased = plain;
+  sigmoid.route.score = RouteScore::kSigmoid;
+  biased.selection_bias = true;
+  for (const MoEConfig& config : {sigmoid, biased}) {
+    try {
+      moe_layer_torch(config, x, router, w, w, w);
+      FAIL() << "did not throw";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+    }
+  }
+}
+
 TEST(MoE, AutocastIsOnAgainAfterAThrow) {
   const at::Tensor x = at::randn({3, 16}), bad = at::randn({5, 8}), w = at::randn({5, 24, 16});
   const AutocastGuard autocast(Precision::kAmpBf16, at::kCPU);
