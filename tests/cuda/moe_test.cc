@@ -133,18 +133,6 @@ struct LayerCase {
   MoEConfig config;
 };
 
-MoEConfig config_of(std::int64_t experts, std::int64_t top_k, std::int64_t d_model,
-                    std::int64_t d_ffn, Activation activation = Activation::kSilu, bool glu = true,
-                    double normalize_p = 0) {
-  return {.num_experts = experts,
-          .top_k = top_k,
-          .d_model = d_model,
-          .d_ffn = d_ffn,
-          .activation = activation,
-          .glu = glu,
-          .route = {.normalize_p = normalize_p}};
-}
-
 // Compares everything the GPU computed with the layer in double on the CPU.
 void expect_matches_double(MoECase& c) {
   MoECase reference = c.to(DType::kFloat64);

@@ -375,15 +375,6 @@ TEST(BlockSparse, ThreadsAndWorkspaceDoNotChangeABit) {
   }
 }
 
-Tensor offsets_of(const std::vector<std::int64_t>& sizes) {
-  Tensor offsets(DType::kInt64, {static_cast<std::int64_t>(sizes.size()) + 1});
-  offsets.set(0, 0);
-  for (std::size_t e = 0; e < sizes.size(); ++e) {
-    offsets.set(e + 1, offsets.get(e) + static_cast<double>(sizes[e]));
-  }
-  return offsets;
-}
-
 struct Experts {
   Tensor padded_offsets;
   Topology topology;
@@ -454,16 +445,6 @@ TEST(BlockSparse, BlockDiagonalEqualsGroupedGemm) {
   }
 }
 
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(BlockSparse, BadTopologiesAreNamed) {
   std::mt19937_64 rng(8);
   const Topology good = topology_of({{1, 1, 0}, {0, 0, 1}}, 3, 4);
@@ -473,8 +454,8 @@ TEST(BlockSparse, BadTopologiesAreNamed) {
   const auto with = [&](Tensor Topology::*tensor, std::int64_t i, double value) {
     Topology t = good;
     (t.*tensor).set(i, value);
-    const std::string row_walk = error_of([&] { sdd(a, false, b, false, t); });
-    return row_walk != "no error" ? row_walk : error_of([&] { dsd(data, true, t, a, false); });
+    const std::string row_walk = message_of([&] { sdd(a, false, b, false, t); });
+    return row_walk != "no error" ? row_walk : message_of([&] { dsd(data, true, t, a, false); });
   };
   EXPECT_EQ(with(&Topology::offsets, 0, 0), "no error");
   EXPECT_THAT(with(&Topology::column_indices, 2, 3),
@@ -506,7 +487,7 @@ TEST(BlockSparse, BadTopologiesAreNamed) {
     change(view);
     Tensor out(DType::kFloat32, {3, 4, 4});
     Workspace workspace(block_sparse_workspace_bytes());
-    return error_of(
+    return message_of(
         [&] { dropless::sdd(a, false, b, false, view, out, workspace.data(), workspace.bytes()); });
   };
   EXPECT_THAT(changed([](BlockTopology& t) { t.block_size = 0; }),
@@ -532,22 +513,22 @@ TEST(BlockSparse, BadArgumentsAreNamed) {
                data = normal(rng, type, {3, 4, 4}), right = normal(rng, type, {12, 6}),
                left = normal(rng, type, {6, 8});
   const auto sdd_error = [&](const Tensor& a, bool ta, const Tensor& b, bool tb) {
-    return error_of([&] { sdd(a, ta, b, tb, t); });
+    return message_of([&] { sdd(a, ta, b, tb, t); });
   };
   EXPECT_THAT(sdd_error(a, true, b, false), HasSubstr("sdd: a is [8, 5] float32, expected [8, 8]"));
   EXPECT_THAT(sdd_error(a, false, b, true),
               HasSubstr("sdd: b is [5, 12] float32, expected [12, 5]"));
   EXPECT_THAT(sdd_error(a, false, b.to(DType::kBFloat16), false),
               HasSubstr("expected [5, 12] float32"));
-  EXPECT_THAT(error_of([&] { dsd(data, true, t, right, false); }),
+  EXPECT_THAT(message_of([&] { dsd(data, true, t, right, false); }),
               HasSubstr("dsd: b is [12, 6] float32, expected [8, 6] float32"));
-  EXPECT_THAT(error_of([&] { dds(left, false, data, true, t); }),
+  EXPECT_THAT(message_of([&] { dds(left, false, data, true, t); }),
               HasSubstr("dds: a is [6, 8] float32, expected [6, 12] float32"));
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] {
                 dsd(normal(rng, type, {2, 4, 4}), false, t, right, false);
               }),
               HasSubstr("dsd: a_data is [2, 4, 4] float32, expected [3, 4, 4] float32"));
-  EXPECT_THAT(error_of([&] { dds(left, false, right, false, t); }),
+  EXPECT_THAT(message_of([&] { dds(left, false, right, false, t); }),
               HasSubstr("dds: b_data is [12, 6] float32, expected [3, 4, 4] float32"));
 
   // Only the products that go by columns need the column walk.
@@ -556,28 +537,28 @@ TEST(BlockSparse, BadArgumentsAreNamed) {
   Tensor out(type, {8, 6}), out_t(type, {12, 5});
   Workspace workspace(block_sparse_workspace_bytes());
   dropless::dsd(data, false, rows_only, right, false, out, workspace.data(), workspace.bytes());
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] {
                 dropless::dsd(data, true, rows_only, a, false, out_t, workspace.data(),
                               workspace.bytes());
               }),
               HasSubstr("the topology has no column walk"));
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] {
                 dropless::dsd(data, false, rows_only, right, false, out, workspace.data(), 100);
               }),
               HasSubstr("the workspace has 100 bytes"));
 
   const Tensor offsets = offsets_of({3, 4});
-  EXPECT_THAT(error_of([&] { expert_topology_size(offsets, 10, 4); }),
+  EXPECT_THAT(message_of([&] { expert_topology_size(offsets, 10, 4); }),
               HasSubstr("d_ffn is 10, expected a multiple of block_size 4"));
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] {
                 expert_topology_size(offsets_of({3, -1}), 8, 4);
               }),
               HasSubstr("offsets_E1 decrease from 3 to 2 at group 1"));
   EXPECT_THAT(
-      error_of([&] { expert_topology_size(offsets_of({std::int64_t{1} << 40}), 1024, 128); }),
+      message_of([&] { expert_topology_size(offsets_of({std::int64_t{1} << 40}), 1024, 128); }),
       HasSubstr("reach 2^31 blocks"));
   Tensor padded(DType::kInt64, {3});
-  EXPECT_THAT(error_of([&] { expert_topology(offsets, 8, padded, t.view()); }),
+  EXPECT_THAT(message_of([&] { expert_topology(offsets, 8, padded, t.view()); }),
               HasSubstr("8 x 12 elements in 3 blocks, expected 8 x 16 in 4"));
 }
 

@@ -15,15 +15,6 @@ namespace {
 
 using ::testing::HasSubstr;
 
-Tensor offsets_of(const std::vector<std::int64_t>& sizes) {
-  Tensor offsets(DType::kInt64, {static_cast<std::int64_t>(sizes.size()) + 1});
-  offsets.set(0, 0);
-  for (std::size_t e = 0; e < sizes.size(); ++e) {
-    offsets.set(e + 1, offsets.get(e) + static_cast<double>(sizes[e]));
-  }
-  return offsets;
-}
-
 Tensor product(const Tensor& a, const Tensor& b, bool transpose_b, const Tensor& offsets,
                Backend backend = Backend::kAuto, std::size_t slots = 0) {
   Tensor out(a.dtype(), {a.dim(0), b.dim(transpose_b ? 1 : 2)});

@@ -7,6 +7,18 @@
 
 namespace dropless::testing {
 
+inline MoEConfig config_of(std::int64_t experts, std::int64_t top_k, std::int64_t d_model,
+                           std::int64_t d_ffn, Activation activation = Activation::kSilu,
+                           bool glu = true, double normalize_p = 0) {
+  return {.num_experts = experts,
+          .top_k = top_k,
+          .d_model = d_model,
+          .d_ffn = d_ffn,
+          .activation = activation,
+          .glu = glu,
+          .route = {.normalize_p = normalize_p}};
+}
+
 struct MoECase {
   MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std::uint64_t seed);
 

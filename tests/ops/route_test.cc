@@ -517,17 +517,6 @@ TEST(RouteJitter, ScalesEveryTypeByTheSameFactors) {
   }
 }
 
-template <class Call>
-std::string message_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(Route, BadArgumentsAreNamed) {
   std::mt19937_64 rng(4);
   const Tensor logits = normal(rng, DType::kFloat32, {4, 3});

@@ -1,12 +1,16 @@
 // Owning tensors for tests: random filling, NaN poisoning, and reading any floating type as double.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "dropless/error.h"
 #include "dropless/view.h"
 #include "src/common/dispatch.h"
 
@@ -161,5 +165,27 @@ class Workspace {
   std::size_t bytes_;
   std::vector<char> memory_;
 };
+
+// The rows of groups of these sizes: int64 [E + 1].
+inline Tensor offsets_of(const std::vector<std::int64_t>& sizes) {
+  Tensor offsets(DType::kInt64, {static_cast<std::int64_t>(sizes.size()) + 1});
+  offsets.set(0, 0);
+  for (std::size_t e = 0; e < sizes.size(); ++e) {
+    offsets.set(e + 1, offsets.get(e) + static_cast<double>(sizes[e]));
+  }
+  return offsets;
+}
+
+// What the refusal of a bad argument says.
+template <class Call>
+std::string message_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+    return error.what();
+  }
+  return "no error";
+}
 
 }  // namespace dropless::testing
