@@ -21,7 +21,7 @@ using LayerFunction = train::MoEResult (*)(const MoEConfig&, const at::Tensor&, 
 class LayerCase {
  public:
   LayerCase(const LayerShape& s, at::TensorOptions options) : s_(s), R_(s.T * s.k) {
-    config_ = {.num_experts = s.E, .top_k = s.k, .d_model = s.d, .d_ffn = s.f};
+    config_ = {.num_experts = s.E, .top_k = s.k, .d_model = s.d, .d_ffn = s.f, .route = {}};
     const auto random = [&](at::IntArrayRef shape, double scale) {
       return at::randn(shape, options).mul_(scale);
     };

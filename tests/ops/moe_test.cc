@@ -18,7 +18,7 @@
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define DROPLESS_COUNTS_ALLOCATIONS
 static std::atomic<long> allocations{0};
-extern "C" void* __libc_malloc(std::size_t size);
+extern "C" void* __libc_malloc(std::size_t size);  // NOLINT(bugprone-reserved-identifier)
 extern "C" void* malloc(std::size_t size) {
   ++allocations;
   return __libc_malloc(size);

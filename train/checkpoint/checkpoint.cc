@@ -255,27 +255,39 @@ Manifest read_manifest(const std::string& folder) {
   return parse_manifest(read_file(path, kMaxManifestBytes), path);
 }
 
+namespace {
+
+[[noreturn]] void damaged(const std::string& path, const std::string& what) {
+  throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, what),
+              "use an older checkpoint, or copy this one again");
+}
+
+void verify_entry(const std::string& folder, const CheckpointFile& file) {
+  const std::string path = join_path(folder, file.name);
+  if (!path_exists(path)) damaged(path, "missing; manifest.json lists it");
+  if (is_folder(path)) damaged(path, "a folder; manifest.json lists a file");
+  const std::uint64_t bytes = file_bytes(path);
+  if (bytes != file.bytes) damaged(path, fmt::format("{} bytes, should be {}", bytes, file.bytes));
+  const std::string hash = xxh3_file(path);
+  if (hash != file.xxh3) {
+    damaged(path, fmt::format("altered: XXH3-128 {}, should be {}", hash, file.xxh3));
+  }
+}
+
+}  // namespace
+
 void verify_file(const std::string& folder, const Manifest& manifest, std::string_view name) {
-  const std::string path = join_path(folder, std::string(name));
-  const auto damaged = [&](const std::string& what) {
-    throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, what),
-                "use an older checkpoint, or copy this one again");
-  };
   const auto file = std::find_if(manifest.files.begin(), manifest.files.end(),
                                  [&](const CheckpointFile& entry) { return entry.name == name; });
-  if (file == manifest.files.end()) damaged("manifest.json does not list it");
-  if (!path_exists(path)) damaged("missing; manifest.json lists it");
-  if (is_folder(path)) damaged("a folder; manifest.json lists a file");
-  const std::uint64_t bytes = file_bytes(path);
-  if (bytes != file->bytes) damaged(fmt::format("{} bytes, should be {}", bytes, file->bytes));
-  const std::string hash = xxh3_file(path);
-  if (hash != file->xxh3)
-    damaged(fmt::format("altered: XXH3-128 {}, should be {}", hash, file->xxh3));
+  if (file == manifest.files.end()) {
+    damaged(join_path(folder, std::string(name)), "manifest.json does not list it");
+  }
+  verify_entry(folder, *file);
 }
 
 Manifest verify_checkpoint(const std::string& folder) {
   Manifest manifest = read_manifest(folder);
-  for (const CheckpointFile& file : manifest.files) verify_file(folder, manifest, file.name);
+  for (const CheckpointFile& file : manifest.files) verify_entry(folder, file);
   return manifest;
 }
 
