@@ -16,6 +16,7 @@
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
+#include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/nn/moe_torch.h"
 #include "train/run/memory.h"
@@ -138,6 +139,7 @@ void print(const nlohmann::ordered_json& row) {
 }
 
 void run_bench_moe(const BenchMoeVerb& verb) {
+  install_signal_handlers(SignalMode::kExit);
   if (verb.dtype != "bf16" && verb.dtype != "fp32") {
     throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + verb.dtype, "one of: bf16, fp32");
   }
@@ -169,6 +171,7 @@ void run_bench_moe(const BenchMoeVerb& verb) {
 
 void add_bench_verb(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "Times parts of dropless beside their rivals");
+  bench->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
   bench->require_subcommand(1);
   auto verb = std::make_shared<BenchMoeVerb>();
   CLI::App* moe = bench->add_subcommand(

@@ -121,7 +121,7 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result,
 }
 
 void run_generate(const GenerateVerb& verb) {
-  install_signal_handlers(SignalMode::kThrow);
+  install_signal_handlers(SignalMode::kExit);
   if (verb.logits && !verb.json) {
     throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
   }

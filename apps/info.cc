@@ -78,7 +78,7 @@ void print_text(const nlohmann::ordered_json& json) {
 }
 
 void run_info(const std::string& path, bool as_json) {
-  install_signal_handlers(SignalMode::kThrow);
+  install_signal_handlers(SignalMode::kExit);
   nlohmann::ordered_json json;
   if (is_folder(path)) {
     json = describe_checkpoint(path);

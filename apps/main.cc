@@ -93,8 +93,13 @@ void check_verbs(const CLI::App& app, const std::string& path, int argc, char** 
   // Groups of options are subcommands too, without a name.
   const auto verbs =
       app.get_subcommands([](const CLI::App* verb) { return !verb->get_name().empty(); });
-  if (verbs.empty() || argc < 2 || argv[1][0] == '-') return;
+  if (verbs.empty() || argc < 2) return;
   const std::string word = argv[1];
+  if (word.starts_with("-")) {
+    if (word == "-h" || word == "--help" || word == "--version") return;
+    throw dropless::Error(dropless::ErrorKind::kInvalidArgument, path + " has no option " + word,
+                          "options follow a verb; " + path + " --help lists the verbs");
+  }
   std::vector<std::string> names;
   for (const CLI::App* verb : verbs) {
     if (verb->get_name() == word) return check_verbs(*verb, path + " " + word, argc - 1, argv + 1);

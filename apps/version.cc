@@ -61,6 +61,7 @@ void run_version(bool as_json) {
 void add_version_verb(CLI::App& app) {
   auto as_json = std::make_shared<bool>(false);
   CLI::App* verb = app.add_subcommand("version", "Version, commit, torch, CPU features, backends");
+  verb->footer("Example: dropless version --json");
   verb->add_flag("--json", *as_json, "one JSON document");
   verb->callback([as_json] { run_version(*as_json); });
 }

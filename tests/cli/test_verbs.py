@@ -143,6 +143,25 @@ class VerbsTest(CommandTest):
                 self.assertEqual(process.wait(timeout=60), 1)
                 self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_a_signal_ends_verbs_that_only_print(self):
+        self.train()
+        (self.folder / "long.txt").write_text("a" * 50000)
+        for arguments in [
+            ["generate", "run", "--prompt-file", "long.txt"],
+            ["bench", "moe", "--device", "cpu", "--shape", "20000,512,512,8,2"],
+        ]:
+            for number in [signal.SIGTERM, signal.SIGINT]:
+                with self.subTest(verb=arguments[0], signal=number):
+                    process = self.start(*arguments)
+                    status = pathlib.Path(f"/proc/{process.pid}/status")
+                    caught = lambda: int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+                    self.wait_for(lambda: caught() >> (number - 1) & 1)
+                    time.sleep(0.5)
+                    self.assertIsNone(process.poll())
+                    process.send_signal(number)
+                    self.assertEqual(process.wait(timeout=1), 1)
+                    self.assertEqual(process.stderr.read().splitlines()[-1], "error: interrupted")
+
     def test_a_last_line_without_its_end_is_read(self):
         lines = '{"a":{"t":"int","v":"5"}}\n{"a":{"t":"int","v":"6"}}'
         self.check_command("data", "write", "set", *INT_COLUMN, input=lines)

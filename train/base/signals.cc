@@ -20,11 +20,21 @@ std::atomic<SignalMode> current_mode{SignalMode::kFinishStep};
 static_assert(std::atomic<int>::is_always_lock_free);
 static_assert(std::atomic<SignalMode>::is_always_lock_free);
 
+[[noreturn]] void exit_at_once() {
+  constexpr char kTrain[] = "\nstopped at once; nothing was saved after the last checkpoint\n";
+  constexpr char kOther[] = "error: interrupted\n";
+  const bool train = current_mode == SignalMode::kFinishStep;
+  [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, train ? kTrain : kOther,
+                                             (train ? sizeof(kTrain) : sizeof(kOther)) - 1);
+  _exit(1);
+}
+
 void on_signal(int signal_number) {
   if (signal_number == SIGUSR1) {
     save = true;
     return;
   }
+  if (current_mode == SignalMode::kExit) exit_at_once();
   int none = 0;
   if (stop.compare_exchange_strong(none, signal_number)) {
     if (signal_number == SIGINT && current_mode == SignalMode::kFinishStep) {
@@ -35,7 +45,7 @@ void on_signal(int signal_number) {
   }
   // Launchers repeat SIGTERM while a checkpoint is being saved; only a person's Ctrl-C is
   // impatience.
-  if (signal_number == SIGINT || current_mode == SignalMode::kThrow) _exit(1);
+  if (signal_number == SIGINT || current_mode == SignalMode::kThrow) exit_at_once();
 }
 
 }  // namespace

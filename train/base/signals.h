@@ -1,14 +1,14 @@
 // SIGINT, SIGTERM, SIGHUP and SIGUSR1, turned into flags that the loops read.
 //
 // train (kFinishStep): the first SIGINT, SIGTERM or SIGHUP asks the loop to save and stop; a SIGINT after
-// that exits 1 at once; SIGUSR1 asks for a save and goes on. Other verbs (kThrow): the first makes
-// the next check_interrupted() throw Error(kInterrupted), so that destructors remove unfinished
-// output; a second exits 1 at once.
+// that exits 1 at once; SIGUSR1 asks for a save and goes on. Verbs that write files (kThrow): the
+// first makes the next check_interrupted() throw Error(kInterrupted), so that destructors remove
+// unfinished output; a second exits 1 at once. Verbs that only print (kExit): the first exits 1.
 #pragma once
 
 namespace dropless::train {
 
-enum class SignalMode { kFinishStep, kThrow };
+enum class SignalMode { kFinishStep, kThrow, kExit };
 
 void install_signal_handlers(SignalMode mode);
 // The signal that asked to stop (SIGINT, SIGTERM or SIGHUP), 0 as long as none did.
