@@ -1,5 +1,6 @@
 #include "train/run/run_folder.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <ctime>
@@ -8,6 +9,7 @@
 #include "dropless/error.h"
 #include "train/base/log.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/checkpoint/manifest.h"
 
 namespace dropless::train {
 namespace {
@@ -72,12 +74,29 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
   make_folders(path_);
   lock_.emplace(path_);
   for (const std::string& line : sweep_stale(path_)) log_warning("{}", line);
-  const std::string metrics = metrics_path(path_);
-  if (!policy_.overwrite && !policy_.resume &&
-      (!list_steps(path_).empty() || (path_exists(metrics) && file_bytes(metrics) > 0))) {
+  if (policy_.overwrite) check_old_run();
+  if (policy_.overwrite || policy_.resume) return;
+  if (!list_steps(path_).empty()) {
     throw Error(ErrorKind::kInvalidArgument, "run folder " + path_ + " holds another run",
                 "autoresume=true goes on with it, save_overwrite=true removes it, "
                 "save_folder=DIR puts this run elsewhere");
+  }
+  // A run that ended before its first save, or never began.
+  const std::string metrics = metrics_path(path_);
+  if (path_exists(metrics) && file_bytes(metrics) > 0) {
+    rename_path(metrics, metrics + ".old");
+    log_warning("{} is of a run that saved no checkpoint; it is now {}.old", metrics, metrics);
+  }
+}
+
+void RunFolder::check_old_run() const {
+  for (const std::int64_t step : list_steps(path_)) {
+    const std::string folder = join_path(path_, step_folder_name(step));
+    if (!is_link(folder) && path_exists(join_path(folder, kManifestName))) continue;
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("save_overwrite would remove {}, which is {}", folder,
+                            is_link(folder) ? "a link" : "no checkpoint: it has no manifest"),
+                "move it away, or name another save_folder");
   }
 }
 

@@ -22,7 +22,8 @@ class RunFolder {
     int keep = -1;           // newest checkpoints that prune() leaves; -1: all
   };
   // Makes the folder, locks it against other processes and clears away what crashed saves left.
-  // Another run in it, which the policy neither replaces nor resumes, is kInvalidArgument.
+  // Another run's checkpoints in it, which the policy neither replaces nor resumes, are
+  // kInvalidArgument; the metrics of a run that saved none are renamed to metrics.jsonl.old.
   RunFolder(const std::string& path, const Policy& policy);
 
   const std::string& path() const { return path_; }
@@ -38,6 +39,9 @@ class RunFolder {
   void prune() const;
 
  private:
+  // Throws Error(kInvalidArgument) where what remove_old_run() would remove is no checkpoint.
+  void check_old_run() const;
+
   std::string path_;
   Policy policy_;
   std::optional<FolderLock> lock_;

@@ -54,13 +54,47 @@ TEST_F(RunFolderTest, AnotherRunIsReplacedOrResumedOnlyWhenAsked) {
   { const RunFolder first(run, {}); }
   { const RunFolder empty(run, {}); }
   write_file_durable(metrics_path(run), "{}\n");
+  std::filesystem::create_directory(run + "/step-5");
   EXPECT_THROW(RunFolder(run, {}), Error);
   EXPECT_NO_THROW(RunFolder(run, {.resume = true}));
+  write_file_durable(run + "/step-5/manifest.json", "{}\n");
   const RunFolder over(run, {.overwrite = true});
   EXPECT_TRUE(path_exists(metrics_path(run))) << "not before it is asked to";
   EXPECT_THROW(RunFolder(run, {.resume = true}), Error) << "locked";
   over.remove_old_run();
   EXPECT_FALSE(path_exists(metrics_path(run)));
+  EXPECT_FALSE(path_exists(run + "/step-5"));
+}
+
+TEST_F(RunFolderTest, OverwriteRemovesNothingButCheckpoints) {
+  const std::string run = path("run");
+  std::filesystem::create_directories(path("run/step-7"));
+  std::filesystem::create_directory(path("elsewhere"));
+  write_file_durable(path("run/step-7/notes.txt"), "mine");
+  write_file_durable(path("elsewhere/manifest.json"), "{}");
+  const auto refusal_of_overwrite = [&] {
+    try {
+      RunFolder(run, {.overwrite = true});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_THAT(refusal_of_overwrite(), HasSubstr("step-7, which is no checkpoint"));
+  EXPECT_TRUE(path_exists(path("run/step-7/notes.txt")));
+  std::filesystem::remove_all(path("run/step-7"));
+  std::filesystem::create_directory_symlink("../elsewhere", path("run/step-7"));
+  EXPECT_THAT(refusal_of_overwrite(), HasSubstr("step-7, which is a link"));
+}
+
+TEST_F(RunFolderTest, MetricsOfARunThatSavedNothingStepAside) {
+  const std::string run = path("run");
+  std::filesystem::create_directory(run);
+  write_file_durable(metrics_path(run), "{}\n");
+  const RunFolder folder(run, {});
+  EXPECT_FALSE(path_exists(metrics_path(run)));
+  EXPECT_EQ(read_file(metrics_path(run) + ".old", 100), "{}\n");
 }
 
 }  // namespace
