@@ -97,7 +97,7 @@ void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool 
 }
 
 void run_eval(EvalVerb verb) {
-  install_signal_handlers(SignalMode::kThrow);
+  install_signal_handlers(SignalMode::kExit);
   if (verb.data_given && verb.data.empty()) {
     throw Error(ErrorKind::kInvalidArgument, "--data is empty", "name a set's folder or a file");
   }
@@ -106,12 +106,12 @@ void run_eval(EvalVerb verb) {
                 "a config names its splits: eval_loader.dataset.split=NAME");
   }
   const bool is_model = is_folder(verb.target);
-  if (is_model && verb.data.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, "eval MODEL needs --data DIR or --data FILE");
-  }
   if (is_model && !verb.overrides.empty()) {
     throw Error(ErrorKind::kInvalidArgument,
                 "overrides such as " + verb.overrides[0] + " belong to a CONFIG, not to a model");
+  }
+  if (is_model && verb.data.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "eval MODEL needs --data DIR or --data FILE");
   }
   std::vector<Source> sources;
   std::optional<TrainConfig> config;
@@ -122,15 +122,21 @@ void run_eval(EvalVerb verb) {
     model_path = config->load_path.empty() ? config->save_folder : config->load_path;
     verb.batch_size = config->device_eval_batch_size;
     if (!verb.model_options.dtype_given()) precision = config->precision;
-    if (!verb.model_options.device_given()) verb.model_options.device = config->device;
+    if (!verb.model_options.device_given()) {
+      verb.model_options.device = config->device;
+      config->source.locate("device", [&] { choose_device(config->device); });
+    }
   }
   const LoadedModel loaded = verb.model_options.open(model_path);
   if (!verb.data.empty()) {
     sources.emplace_back("", open_data(verb, loaded));
   } else {
-    for (const TextDatasetConfig& dataset : config->eval_loaders) {
-      sources.emplace_back(dataset.label,
-                           open_set(dataset, loaded, verb.batch_size, config->max_seq_len));
+    for (std::size_t i = 0; i < config->eval_loaders.size(); ++i) {
+      const TextDatasetConfig& dataset = config->eval_loaders[i];
+      config->source.locate(config->eval_dataset_path(i), [&] {
+        sources.emplace_back(dataset.label,
+                             open_set(dataset, loaded, verb.batch_size, config->max_seq_len));
+      });
     }
     if (sources.empty()) {
       throw Error(ErrorKind::kInvalidArgument, verb.target + " has no eval_loader",

@@ -22,7 +22,8 @@ class BadInputTest(CommandTest):
         return result
 
     def refuse_override(self, override: str, message: str):
-        self.refuse(2, message, "train", self.config, override)
+        result = self.refuse(2, message, "train", self.config, override)
+        self.assertRegex(result.stderr, r'error: (config\.yaml:\d+:\d+|override ".*"): ')
         self.assertFalse((self.folder / "run").exists(), "nothing is started")
 
     def test_config_errors_have_a_place(self):
@@ -58,6 +59,13 @@ class BadInputTest(CommandTest):
             ("=3", "=3"),
             ("tokenizer.name=nowhere", "nowhere"),
             ("device=cuda:x", "cuda"),
+            ("device=cuda:99", "device cuda"),
+            ("precision=amp_fp16", "needs a GPU"),
+            ("train_loader.dataset.split=nowhere", "nowhere"),
+            ("eval_loader.dataset.local=nowhere", "nowhere"),
+            ("model.n_heads=null", "must not be null"),
+            ("optimizer.lr=1e-320", "1.2e-38"),
+            ("run_name=../x", "is a path"),
             ("model.ffn_config.moe_world_size=2", "moe_world_size"),
             ("model.ffn_config.mlp_typ=glu", "did you mean"),
         ]:

@@ -16,12 +16,12 @@ class ResumeTest(CommandTest):
         self.config = self.write_config()
         self.check_command("train", self.config, "save_folder=straight")
 
-    def start(self, *arguments) -> subprocess.Popen:
+    def start(self, *arguments, stderr=subprocess.DEVNULL) -> subprocess.Popen:
         return subprocess.Popen(
             [BINARY, "train", self.config, *arguments],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
         )
 
     def wait_for_step(self, process: subprocess.Popen, run: str, step: int):
@@ -120,8 +120,9 @@ class ResumeTest(CommandTest):
         process = self.start(
             "save_folder=impatient", "global_train_batch_size=600", "model.d_model=256",
             "model.ffn_config.ffn_hidden_size=1024", "device_train_microbatch_size=auto",
-            "model.n_layers=12",
+            "model.n_layers=12", stderr=subprocess.PIPE,
         )  # fmt: skip
+        self.addCleanup(process.stderr.close)
         deadline = time.monotonic() + 60
         while not (self.folder / "impatient" / "metrics.jsonl").exists():
             self.assertLess(time.monotonic(), deadline)
@@ -132,6 +133,7 @@ class ResumeTest(CommandTest):
         self.assertIsNone(process.poll(), "the first signal waits for the step")
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(timeout=2), 1)
+        self.assertIn(b"stopped at once; nothing was saved", process.stderr.read())
         self.assertFalse((self.folder / "impatient" / "latest").exists())
 
     def test_resume_refuses_a_changed_model(self):
@@ -154,12 +156,27 @@ class ResumeTest(CommandTest):
                     self.assertEqual(result.returncode, 2, result.stderr)
                     self.assertIn(message, result.stderr)
                     self.assertIn("load_weights_only=true", result.stderr)
+        # Weights of other shapes cannot be taken over alone either.
+        result = self.run_command(
+            "train", self.config, "save_folder=new", "load_path=straight",
+            "model.ffn_config.ffn_hidden_size=64",
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("ffn_hidden_size is 48", result.stderr)
+        self.assertNotIn("load_weights_only", result.stderr)
         result = self.run_command(
             "train", self.config, "save_folder=tuned", "load_path=straight",
             "load_weights_only=true", "model.attn_config.rope_theta=5000", "max_duration=5ba",
         )  # fmt: skip
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("rope_theta is 10000", result.stderr)
+
+    @unittest.skipIf(os.cpu_count() == 1, "one thread is all there is")
+    def test_another_number_of_threads_is_said(self):
+        arguments = ["train", self.config, "save_folder=straight", "autoresume=true"]
+        result = self.run_command(*arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.assertRegex(result.stderr, r"saved by \d+ threads and resumed by 1: ")
+        self.assertNotIn("resumed by", self.run_command(*arguments).stderr)
 
     def test_resume_takes_a_changed_run(self):
         """What does not change the function of the weights may change."""

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -115,9 +116,12 @@ struct Reader<double> {
     if (node.kind == Kind::kScalar && node.plain) {
       const std::optional<double> value = parse_float_text(node.text);
       constexpr double kMax = std::numeric_limits<float>::max();
-      if (value && std::abs(*value) <= kMax) return *value;
+      constexpr double kMin = std::numeric_limits<float>::min();
+      const double size = value ? std::abs(*value) : 0;
+      if (value && (size == 0 || (size >= kMin && size <= kMax))) return *value;
       if (value) {
-        fail_type(node, path, fmt::format("a finite number of at most {:.1e}", kMax));
+        fail_type(node, path,
+                  fmt::format("a number of fp32, 0 or from {:.1e} to {:.1e}", kMin, kMax));
       }
     }
     fail_type(node, path, "a number", quotes_hint(node));
@@ -207,13 +211,21 @@ YamlDocument YamlDocument::parse(const std::string& text, const std::string& fil
   return document;
 }
 
-YamlMap YamlDocument::root() const { return YamlMap(root_, root_.get()); }
+YamlMap YamlDocument::root() const { return YamlMap(root_, root_.get(), warns_); }
+
+YamlDocument YamlDocument::without_warnings() const {
+  YamlDocument document = *this;
+  document.warns_ = false;
+  return document;
+}
+
 std::string YamlDocument::dump() const { return emit_yaml(*root_); }
 
 // ---- mapping ----
 
-YamlMap::YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node)
-    : root_(std::move(root)), node_(node) {}
+YamlMap::YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node,
+                 bool warns)
+    : root_(std::move(root)), node_(node), warns_(warns) {}
 
 bool YamlMap::has(std::string_view key) const {
   const YamlNode::Entry* entry = ask(*node_, key);
@@ -260,7 +272,7 @@ template <class T>
 T YamlMap::positive(std::string_view key, std::optional<T> fallback) const {
   const std::optional<T> value = find_positive<T>(key);
   if (value) return *value;
-  return fallback ? *fallback : get<T>(key);
+  return fallback && node_->find(key) == nullptr ? *fallback : get<T>(key);
 }
 
 template <class T>
@@ -283,11 +295,7 @@ DROPLESS_YAML_NUMBER(double)
 Time YamlMap::time(std::string_view key, const Time& fallback) const {
   const std::optional<std::string> text = find<std::string>(key);
   if (!text) return fallback;
-  try {
-    return Time::parse(*text);
-  } catch (const Error& error) {
-    fail(key, error.what(), error.hint());
-  }
+  return locate(key, [&] { return Time::parse(*text); });
 }
 
 #define DROPLESS_YAML_TYPE(...)                                                           \
@@ -310,7 +318,7 @@ std::optional<YamlMap> YamlMap::find_map(std::string_view key) const {
   if (value == nullptr) return std::nullopt;
   if (!value->is_map()) fail_type(*value, child_path(path(), key), "a mapping");
   node_->find(key)->reached = true;
-  return YamlMap(root_, value);
+  return YamlMap(root_, value, warns_);
 }
 
 YamlMap YamlMap::map(std::string_view key) const {
@@ -325,7 +333,7 @@ std::vector<YamlMap> YamlMap::maps(std::string_view key) const {
   if (value == nullptr) return out;
   node_->find(key)->reached = true;
   if (value->is_map()) {
-    out.push_back(YamlMap(root_, value));
+    out.push_back(YamlMap(root_, value, warns_));
     return out;
   }
   const std::string here = child_path(path(), key);
@@ -334,7 +342,7 @@ std::vector<YamlMap> YamlMap::maps(std::string_view key) const {
   for (std::size_t i = 0; i < value->items.size(); ++i) {
     const YamlNode& item = *value->items[i];
     if (!item.is_map()) fail_type(item, child_path(here, std::to_string(i)), "a mapping");
-    out.push_back(YamlMap(root_, &item));
+    out.push_back(YamlMap(root_, &item, warns_));
   }
   return out;
 }
@@ -357,7 +365,7 @@ bool YamlMap::is_string(std::string_view key) const {
 }
 
 void YamlMap::no_effect(std::string_view key, std::string_view why) const {
-  if (take(*node_, key) == nullptr) return;
+  if (take(*node_, key) == nullptr || !warns_) return;
   log_warning("{}: {} has no effect: {}", where(key), child_path(path(), key), why);
 }
 
@@ -383,8 +391,22 @@ std::string YamlMap::path() const { return node_->map->path; }
 std::string YamlMap::where() const { return node_->place.str(); }
 
 std::string YamlMap::where(std::string_view key) const {
-  const YamlNode::Entry* entry = key.empty() ? nullptr : node_->find(key);
-  return entry == nullptr ? where() : entry->value->place.str();
+  const YamlNode* node = node_;
+  while (!key.empty()) {
+    const std::string_view part = key.substr(0, key.find('.'));
+    key.remove_prefix(std::min(part.size() + 1, key.size()));
+    const YamlNode* child = nullptr;
+    if (node->is_map()) {
+      const YamlNode::Entry* entry = node->find(part);
+      if (entry != nullptr) child = entry->value.get();
+    } else if (const auto index = parse_int_text(std::string(part))) {
+      const bool inside = *index >= 0 && *index < static_cast<std::int64_t>(node->items.size());
+      if (inside) child = node->items[*index].get();
+    }
+    if (child == nullptr) break;
+    node = child;
+  }
+  return node->place.str();
 }
 
 }  // namespace dropless::train

@@ -13,8 +13,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "dropless/error.h"
 #include "train/base/time.h"
 
 namespace dropless::train {
@@ -32,6 +34,8 @@ class YamlDocument {
                             const std::vector<std::string>& overrides = {});
 
   YamlMap root() const;
+  // The same document, whose no_effect() says nothing: for a config that was warned about before.
+  YamlDocument without_warnings() const;
   // The resolved document as YAML text (what a checkpoint stores).
   std::string dump() const;
 
@@ -39,6 +43,7 @@ class YamlDocument {
 
  private:
   std::shared_ptr<const Node> root_;
+  bool warns_ = true;
 };
 
 // One mapping of the document. Remembers which keys were asked for, so that finish() can refuse the
@@ -52,7 +57,7 @@ class YamlMap {
   // Error(kInvalidArgument) with the place when the key is absent or null (get without fallback) or
   // of another type. Integers take `5`, `5.0`, `3e4`, `1_000`; bools take true/false only; a string
   // key takes any scalar as it is written and refuses mappings and sequences; a vector takes a
-  // sequence. A double is finite and within fp32's range, the one it will be computed in.
+  // sequence. A double is 0 or within fp32's range of normal numbers: it will be computed in fp32.
   template <class T>
   T get(std::string_view key) const;
   template <class T>
@@ -60,8 +65,9 @@ class YamlMap {
   template <class T>
   std::optional<T> find(std::string_view key) const;
 
-  // Numbers (int64_t, int, double) with a bound: above 0, or 0 and above. Without a fallback the
-  // key is required.
+  // Numbers (int64_t, int, double) with a bound: above 0, or 0 and above. Absent: fallback; without
+  // one the key is required. Null is the fallback of non_negative(), where it reads as "off"; of
+  // positive(), which counts and measures, it is an error.
   template <class T>
   T positive(std::string_view key, std::optional<T> fallback = std::nullopt) const;
   template <class T>
@@ -93,19 +99,37 @@ class YamlMap {
   // mapping's when the key is absent or empty).
   [[noreturn]] void fail(std::string_view key, const std::string& message,
                          const std::string& hint = {}) const;
+  // Runs a check that knows nothing of YAML: its errors of kind kInvalidArgument and kUnsupported
+  // are thrown as fail() throws them.
+  template <class Action>
+  decltype(auto) locate(std::string_view key, Action&& action) const {
+    try {
+      return std::forward<Action>(action)();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kInvalidArgument && error.kind() != ErrorKind::kUnsupported) {
+        throw;
+      }
+      fail(key, error.what(), error.hint());
+    }
+  }
   // Every key that nobody read, here and in every mapping below that was reached through map(),
   // find_map() or maps(), is an error with a "did you mean" out of the keys asked for there.
   void finish() const;
 
-  std::string path() const;                       // "model.ffn_config", "" for the root
-  std::string where() const;                      // "file:line:column" of the mapping
-  std::string where(std::string_view key) const;  // of the key's value; of the mapping when absent
+  std::string path() const;   // "model.ffn_config", "" for the root
+  std::string where() const;  // "file:line:column" of the mapping
+  // Of the value of a key of this mapping, or of one further down ("scheduler.t_warmup",
+  // "eval_loader.1.dataset"); of what it would stand in when it is absent. fail() and locate() take
+  // such paths too.
+  std::string where(std::string_view key) const;
 
  private:
   friend class YamlDocument;
-  YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node);
+  YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node,
+          bool warns);
   std::shared_ptr<const YamlDocument::Node> root_;  // keeps the document alive
   const YamlDocument::Node* node_;
+  bool warns_;
 };
 
 }  // namespace dropless::train

@@ -218,6 +218,18 @@ void check_text(std::string_view text, const TreeBuilder& builder) {
   }
 }
 
+// For what yaml-cpp says in its own terms.
+std::string hint_of(const std::string& message) {
+  if (message.starts_with("illegal EOF in scalar")) return "a quote is opened and not closed";
+  if (message.starts_with("end of map flow")) {
+    return "a { is not closed, or a } stands in a value without quotes, as in {a: \"${b}\"}";
+  }
+  if (message.starts_with("end of sequence flow")) {
+    return "a [ is not closed, or a ] stands in a value without quotes";
+  }
+  return "";
+}
+
 }  // namespace
 
 YamlNode::Pointer read_yaml(std::string_view text, const std::string& source, bool one_line,
@@ -230,7 +242,7 @@ YamlNode::Pointer read_yaml(std::string_view text, const std::string& source, bo
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& error) {
-    fail_yaml(builder.place(error.mark), error.msg);
+    fail_yaml(builder.place(error.mark), error.msg, hint_of(error.msg));
   }
   YamlNode::Pointer root = builder.take();
   if (!root) {

@@ -6,6 +6,8 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <dlfcn.h>
 
+#include <optional>
+
 #include "dropless/error.h"
 
 namespace dropless::train {
@@ -38,6 +40,19 @@ std::string gpu_name(int index) {
   return name;
 }
 
+// The GPU that the name asks for; nullopt: the CPU.
+std::optional<int> parse_device(const std::string& name) {
+  if (name == "cpu") return std::nullopt;
+  if (name == "auto" || name == "cuda" || name == "gpu") return 0;
+  const std::string digits = name.starts_with("cuda:") ? name.substr(5) : "";
+  if (digits.empty() || digits.size() > 3 ||
+      digits.find_first_not_of("0123456789") != std::string::npos) {
+    throw Error(ErrorKind::kInvalidArgument, "unknown device " + name,
+                "one of: auto, cpu, cuda, cuda:N");
+  }
+  return std::stoi(digits);
+}
+
 const std::string& cuda_problem() {
   static const std::string problem = load_cuda();
   return problem;
@@ -47,31 +62,23 @@ const std::string& cuda_problem() {
 
 bool cuda_available() { return cuda_problem().empty(); }
 
+void check_device_name(const std::string& name) { parse_device(name); }
+
 at::Device choose_device(const std::string& name) {
-  if (name == "cpu") return at::kCPU;
-  if (name == "auto") return cuda_available() ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  if (name == "cuda" || name.starts_with("cuda:")) {
-    if (!cuda_available()) {
-      throw Error(ErrorKind::kInvalidArgument, "device " + name + ": " + cuda_problem(),
-                  "use device cpu, or auto");
-    }
-    int index = 0;
-    if (name.size() > 5) {
-      const std::string digits = name.substr(5);
-      if (digits.size() > 3 || digits.find_first_not_of("0123456789") != std::string::npos) {
-        throw Error(ErrorKind::kInvalidArgument, "device " + name + " is not of the form cuda:N");
-      }
-      index = std::stoi(digits);
-    }
-    const int count = at::detail::getCUDAHooks().deviceCount();
-    if (index >= count) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  "device " + name + ": this machine has " + std::to_string(count) + " GPU(s)");
-    }
-    return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+  const std::optional<int> index = parse_device(name);
+  if (!index) return at::kCPU;
+  if (name == "auto" && !cuda_available()) return at::kCPU;
+  if (!cuda_available()) {
+    throw Error(ErrorKind::kInvalidArgument, "device " + name + ": " + cuda_problem(),
+                "use device cpu, or auto");
   }
-  throw Error(ErrorKind::kInvalidArgument, "unknown device " + name,
-              "one of: auto, cpu, cuda, cuda:N");
+  const int count = at::detail::getCUDAHooks().deviceCount();
+  if (*index >= count) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "device " + name + ": this machine has " + std::to_string(count) +
+                    (count == 1 ? " GPU, cuda:0" : " GPUs, from cuda:0"));
+  }
+  return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(*index));
 }
 
 // Through libtorch's C interface, looked up in the loaded library: its C++ class needs linking.

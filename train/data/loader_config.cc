@@ -38,16 +38,17 @@ void read_shuffle(const YamlMap& dataset, ShuffleConfig& shuffle) {
   const auto name = dataset.find<std::string>("shuffle_algo");
   ShuffleAlgo algo = ShuffleAlgo::kPy1e;
   if (name) {
-    try {
-      algo = parse_shuffle_algo(*name);
-    } catch (const Error& error) {
-      dataset.fail("shuffle_algo", error.what(), error.hint());
-    }
+    algo = dataset.locate("shuffle_algo", [&] { return parse_shuffle_algo(*name); });
   }
   shuffle.algo = dataset.get<bool>("shuffle", false) ? algo : ShuffleAlgo::kNone;
   shuffle.seed = find_at_least(dataset, "shuffle_seed", 0).value_or(shuffle.seed);
   // Blocks are drawn from 0.75 to 1.25 of this size; below 2 no whole number lies between.
   shuffle.block_size = find_at_least(dataset, "shuffle_block_size", 2);
+  if (shuffle.algo == ShuffleAlgo::kNone) {
+    for (const char* key : {"shuffle_algo", "shuffle_seed", "shuffle_block_size"}) {
+      dataset.no_effect(key, "shuffle is off");
+    }
+  }
   shuffle.num_canonical_nodes = find_at_least(dataset, "num_canonical_nodes", 1);
 }
 

@@ -48,6 +48,7 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_mo
   config.softmax_scale = map.find_positive<double>("softmax_scale");
   config.rope = map.get<bool>("rope", false);
   config.rope_theta = map.positive<double>("rope_theta", config.rope_theta);
+  if (!config.rope) map.no_effect("rope_theta", "rope is off");
   if (config.rope && config.head_dim % 2 != 0) {
     map.fail("rope", "rope needs an even head dimension; it is " + std::to_string(config.head_dim));
   }

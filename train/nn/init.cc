@@ -15,6 +15,7 @@ InitConfig InitConfig::from_yaml(const YamlMap& map) {
              "one of: kaiming_normal_, xavier_normal_, small_init_, baseline_");
   }
   config.init_std = map.positive<double>("init_std", config.init_std);
+  if (config.name != "baseline_") map.no_effect("init_std", config.name + " derives it from sizes");
   config.emb_init_std = map.non_negative<double>("emb_init_std", config.emb_init_std);
   config.init_div_is_residual = map.get<bool>("init_div_is_residual", config.init_div_is_residual);
   map.finish();

@@ -53,7 +53,7 @@ std::variant<FfnConfig, MoELayerConfig> ffn_from_yaml(const std::optional<YamlMa
               "one of: mptmlp, mptglu, mb_dmoe, torch_dmoe");
   }
   dense.glu = type == "mptglu";
-  dense.d_ffn = map->positive<std::int64_t>("ffn_hidden_size", d_ffn);
+  dense.d_ffn = map->find_positive<std::int64_t>("ffn_hidden_size").value_or(d_ffn);
   dense.activation = activation_from_yaml(*map, dense.activation);
   map->no_effect("fc_type", "there is one linear layer");
   map->finish();

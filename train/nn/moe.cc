@@ -41,7 +41,7 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
   moe.d_model = d_model;
   moe.num_experts = map.positive<std::int64_t>("moe_num_experts", 1);
   moe.top_k = map.positive<std::int64_t>("moe_top_k", 1);
-  moe.d_ffn = map.positive<std::int64_t>("ffn_hidden_size", default_d_ffn);
+  moe.d_ffn = map.find_positive<std::int64_t>("ffn_hidden_size").value_or(default_d_ffn);
   // MegaBlocks' default activation is tanh-gelu; torch_dmoe's is the exact one.
   moe.activation =
       activation_from_yaml(map, megablocks ? Activation::kGeluTanh : Activation::kGelu);

@@ -24,6 +24,9 @@ ScheduleConfig ScheduleConfig::from_yaml(const YamlMap& map) {
   config.t_warmup = map.time("t_warmup", config.t_warmup);
   config.t_max = map.time("t_max", config.t_max);
   config.alpha_f = map.non_negative<double>("alpha_f", config.alpha_f);
+  if (config.type == ScheduleType::kConstant) {
+    for (const char* key : {"t_max", "alpha_f"}) map.no_effect(key, "the rate stays where it is");
+  }
   map.no_effect("scale_warmup", "there is no scale schedule ratio");
   map.finish();
   return config;

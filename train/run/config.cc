@@ -2,10 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
 #include "dropless/error.h"
+#include "train/bridge/device.h"
 #include "train/run/run_folder.h"
 
 namespace dropless::train {
@@ -126,13 +129,33 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
       count_at(root, "device_eval_batch_size", config.microbatch_samples());
 }
 
+std::string read_run_folder(const YamlMap& root, const std::string& run_name) {
+  if (run_name.find('/') != std::string::npos || run_name == "." || run_name == "..") {
+    root.fail("run_name", "run_name '" + run_name + "' is a path",
+              "it names a folder under runs/; save_folder takes a path");
+  }
+  const std::string save_folder = root.get<std::string>("save_folder", "");
+  return root.locate("save_folder", [&] { return RunFolder::name(save_folder, run_name); });
+}
+
+// Where the run's length in batches follows from the config alone, a warm-up that does not fit is
+// said before the data are opened.
+void check_schedule(const YamlMap& root, const TrainConfig& config) {
+  const ScheduleConfig& scheduler = config.scheduler;
+  for (const Time* time : {&config.max_duration, &scheduler.t_warmup, &scheduler.t_max}) {
+    if (time->unit == TimeUnit::kEpoch) return;
+  }
+  TrainingLength length;
+  length.samples_per_batch = config.global_train_batch_size;
+  length.tokens_per_batch = config.global_train_batch_size * config.max_seq_len;
+  length.max_batches =
+      static_cast<std::int64_t>(std::min(std::ceil(length.batches(config.max_duration)), 9e15));
+  root.locate("scheduler.t_warmup", [&] { Schedule(scheduler, length); });
+}
+
 void read_saving(const YamlMap& root, TrainConfig& config) {
   config.run_name = root.get<std::string>("run_name", "");
-  try {
-    config.save_folder = RunFolder::name(root.get<std::string>("save_folder", ""), config.run_name);
-  } catch (const Error& error) {
-    root.fail("save_folder", error.what(), error.hint());
-  }
+  config.save_folder = read_run_folder(root, config.run_name);
   config.save_interval = interval_at(root, "save_interval", config.save_interval);
   config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
   if (config.save_num_checkpoints_to_keep < -1 || config.save_num_checkpoints_to_keep == 0) {
@@ -142,6 +165,7 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
   config.save_overwrite = root.get<bool>("save_overwrite", false);
   config.load_path = root.get<std::string>("load_path", "");
   config.load_weights_only = root.get<bool>("load_weights_only", false);
+  if (config.load_path.empty()) root.no_effect("load_weights_only", "load_path names nothing");
   config.autoresume = root.get<bool>("autoresume", false);
   if (config.autoresume && config.save_overwrite) {
     root.fail("autoresume", "autoresume goes on with the run that save_overwrite would remove",
@@ -153,6 +177,18 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
 
 std::int64_t TrainConfig::microbatch_samples() const {
   return device_train_microbatch_size > 0 ? device_train_microbatch_size : global_train_batch_size;
+}
+
+std::string TrainConfig::eval_dataset_path(std::size_t i) const {
+  return source.is_sequence("eval_loader") ? fmt::format("eval_loader.{}.dataset", i)
+                                           : "eval_loader.dataset";
+}
+
+void check_precision(const TrainConfig& config, at::Device device) {
+  if (config.precision == Precision::kAmpFp16 && device.is_cpu()) {
+    config.source.fail("precision", "precision amp_fp16 needs a GPU",
+                       "use amp_bf16 or fp32 on a CPU");
+  }
 }
 
 std::string tokenizer_from_yaml(const YamlMap& map) {
@@ -167,12 +203,14 @@ std::string tokenizer_from_yaml(const YamlMap& map) {
 
 TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   const YamlMap root = document.root();
-  TrainConfig config;
+  TrainConfig config(root);
   const auto seed = root.get<std::int64_t>("seed", 17);
   if (seed < 0) root.fail("seed", "seed must not be negative");
   config.seed = static_cast<std::uint64_t>(seed);
   config.device = root.get<std::string>("device", config.device);
+  root.locate("device", [&] { check_device_name(config.device); });
   config.precision = precision_at(root);
+  if (config.device == "cpu") check_precision(config, at::kCPU);
   config.model = ModelConfig::from_yaml(root.map("model"));
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = AdamWConfig::from_yaml(root.map("optimizer"));
@@ -184,6 +222,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
     root.fail("max_duration", "max_duration must be a positive number of ba, ep, sp or tok");
   }
   read_batch_sizes(root, config);
+  check_schedule(root, config);
   read_loaders(root, config);
   read_algorithms(root, config);
   read_callbacks(root);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "train/base/time.h"
@@ -23,6 +24,10 @@ namespace dropless::train {
 using Interval = Time;
 
 struct TrainConfig {
+  explicit TrainConfig(YamlMap root) : source(std::move(root)) {}
+
+  YamlMap source;  // the document's root: the places of what only shows later to be wrong
+
   std::string run_name;
   std::uint64_t seed = 17;
   std::string device = "auto";
@@ -58,10 +63,15 @@ struct TrainConfig {
 
   // Samples a forward pass.
   std::int64_t microbatch_samples() const;
+  // The path of eval_loaders[i]'s data set in `source`.
+  std::string eval_dataset_path(std::size_t i) const;
 
   // Reads the document and refuses what it does not know. Throws Error(kInvalidArgument).
   static TrainConfig from_yaml(const YamlDocument& document);
 };
+
+// Throws Error(kInvalidArgument) where the device has no kernels of the config's precision.
+void check_precision(const TrainConfig& config, at::Device device);
 
 // The tokenizer's name out of its block (`{name: bytes}`), for checkpoints too.
 std::string tokenizer_from_yaml(const YamlMap& map);

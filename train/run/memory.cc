@@ -60,6 +60,18 @@ std::optional<double> available_bytes(at::Device device) {
   return host_bytes();
 }
 
+std::string torch_message(const c10::Error& error) {
+  std::string text = error.what_without_backtrace();
+  // "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: ..."
+  if (const auto at = text.find("DefaultCPUAllocator: "); at != std::string::npos) {
+    text.erase(0, at + std::string_view("DefaultCPUAllocator: ").size());
+  }
+  // After the figures of a GPU comes an account of this allocator's pools.
+  text.resize(std::min(text.find(" Including non-PyTorch memory"), text.size()));
+  text.resize(std::min(text.find(" Error code 12"), text.size()));
+  return "libtorch: " + text;
+}
+
 void require_memory(const ModelConfig& config, at::Device device, double bytes_per_parameter) {
   const ParameterEstimate size = estimate_parameters(config);
   const double needed = size.total * bytes_per_parameter;
@@ -68,7 +80,7 @@ void require_memory(const ModelConfig& config, at::Device device, double bytes_p
   const bool training = bytes_per_parameter > kWeightBytesPerParameter;
   throw Error(
       ErrorKind::kInvalidArgument,
-      fmt::format("model: {} parameters need {} of {}, and {} has {}", format_count(size.total),
+      fmt::format("{} parameters need {} of {}, and {} has {}", format_count(size.total),
                   format_bytes(needed), training ? "weights, gradients and moments" : "weights",
                   device.str(), format_bytes(*available)),
       "most are " + size.largest + "; make the model smaller");

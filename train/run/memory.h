@@ -24,14 +24,16 @@ std::optional<double> available_bytes(at::Device device);
 // is.
 void require_memory(const ModelConfig& config, at::Device device, double bytes_per_parameter);
 
+// libtorch's message without stack trace, its source line and advice for its Python users.
+std::string torch_message(const c10::Error& error);
+
 // Runs `action`; what libtorch throws becomes Error(kResource) without its stack trace.
 template <class Action>
 decltype(auto) with_torch_errors(const std::string& hint, Action&& action) {
   try {
     return std::forward<Action>(action)();
   } catch (const c10::Error& error) {
-    throw Error(ErrorKind::kResource, std::string("libtorch: ") + error.what_without_backtrace(),
-                hint);
+    throw Error(ErrorKind::kResource, torch_message(error), hint);
   } catch (const std::bad_alloc&) {
     throw Error(ErrorKind::kResource, "out of memory", hint);
   }

@@ -58,6 +58,11 @@ void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tenso
   if (!host.is_alias_of(target)) target.detach().copy_(host);
 }
 
+// What it has to warn of was said when it was trained.
+YamlDocument load_config(const std::string& checkpoint) {
+  return YamlDocument::load(join_path(checkpoint, kConfigFile)).without_warnings();
+}
+
 }  // namespace
 
 std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
@@ -112,7 +117,7 @@ nlohmann::json load_training_state(const std::string& checkpoint) {
 }
 
 ModelConfig load_model_config(const std::string& checkpoint) {
-  const YamlDocument document = YamlDocument::load(join_path(checkpoint, kConfigFile));
+  const YamlDocument document = load_config(checkpoint);
   return ModelConfig::from_yaml(document.root().map("model"));
 }
 
@@ -136,12 +141,28 @@ std::optional<std::string> maths_difference(const std::string& checkpoint,
   return std::nullopt;
 }
 
+bool same_parameters(const std::string& checkpoint, const ModelConfig& config) {
+  const auto shapes = [](const ModelConfig& model) {
+    std::set<std::pair<std::string, std::vector<std::int64_t>>> all;
+    const Transformer unfilled(model, /*seed=*/0, at::kMeta);
+    for (const Parameter& parameter : unfilled.parameters()) {
+      all.emplace(parameter.name, parameter.value.sizes().vec());
+    }
+    return all;
+  };
+  return shapes(load_model_config(checkpoint)) == shapes(config);
+}
+
 LoadedModel load_model(const std::string& path, at::Device device) {
   LoadedModel loaded;
   loaded.folder = resolve_checkpoint(path);
   verify_checkpoint(loaded.folder);
-  const YamlDocument document = YamlDocument::load(join_path(loaded.folder, kConfigFile));
-  const ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
+  const YamlDocument document = load_config(loaded.folder);
+  ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
+  // Which kernels the training demanded says nothing about where its weights may be used.
+  if (auto* layer = std::get_if<MoELayerConfig>(&config.ffn)) {
+    if (layer->backend == MoEBackend::kDropless) layer->backend = MoEBackend::kAuto;
+  }
   require_memory(config, device, kWeightBytesPerParameter);
   with_torch_errors("", [&] {
     loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);

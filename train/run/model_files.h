@@ -46,5 +46,7 @@ ModelConfig load_model_config(const std::string& checkpoint);
 // its values; nullopt where they are one function of the weights.
 std::optional<std::string> maths_difference(const std::string& checkpoint,
                                             const ModelConfig& config);
+// Whether the weights that were saved fit the model of `config` by names and shapes.
+bool same_parameters(const std::string& checkpoint, const ModelConfig& config);
 
 }  // namespace dropless::train

@@ -1,5 +1,6 @@
 #include "train/run/trainer.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -53,28 +54,28 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
 Trainer::Trainer(TrainConfig config, std::string config_yaml)
     : config_(std::move(config)),
       config_yaml_(std::move(config_yaml)),
-      device_(choose_device(config_.device)) {
-  if (config_.precision == Precision::kAmpFp16 && device_.is_cpu()) {
-    throw Error(ErrorKind::kInvalidArgument, "precision amp_fp16 needs a GPU",
-                "use amp_bf16 or fp32 on a CPU");
-  }
+      device_(config_.source.locate("device", [&] { return choose_device(config_.device); })) {
+  const YamlMap& source = config_.source;
+  check_precision(config_, device_);
   if (const MoELayerConfig* layer = config_.model.moe()) {
-    resolve_backend(*layer, compute_type(config_.precision), device_);  // throws if there is none
+    source.locate("model.ffn_config.backend",
+                  [&] { resolve_backend(*layer, compute_type(config_.precision), device_); });
   }
-  RunFolder::check_name(config_.save_folder);
+  source.locate("save_folder", [&] { RunFolder::check_name(config_.save_folder); });
   if (!config_.load_path.empty()) {
-    load_from_ = resolve_checkpoint(config_.load_path);
+    source.locate("load_path", [&] { load_from_ = resolve_checkpoint(config_.load_path); });
     verify_checkpoint(load_from_);
   }
   open_data();
-  length_ = training_length(config_, *train_loader_);
-  schedule_.emplace(config_.scheduler, length_);
-  require_memory(config_.model, device_, kTrainingBytesPerParameter);
+  length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
+  source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
+  source.locate("model",
+                [&] { require_memory(config_.model, device_, kTrainingBytesPerParameter); });
   with_torch_errors("make the model smaller", [&] { build_model(); });
-  folder_.emplace(config_.save_folder,
-                  RunFolder::Policy{.overwrite = config_.save_overwrite,
-                                    .resume = config_.autoresume,
-                                    .keep = config_.save_num_checkpoints_to_keep});
+  const RunFolder::Policy policy{.overwrite = config_.save_overwrite,
+                                 .resume = config_.autoresume,
+                                 .keep = config_.save_num_checkpoints_to_keep};
+  source.locate("save_folder", [&] { folder_.emplace(config_.save_folder, policy); });
   with_torch_errors("", [&] { restore(); });
   // Not before: what load_path names may stand in this folder, and a load that fails removes
   // nothing.
@@ -83,25 +84,30 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
 }
 
 void Trainer::open_data() {
-  tokenizer_ = make_tokenizer(config_.tokenizer);
+  const YamlMap& source = config_.source;
+  tokenizer_ = source.locate("tokenizer.name", [&] { return make_tokenizer(config_.tokenizer); });
   if (tokenizer_->vocab_size() > config_.model.vocab_size) {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("model.vocab_size {} is below the {} ids of tokenizer {}",
+    source.fail("model.vocab_size",
+                fmt::format("vocab_size {} is below the {} ids of tokenizer {}",
                             config_.model.vocab_size, tokenizer_->vocab_size(), config_.tokenizer));
   }
-  const auto make_loader = [&](const TextDatasetConfig& loader, std::int64_t batch_size) {
+  const auto make_loader = [&](const TextDatasetConfig& loader, std::int64_t batch_size,
+                               const std::string& path) {
     TextLoaderOptions options;
     options.batch_size = batch_size;
     options.seq_len = config_.max_seq_len;
     options.vocab_size = config_.model.vocab_size;
     options.tokenizer = tokenizer_;
-    auto opened = std::make_unique<TextLoader>(loader, options);
+    auto opened =
+        source.locate(path, [&] { return std::make_unique<TextLoader>(loader, options); });
     opened->check_files();
     return opened;
   };
-  train_loader_ = make_loader(config_.train_loader, config_.global_train_batch_size);
-  for (const TextDatasetConfig& loader : config_.eval_loaders) {
-    eval_loaders_.push_back(make_loader(loader, config_.device_eval_batch_size));
+  train_loader_ =
+      make_loader(config_.train_loader, config_.global_train_batch_size, "train_loader.dataset");
+  for (std::size_t i = 0; i < config_.eval_loaders.size(); ++i) {
+    eval_loaders_.push_back(make_loader(config_.eval_loaders[i], config_.device_eval_batch_size,
+                                        config_.eval_dataset_path(i)));
   }
 }
 
@@ -141,10 +147,11 @@ void Trainer::restore() {
 
 void Trainer::restore_from(const std::string& checkpoint) {
   if (const auto difference = maths_difference(checkpoint, config_.model)) {
-    throw Error(
-        ErrorKind::kInvalidArgument, *difference,
-        "the weights are of another model: give the key its former value, or start a new run "
-        "from them alone with load_path and load_weights_only=true");
+    std::string hint = "the weights are of another model: give the key its former value, or ";
+    hint += same_parameters(checkpoint, config_.model)
+                ? "start a new run from them alone with load_path and load_weights_only=true"
+                : "start a new run without them (another save_folder)";
+    throw Error(ErrorKind::kInvalidArgument, *difference, hint);
   }
   load_model_weights(checkpoint, *model_);
   load_optimizer(checkpoint, *optimizer_);
@@ -159,6 +166,13 @@ void Trainer::restore_from(const std::string& checkpoint) {
                   state.at("loss_scale_good_steps").get<std::int64_t>());
     evaluated_step_ = state.at("evaluated_step").get<std::int64_t>();
     train_loader_->reload_position(state.at("data"));
+    const int threads = state.value("threads", 0);
+    if (device_.is_cpu() && threads > 0 && threads != at::get_num_threads()) {
+      log_warning(
+          "saved by {} threads and resumed by {}: sums are taken in another order, so the "
+          "last bits may differ from those of an uninterrupted run",
+          threads, at::get_num_threads());
+    }
   } catch (const nlohmann::json::exception& error) {
     throw Error(ErrorKind::kDamaged,
                 join_path(checkpoint, kStateFile) + " lacks what a resume needs: " + error.what());
@@ -348,6 +362,7 @@ void Trainer::save(const Batch& batch) {
   state["optimizer_steps"] = optimizer_->steps();
   state["loss_scale"] = stepper_->loss_scale().scale();
   state["loss_scale_good_steps"] = stepper_->loss_scale().good_steps();
+  state["threads"] = at::get_num_threads();
   state["data"] = train_loader_->record_position();
   last_checkpoint_ =
       save_training_checkpoint(folder_->path(), step_, *model_, *optimizer_, state, config_yaml_);

@@ -109,12 +109,16 @@ TEST(Yaml, RefusesOtherTypesWithThePlace) {
 }
 
 TEST(Yaml, FractionsAreFiniteAndWithinFp32) {
-  const YamlMap map =
-      parse("a: .inf\nb: -.inf\nc: .nan\nd: 1e39\ne: -1e39\nf: [0, .nan]\ng: 3.4e38\n");
-  for (const char* key : {"a", "b", "c", "d", "e"}) {
-    EXPECT_THAT(error_of([&] { map.get<double>(key); }),
-                HasSubstr(std::string(key) + ": expected a finite number of at most 3.4e+38"));
+  const YamlMap map = parse(
+      "a: .inf\nb: -.inf\nc: .nan\nd: 1e39\ne: -1e39\nf: [0, .nan]\ng: 3.4e38\nh: 1e-320\n"
+      "i: -1e-38\nj: 0.0\nk: 1.2e-38\n");
+  for (const char* key : {"a", "b", "c", "d", "e", "h", "i"}) {
+    EXPECT_THAT(
+        error_of([&] { map.get<double>(key); }),
+        HasSubstr(std::string(key) + ": expected a number of fp32, 0 or from 1.2e-38 to 3.4e+38"));
   }
+  EXPECT_EQ(map.get<double>("j"), 0.0);
+  EXPECT_EQ(map.get<double>("k"), 1.2e-38);
   EXPECT_THAT(error_of([&] { map.get<std::vector<double>>("f"); }), HasSubstr("c.yaml:6:8: f.1"));
   EXPECT_EQ(map.get<double>("g"), 3.4e38);
 }
@@ -125,6 +129,8 @@ TEST(Yaml, BoundedNumbers) {
   EXPECT_EQ(map.positive<double>("fraction"), 0.5);
   EXPECT_EQ(map.positive<int>("absent", 7), 7);
   EXPECT_EQ(map.non_negative<int>("nothing", 7), 7);
+  EXPECT_THAT(error_of([&] { map.positive<int>("nothing", 7); }),
+              HasSubstr("c.yaml:5:10: nothing: must not be null"));
   EXPECT_EQ(map.non_negative<double>("zero"), 0.0);
   EXPECT_EQ(map.find_positive<std::int64_t>("absent"), std::nullopt);
   EXPECT_THAT(error_of([&] { map.positive<int>("zero"); }),
@@ -151,6 +157,27 @@ TEST(Yaml, TimesAndKeysThatCannotBeHonoured) {
   EXPECT_THAT(error_of([&] { map.refuse("set"); }),
               HasSubstr("c.yaml:4:6: set: not supported by this version"));
   EXPECT_THAT(error_of([&] { map.refuse("set", true, "remove it"); }), HasSubstr("| remove it"));
+}
+
+TEST(Yaml, LocateGivesErrorsOfOtherPartsTheirPlace) {
+  const YamlMap map = parse("s: {t: 5}\nl:\n  - {a: 1}\n  - {a: 2}\n");
+  const auto refuse = [] { throw Error(ErrorKind::kUnsupported, "too long", "cut it"); };
+  EXPECT_THAT(error_of([&] { map.locate("s.t", refuse); }),
+              HasSubstr("c.yaml:1:8: s.t: too long | cut it"));
+  EXPECT_THAT(error_of([&] { map.locate("l.1.a", refuse); }), HasSubstr("c.yaml:4:9: l.1.a: "));
+  // An absent key: the place of what it would stand in.
+  EXPECT_THAT(error_of([&] { map.locate("s.u.v", refuse); }), HasSubstr("c.yaml:1:4: s.u.v: "));
+  EXPECT_THAT(error_of([&] { map.locate("l.7.a", refuse); }), HasSubstr("c.yaml:3:3: l.7.a: "));
+  EXPECT_EQ(map.locate("s", [] { return 3; }), 3);
+  // Damage is not of the config.
+  const auto damage = [] { throw Error(ErrorKind::kDamaged, "cut short"); };
+  try {
+    map.locate("s", damage);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kDamaged);
+    EXPECT_STREQ(error.what(), "cut short");
+  }
 }
 
 // ---- keys ----
@@ -271,6 +298,9 @@ TEST(Yaml, BadOverridesNameThemselves) {
               HasSubstr("override \"a.b=1\": cannot set \"b\": a is a single value (c.yaml:1:4)"));
   EXPECT_THAT(parse_error("a: [1]\n", {"a.5=1"}), HasSubstr("override \"a.5=1\""));
   EXPECT_THAT(parse_error("a: 1\n", {"b=[1"}), HasSubstr("override \"b=[1\""));
+  EXPECT_THAT(parse_error("a: 1\n", {"b=[1"}), HasSubstr("| a [ is not closed"));
+  EXPECT_THAT(parse_error("a: 1\n", {"b={x: ${a}}"}), HasSubstr("in a value without quotes"));
+  EXPECT_THAT(parse_error("a: 1\n", {"b=\"1"}), HasSubstr("| a quote is opened and not closed"));
   EXPECT_THAT(parse_error("a: 1\n", {"b={x: 1, x: 2}"}), HasSubstr("stands twice"));
   const YamlMap map = parse("a: 1\n", {"a=x"});
   EXPECT_THAT(error_of([&] { map.get<int>("a"); }),

@@ -56,12 +56,26 @@ TEST(TrainConfig, RunFolderNames) {
 }
 
 TEST(TrainConfig, RefusesContradictions) {
-  for (const char* override :
-       {"seed=-1", "max_duration=1dur", "max_duration=10sec", "save_interval=5sec", "max_seq_len=1",
-        "device_train_microbatch_size=5", "device_train_microbatch_size=large",
-        "save_num_checkpoints_to_keep=0", "precision=fp8", "device_eval_batch_size=0",
-        "algorithms={alibi: {}}", "callbacks={my_callback: {}}", "loggers={wandb: {}}",
-        "modle=1"}) {
+  for (const char* override : {"seed=-1",
+                               "max_duration=1dur",
+                               "max_duration=10sec",
+                               "save_interval=5sec",
+                               "max_seq_len=1",
+                               "device_train_microbatch_size=5",
+                               "device_train_microbatch_size=large",
+                               "save_num_checkpoints_to_keep=0",
+                               "precision=fp8",
+                               "device_eval_batch_size=0",
+                               "algorithms={alibi: {}}",
+                               "callbacks={my_callback: {}}",
+                               "loggers={wandb: {}}",
+                               "modle=1",
+                               "device=cuda:x",
+                               "device=cdua",
+                               "run_name=../x",
+                               "run_name=..",
+                               "scheduler.t_warmup=100ba",
+                               "model.n_heads=null"}) {
     EXPECT_THROW(parse(kMinimal, {override}), Error) << override;
   }
   EXPECT_THROW(parse(kMinimal, {"autoresume=true", "save_overwrite=true"}), Error);

@@ -45,5 +45,25 @@ TEST(Memory, LibtorchsErrorsLoseTheirStackTrace) {
   EXPECT_EQ(with_torch_errors("", [] { return 3; }), 3);
 }
 
+TEST(Memory, OutOfMemorySaysOnlyTheFigures) {
+  try {
+    with_torch_errors("do less", [] { return at::empty({std::int64_t{1} << 60}); });
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "libtorch: can't allocate memory: you tried to allocate 4611686018427387904 bytes.");
+  }
+  // As libtorch 2.11 words it on an H100.
+  const c10::Error gpu({"f", "f.cc", 1},
+                       "CUDA out of memory. Tried to allocate 768.00 MiB. GPU 0 has a total "
+                       "capacity of 79.18 GiB of which 718.19 MiB is free. Including non-PyTorch "
+                       "memory, this process has 78.47 GiB memory in use.");
+  EXPECT_EQ(
+      torch_message(gpu),
+      "libtorch: CUDA out of memory. Tried to allocate 768.00 MiB. GPU 0 has a total capacity "
+      "of 79.18 GiB of which 718.19 MiB is free.");
+}
+
 }  // namespace
 }  // namespace dropless::train
