@@ -54,10 +54,9 @@ class BadInputTest(CommandTest):
             ("scheduler.t_warmup=50ba", "t_warmup"),
             ("global_train_batch_size=100000", "a batch of 100000"),
             ("precision=amp_fp8", "amp_fp8"),
-            ("optimizer.name=sgd", "decoupled_adamw"),
+            ("optimizer.name=adam", "decoupled_adamw"),
             ("no_such_key=1", "no_such_key"),
             ("=3", "=3"),
-            ("tokenizer.name=nowhere", "nowhere"),
             ("device=cuda:x", "cuda"),
             ("device=cuda:99", "device cuda"),
             ("precision=amp_fp16", "needs a GPU"),
@@ -202,6 +201,21 @@ class BadInputTest(CommandTest):
         self.refuse(
             1, "batch 1 (epoch 0", "train", self.config, "train_loader.dataset.local=single",
             "train_loader.dataset.split=null", "scheduler.t_warmup=0ba",
+        )  # fmt: skip
+
+    def test_a_tokenizer_that_is_not_here(self):
+        """Token ids do without; text does not."""
+        hub = "tokenizer={name: EleutherAI/gpt-neox-20b, kwargs: {model_max_length: 32}}"
+        short = ["max_duration=2ba", "scheduler.t_warmup=0ba", hub]
+        result = self.run_command("train", self.config, *short)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("'EleutherAI/gpt-neox-20b'", result.stderr)
+        self.check_command("eval", "run", "--data", "data", "--split", "val")
+        text = '{"text":{"t":"str","v":"some text"}}\n' * 16
+        self.check_command("data", "write", "texts", "--columns", '{"text":"str"}', input=text)
+        self.refuse(
+            2, "holds text", "train", self.config, "train_loader.dataset.local=texts",
+            "train_loader.dataset.split=null", "save_folder=other", *short,
         )  # fmt: skip
 
     def test_full_disk_keeps_the_last_checkpoint(self):

@@ -1,6 +1,7 @@
 """Interrupted runs equal straight ones to the bit: losses, weights, moments and the sample order."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -177,6 +178,34 @@ class ResumeTest(CommandTest):
         result = self.run_command(*arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
         self.assertRegex(result.stderr, r"saved by \d+ threads and resumed by 1: ")
         self.assertNotIn("resumed by", self.run_command(*arguments).stderr)
+
+    def test_every_optimizer_resumes_to_the_bit(self):
+        for optimizer, moments in [
+            ("{name: adamw, lr: 1e-3}", 2),
+            ("{name: decoupled_lionw, lr: 1e-4, param_groups: [{param_str_match: norm, lr: 1e-5}]}", 1),
+            ("{name: adalr_lion, lr: 1e-4, disable_grad: wte}", 1),
+            ("{name: sgd, lr: 1e-2, momentum: 0.9}", 1),
+        ]:
+            name = optimizer.split()[1].strip(",")
+            with self.subTest(name):
+                arguments = [
+                    "train", self.config, f"save_folder={name}", "optimizer=null", f"optimizer={optimizer}",
+                    "max_duration=6ba", "save_interval=3ba", "autoresume=true", "scheduler=null",
+                    "scheduler={name: inv_sqrt_with_warmup, t_warmup: 1ba, t_scale: 2ba, t_cooldown: 2ba}",
+                ]  # fmt: skip
+                self.check_command(*arguments)
+                run = self.folder / name
+                files = ["model.safetensors", "optimizer.safetensors"]
+                straight = [read_safetensors(run / "step-6" / file) for file in files]
+                metrics = self.losses(name)
+                shutil.rmtree(run / "step-6")
+                (run / "latest").unlink()
+                self.assertIn("resumed from", self.run_command(*arguments).stderr)
+                self.assertEqual(self.losses(name), metrics)
+                self.assertEqual([read_safetensors(run / "step-6" / f) for f in files], straight)
+                weights, memory = straight
+                frozen = "disable_grad" in optimizer
+                self.assertEqual(len(memory) - 1, moments * (len(weights) - frozen))
 
     def test_resume_takes_a_changed_run(self):
         """What does not change the function of the weights may change."""

@@ -13,10 +13,6 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_mo
   config.n_heads = n_heads;
   config.bias = bias;
   config.norm = norm;
-  if (!head_dim && d_model % n_heads != 0) {
-    map.fail("", "d_model " + std::to_string(d_model) + " is not a multiple of n_heads " +
-                     std::to_string(n_heads));
-  }
   config.head_dim = head_dim.value_or(d_model / n_heads);
 
   const std::string type = map.get<std::string>("attn_type", "multihead_attention");

@@ -106,6 +106,12 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   config.tie_word_embeddings = map.get<bool>("tie_word_embeddings", true);
   config.norm = norm_from_yaml(map, config.bias);
   const auto head_dim = map.find_positive<std::int64_t>("head_dim");
+  if (!head_dim && config.d_model % config.n_heads != 0) {
+    map.fail(
+        "n_heads",
+        fmt::format("d_model {} is not a multiple of n_heads {}", config.d_model, config.n_heads),
+        "change one of them, or set head_dim");
+  }
   const YamlMap empty = YamlDocument::parse("{}", map.where()).root();
   config.attention =
       AttentionConfig::from_yaml(map.find_map("attn_config").value_or(empty), config.d_model,

@@ -11,16 +11,30 @@ std::vector<at::Tensor> gradients(const std::vector<at::Tensor>& parameters) {
   return grads;
 }
 
+void clip_rows(const at::Tensor& weight, const at::Tensor& grad, double threshold) {
+  constexpr double kLeastWeightNorm = 1e-3;
+  const auto norm = [](const at::Tensor& x) {
+    return x.dim() < 2 ? at::linalg_vector_norm(x)
+                       : at::linalg_vector_norm(x.flatten(1), 2, 1, /*keepdim=*/true);
+  };
+  // A gradient of 0 gives an infinite factor, hence 1.
+  grad.mul_((norm(weight).clamp_min(kLeastWeightNorm) * threshold / norm(grad)).clamp_max(1.0));
+}
+
 }  // namespace
 
 ClipConfig ClipConfig::from_yaml(const YamlMap& map) {
   ClipConfig config;
   const std::string type = map.get<std::string>("clipping_type");
-  if (type != "norm" && type != "value") {
-    map.fail("clipping_type", "clipping_type " + type + " is not supported by this version",
-             "one of: norm, value");
+  if (type == "norm") {
+    config.type = ClipType::kNorm;
+  } else if (type == "value") {
+    config.type = ClipType::kValue;
+  } else if (type == "adaptive") {
+    config.type = ClipType::kAdaptive;
+  } else {
+    map.fail("clipping_type", "unknown clipping_type " + type, "one of: norm, value, adaptive");
   }
-  config.by_value = type == "value";
   config.threshold = map.positive<double>("clipping_threshold");
   map.finish();
   return config;
@@ -38,8 +52,15 @@ void clip_gradients(const ClipConfig& config, const std::vector<at::Tensor>& par
   at::NoGradGuard no_grad;
   const std::vector<at::Tensor> grads = gradients(parameters);
   if (grads.empty()) return;
-  if (config.by_value) {
+  if (config.type == ClipType::kValue) {
     for (const at::Tensor& grad : grads) grad.clamp_(-config.threshold, config.threshold);
+    return;
+  }
+  if (config.type == ClipType::kAdaptive) {
+    for (const at::Tensor& parameter : parameters) {
+      if (parameter.grad().defined())
+        clip_rows(parameter.detach(), parameter.grad(), config.threshold);
+    }
     return;
   }
   // On the device: no round trip decides whether to scale. The 1e-6 is torch's own guard.

@@ -9,9 +9,17 @@
 
 namespace dropless::train {
 
+enum class ClipType {
+  kNorm,   // all gradients by one factor, so that their global norm is at most the threshold
+  kValue,  // each element to [-threshold, threshold]
+  // Each row g of a matrix' gradient (the whole of a vector's) so that |g| <= threshold
+  // max(|w|, 1e-3), with w the row of the weight: adaptive gradient clipping, Brock et al. 2021,
+  // arXiv:2102.06171.
+  kAdaptive,
+};
+
 struct ClipConfig {
-  bool by_value =
-      false;  // clamp each element to [-threshold, threshold]; else scale by the global norm
+  ClipType type = ClipType::kNorm;
   double threshold = 1.0;
 
   // Reads `algorithms.gradient_clipping`.
@@ -22,7 +30,7 @@ struct ClipConfig {
 // on their device.
 at::Tensor global_grad_norm(const std::vector<at::Tensor>& parameters);
 
-// Scales gradients by min(1, threshold / norm), or clamps them.
+// `norm` is global_grad_norm's.
 void clip_gradients(const ClipConfig& config, const std::vector<at::Tensor>& parameters,
                     const at::Tensor& norm);
 

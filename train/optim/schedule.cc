@@ -1,12 +1,43 @@
 #include "train/optim/schedule.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "dropless/error.h"
 
 namespace dropless::train {
+
+namespace {
+
+// The run may be made longer later, which must not move these times: no fractions of its length.
+void read_inverse_sqrt(const YamlMap& map, ScheduleConfig& config) {
+  for (const auto& [key, time] :
+       {std::pair("t_scale", &config.t_scale), std::pair("t_cooldown", &config.t_cooldown)}) {
+    map.get<std::string>(key);  // required
+    *time = map.time(key, *time);
+  }
+  for (const auto& [key, time] :
+       {std::pair("t_warmup", config.t_warmup), std::pair("t_scale", config.t_scale),
+        std::pair("t_cooldown", config.t_cooldown)}) {
+    if (time.unit == TimeUnit::kDuration) {
+      map.fail(key, std::string(key) + " cannot be a fraction of max_duration",
+               "use ba, ep, sp or tok");
+    }
+  }
+  if (config.t_scale.value <= 0) map.fail("t_scale", "must be above 0");
+  config.alpha_f_decay = map.non_negative<double>("alpha_f_decay", config.alpha_f_decay);
+  config.alpha_f_cooldown = map.non_negative<double>("alpha_f_cooldown", config.alpha_f_cooldown);
+  if (config.alpha_f_decay < config.alpha_f_cooldown) {
+    map.fail("alpha_f_cooldown", "alpha_f_cooldown is above alpha_f_decay",
+             "the rate only falls after its warm-up");
+  }
+}
+
+}  // namespace
 
 ScheduleConfig ScheduleConfig::from_yaml(const YamlMap& map) {
   ScheduleConfig config;
@@ -17,13 +48,20 @@ ScheduleConfig ScheduleConfig::from_yaml(const YamlMap& map) {
     config.type = ScheduleType::kLinear;
   } else if (name == "constant_with_warmup") {
     config.type = ScheduleType::kConstant;
+  } else if (name == "inv_sqrt_with_warmup") {
+    config.type = ScheduleType::kInverseSqrt;
   } else {
-    map.fail("name", "scheduler " + name + " is not supported by this version",
-             "one of: cosine_with_warmup, linear_decay_with_warmup, constant_with_warmup");
+    map.fail("name", "unknown scheduler " + name,
+             "one of: cosine_with_warmup, linear_decay_with_warmup, constant_with_warmup, "
+             "inv_sqrt_with_warmup");
   }
   config.t_warmup = map.time("t_warmup", config.t_warmup);
   config.t_max = map.time("t_max", config.t_max);
-  config.alpha_f = map.non_negative<double>("alpha_f", config.alpha_f);
+  if (config.type == ScheduleType::kInverseSqrt) {
+    read_inverse_sqrt(map, config);
+  } else {
+    config.alpha_f = map.non_negative<double>("alpha_f", config.alpha_f);
+  }
   if (config.type == ScheduleType::kConstant) {
     for (const char* key : {"t_max", "alpha_f"}) map.no_effect(key, "the rate stays where it is");
   }
@@ -53,24 +91,44 @@ double TrainingLength::batches(const Time& time) const {
 }
 
 Schedule::Schedule(const ScheduleConfig& config, const TrainingLength& length)
-    : type_(config.type),
+    : config_(config),
       warmup_(length.batches(config.t_warmup)),
       max_(length.batches(config.t_max)),
-      alpha_f_(config.alpha_f) {
-  if (type_ != ScheduleType::kConstant && warmup_ >= max_) {
-    throw Error(ErrorKind::kInvalidArgument, "scheduler: t_warmup (" + config.t_warmup.str() +
-                                                 ") is not below t_max (" + config.t_max.str() +
-                                                 ")");
+      scale_(length.batches(config.t_scale)),
+      cooldown_(length.batches(config.t_cooldown)) {
+  const bool decays = config.type == ScheduleType::kCosine || config.type == ScheduleType::kLinear;
+  if (decays && warmup_ >= max_) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("t_warmup {} ({:g} batches) is not below t_max {} ({:g} batches)",
+                            config.t_warmup.str(), warmup_, config.t_max.str(), max_),
+                "shorten the warm-up, or train longer");
   }
 }
 
 double Schedule::multiplier(std::int64_t batches_done) const {
   const double t = static_cast<double>(batches_done);
   if (t < warmup_) return t / warmup_;
-  if (type_ == ScheduleType::kConstant) return 1.0;
   const double tau = std::min(1.0, (t - warmup_) / (max_ - warmup_));
-  if (type_ == ScheduleType::kLinear) return 1.0 + tau * (alpha_f_ - 1.0);
-  return alpha_f_ + (1.0 - alpha_f_) * 0.5 * (1.0 + std::cos(std::numbers::pi * tau));
+  const double alpha = config_.alpha_f;
+  switch (config_.type) {
+    case ScheduleType::kConstant:
+      return 1.0;
+    case ScheduleType::kLinear:
+      return 1.0 + tau * (alpha - 1.0);
+    case ScheduleType::kCosine:
+      return alpha + (1.0 - alpha) * 0.5 * (1.0 + std::cos(std::numbers::pi * tau));
+    case ScheduleType::kInverseSqrt:
+      break;
+  }
+  const auto decayed = [&](double time) {
+    const double floor = config_.alpha_f_decay;
+    return floor + (1.0 - floor) * std::sqrt(scale_ / (time - warmup_ + scale_));
+  };
+  const double cooldown_from = std::max(warmup_, max_ - cooldown_);
+  if (t < cooldown_from || cooldown_ == 0) return decayed(std::min(t, cooldown_from));
+  const double fraction = std::min(1.0, (t - cooldown_from) / cooldown_);
+  const double from = decayed(cooldown_from);
+  return from + fraction * (config_.alpha_f_cooldown - from);
 }
 
 }  // namespace dropless::train

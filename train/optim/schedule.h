@@ -5,6 +5,9 @@
 //   linear_decay_with_warmup: 1 + tau (alpha_f - 1)
 //   constant_with_warmup:     1
 //   with tau = (t - t_warmup) / (t_max - t_warmup), at most 1
+//   inv_sqrt_with_warmup:     a(t) = alpha_f_decay + (1 - alpha_f_decay) sqrt(t_scale / (t - t_warmup + t_scale))
+//                             from t_c = max(t_warmup, t_max - t_cooldown) on, linearly from a(t_c)
+//                             to alpha_f_cooldown within t_cooldown
 #pragma once
 
 #include <cstdint>
@@ -15,13 +18,16 @@
 
 namespace dropless::train {
 
-enum class ScheduleType { kCosine, kLinear, kConstant };
+enum class ScheduleType { kCosine, kLinear, kConstant, kInverseSqrt };
 
 struct ScheduleConfig {
   ScheduleType type = ScheduleType::kCosine;
   Time t_warmup{0, TimeUnit::kBatch};
   Time t_max{1, TimeUnit::kDuration};
   double alpha_f = 0.0;
+  // inv_sqrt_with_warmup alone:
+  Time t_scale{0, TimeUnit::kBatch}, t_cooldown{0, TimeUnit::kBatch};
+  double alpha_f_decay = 0.0, alpha_f_cooldown = 0.0;
 
   // Reads the `scheduler` block. Throws Error(kInvalidArgument).
   static ScheduleConfig from_yaml(const YamlMap& map);
@@ -46,8 +52,8 @@ class Schedule {
   double multiplier(std::int64_t batches_done) const;
 
  private:
-  ScheduleType type_;
-  double warmup_, max_, alpha_f_;
+  ScheduleConfig config_;
+  double warmup_, max_, scale_, cooldown_;  // in batches
 };
 
 }  // namespace dropless::train

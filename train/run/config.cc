@@ -55,6 +55,10 @@ void read_algorithms(const YamlMap& root, TrainConfig& config) {
   if (const auto clip = algorithms->find_map("gradient_clipping")) {
     config.clip = ClipConfig::from_yaml(*clip);
   }
+  algorithms->no_effect("low_precision_layernorm", "model.norm_type says how norms are computed");
+  for (const char* name : {"alibi", "gated_linear_units"}) {
+    algorithms->refuse(name, algorithms->has(name), "the model block has its own key for it");
+  }
 }
 
 void read_loaders(const YamlMap& root, TrainConfig& config) {
@@ -85,8 +89,27 @@ void read_callbacks(const YamlMap& root) {
     callbacks->no_effect("mbmoe_tok_per_expert", "its figures are always in metrics.jsonl");
     callbacks->no_effect("memory_monitor", "memory is printed at the start");
     callbacks->no_effect("scheduled_gc", "there is no garbage collector");
+    callbacks->no_effect("nan_monitor", "a loss that is not finite always stops the run");
+    for (const char* name : {"memory_snapshot", "oom_observer"}) {
+      callbacks->no_effect(name, "an allocation that fails is reported with its size");
+    }
+    for (const char* name : {"env_logging", "eval_output_logging", "system_metrics_monitor",
+                             "loss_perp_v_len", "fdiff_metrics", "optimizer_monitor"}) {
+      callbacks->no_effect(name, "it only logs, and this version does not have it");
+    }
+    for (const char* name :
+         {"early_stopper", "global_lr_scaling", "layer_freezing", "mono_checkpoint_saver",
+          "hf_checkpointer", "generate_callback", "run_timeout", "kill_loss_spike",
+          "load_checkpoint", "async_eval", "curriculum_learning", "dataset_swap"}) {
+      callbacks->refuse(name);
+    }
   }
-  if (const auto loggers = root.find_map("loggers")) loggers->finish();
+  if (const auto loggers = root.find_map("loggers")) {
+    for (const char* name : {"wandb", "mlflow", "mosaicml", "tensorboard", "inmemory"}) {
+      loggers->no_effect(name, "metrics.jsonl in the run folder has every figure");
+    }
+    loggers->finish();
+  }
 }
 
 void accept_without_effect(const YamlMap& root) {
@@ -104,8 +127,27 @@ void accept_without_effect(const YamlMap& root) {
   root.no_effect("spin_dataloaders",
                  "loaders resume at the sample without reading what came before");
   root.no_effect("compile_config", "nothing is compiled at run time");
+  for (const char* key : {"icl_tasks", "icl_tasks_str", "icl_seq_len", "icl_subset_num_batches",
+                          "eval_gauntlet", "eval_gauntlet_str"}) {
+    root.no_effect(key, "in-context tasks are not evaluated; eval_loader is");
+  }
+  root.no_effect("profiler", "nothing is profiled");
   root.no_effect("metadata", "it is not stored");
   root.no_effect("flatten_metadata", "it is not stored");
+}
+
+// Fields of LLM Foundry's TrainConfig that would change the run, or what is left of it.
+void refuse_unsupported(const YamlMap& root) {
+  root.refuse("code_paths", root.has("code_paths"), "there is no Python to import");
+  root.refuse("tp_config", root.has("tp_config"), "there is one process");
+  for (const char* key : {"save_weights_only", "only_hf_checkpoint", "only_composer_checkpoint"}) {
+    root.refuse(key, root.get<bool>(key, false));
+  }
+  root.refuse("load_strict_model_weights", !root.get<bool>("load_strict_model_weights", true));
+  for (const char* key : {"save_ignore_keys", "load_ignore_keys"}) root.refuse(key);
+  root.refuse("train_subset_num_batches",
+              root.get<std::int64_t>("train_subset_num_batches", -1) != -1,
+              "max_duration ends a run early");
 }
 
 void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
@@ -213,7 +255,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   if (config.device == "cpu") check_precision(config, at::kCPU);
   config.model = ModelConfig::from_yaml(root.map("model"));
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
-  config.optimizer = AdamWConfig::from_yaml(root.map("optimizer"));
+  config.optimizer = OptimizerConfig::from_yaml(root.map("optimizer"));
   config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
   config.max_duration = root.time("max_duration", {});
   if (!root.has("max_duration")) root.fail("", "max_duration is missing");
@@ -237,6 +279,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.log_to_console = root.get<bool>("log_to_console", true);
   root.no_effect("console_log_interval", "the progress line keeps its own pace");
   accept_without_effect(root);
+  refuse_unsupported(root);
   root.finish();
   return config;
 }

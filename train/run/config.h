@@ -14,8 +14,8 @@
 #include "train/data/loader.h"
 #include "train/nn/precision.h"
 #include "train/nn/transformer.h"
-#include "train/optim/adamw.h"
 #include "train/optim/clip.h"
+#include "train/optim/optimizer_config.h"
 #include "train/optim/schedule.h"
 
 namespace dropless::train {
@@ -40,7 +40,7 @@ struct TrainConfig {
 
   ModelConfig model;
   std::string tokenizer;
-  AdamWConfig optimizer;
+  OptimizerConfig optimizer;
   ScheduleConfig scheduler;
   std::optional<ClipConfig> clip;
   TextDatasetConfig train_loader;

@@ -60,6 +60,10 @@ std::optional<double> available_bytes(at::Device device) {
   return host_bytes();
 }
 
+double training_bytes_per_parameter(const OptimizerConfig& optimizer) {
+  return 4.0 * (2 + optimizer.moments());
+}
+
 std::string torch_message(const c10::Error& error) {
   std::string text = error.what_without_backtrace();
   // "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: ..."

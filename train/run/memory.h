@@ -9,12 +9,13 @@
 
 #include "dropless/error.h"
 #include "train/nn/model_config.h"
+#include "train/optim/optimizer_config.h"
 
 namespace dropless::train {
 
-// Of weight, gradient and AdamW's two moments, all fp32.
-inline constexpr double kTrainingBytesPerParameter = 16;
 inline constexpr double kWeightBytesPerParameter = 4;
+// Of weight, gradient and the optimizer's moments, all fp32.
+double training_bytes_per_parameter(const OptimizerConfig& optimizer);
 
 // What this process could get at most: of a CPU, free memory and swap within the control group's
 // limit; of a GPU, its whole memory. nullopt where the system does not say.

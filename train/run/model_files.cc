@@ -66,7 +66,7 @@ YamlDocument load_config(const std::string& checkpoint) {
 }  // namespace
 
 std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
-                                     const Transformer& model, const DecoupledAdamW& optimizer,
+                                     const Transformer& model, const Optimizer& optimizer,
                                      const nlohmann::json& state, const std::string& config_yaml) {
   HostTensors weights, moments;
   for (const Parameter& parameter : model.parameters())
@@ -102,7 +102,7 @@ void load_model_weights(const std::string& checkpoint, Transformer& model) {
   }
 }
 
-void load_optimizer(const std::string& checkpoint, DecoupledAdamW& optimizer) {
+void load_optimizer(const std::string& checkpoint, Optimizer& optimizer) {
   const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kOptimizerFile));
   for (const auto& [name, tensor] : optimizer.state()) read_tensor(file, name, tensor);
   at::Generator generator = at::detail::getDefaultCPUGenerator();

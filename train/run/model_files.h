@@ -10,7 +10,7 @@
 
 #include "train/data/tokenizer.h"
 #include "train/nn/transformer.h"
-#include "train/optim/adamw.h"
+#include "train/optim/optimizer.h"
 
 namespace dropless::train {
 
@@ -22,13 +22,13 @@ inline constexpr const char* kConfigFile = "config.yaml";
 
 // Publishes RUN_FOLDER/step-N and returns its path. `config_yaml` is the resolved config.
 std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
-                                     const Transformer& model, const DecoupledAdamW& optimizer,
+                                     const Transformer& model, const Optimizer& optimizer,
                                      const nlohmann::json& state, const std::string& config_yaml);
 
 // Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
 // model's.
 void load_model_weights(const std::string& checkpoint, Transformer& model);
-void load_optimizer(const std::string& checkpoint, DecoupledAdamW& optimizer);
+void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);
 nlohmann::json load_training_state(const std::string& checkpoint);
 
 // A model ready to run, from a checkpoint folder or a run folder (its latest).

@@ -21,7 +21,7 @@ bool all_finite(const std::vector<at::Tensor>& tensors) {
 
 }  // namespace
 
-Stepper::Stepper(const TrainConfig& config, Transformer& model, DecoupledAdamW& optimizer)
+Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optimizer)
     : precision_(config.precision),
       clip_(config.clip),
       microbatch_(config.microbatch_samples()),

@@ -7,9 +7,9 @@
 
 #include "train/data/batch.h"
 #include "train/nn/transformer.h"
-#include "train/optim/adamw.h"
 #include "train/optim/clip.h"
 #include "train/optim/loss_scale.h"
+#include "train/optim/optimizer.h"
 #include "train/run/config.h"
 
 namespace dropless::train {
@@ -25,7 +25,7 @@ struct StepResult {
 class Stepper {
  public:
   // Model and optimizer must outlive it.
-  Stepper(const TrainConfig& config, Transformer& model, DecoupledAdamW& optimizer);
+  Stepper(const TrainConfig& config, Transformer& model, Optimizer& optimizer);
 
   // Step `number` (from 1) at learning rate lr_0 * multiplier, on a batch with at least one scored
   // token. Throws Error(kNonFinite) before the update where loss or gradient norm is not finite.
@@ -46,7 +46,7 @@ class Stepper {
   std::optional<ClipConfig> clip_;
   std::int64_t microbatch_;
   Transformer& model_;
-  DecoupledAdamW& optimizer_;
+  Optimizer& optimizer_;
   std::vector<at::Tensor> parameters_;
   LossScale loss_scale_;
 };

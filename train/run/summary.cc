@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "train/bridge/device.h"
+#include "train/run/memory.h"
 
 namespace dropless::train {
 namespace {
@@ -52,9 +53,9 @@ std::string training_summary(const TrainConfig& config, const Transformer& model
   text += fmt::format("           {} parameters, {} active per token\n",
                       format_count(static_cast<double>(count.total)),
                       format_count(static_cast<double>(count.active)));
-  // fp32 weight, gradient and two moments of each parameter.
+  const double bytes = training_bytes_per_parameter(config.optimizer);
   text += fmt::format("  memory   {} of weights, gradients and moments, and the activations\n",
-                      format_bytes(16.0 * static_cast<double>(count.total)));
+                      format_bytes(bytes * static_cast<double>(count.total)));
   text += fmt::format("  data     {}: {} samples of up to {} tokens, {} batches an epoch\n",
                       config.train_loader.local, loader.num_samples(), config.max_seq_len,
                       length.batches_per_epoch);

@@ -69,8 +69,9 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   open_data();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
   source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
-  source.locate("model",
-                [&] { require_memory(config_.model, device_, kTrainingBytesPerParameter); });
+  source.locate("model", [&] {
+    require_memory(config_.model, device_, training_bytes_per_parameter(config_.optimizer));
+  });
   with_torch_errors("make the model smaller", [&] { build_model(); });
   const RunFolder::Policy policy{.overwrite = config_.save_overwrite,
                                  .resume = config_.autoresume,
@@ -85,8 +86,15 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
 
 void Trainer::open_data() {
   const YamlMap& source = config_.source;
-  tokenizer_ = source.locate("tokenizer.name", [&] { return make_tokenizer(config_.tokenizer); });
-  if (tokenizer_->vocab_size() > config_.model.vocab_size) {
+  try {
+    tokenizer_ = make_tokenizer(config_.tokenizer);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kInvalidArgument) throw;
+    // LLM Foundry's files name tokenizers of the Hugging Face hub; stored token ids do without.
+    log_warning("{}: {}: only sets of token ids can be read", source.where("tokenizer.name"),
+                error.what());
+  }
+  if (tokenizer_ && tokenizer_->vocab_size() > config_.model.vocab_size) {
     source.fail("model.vocab_size",
                 fmt::format("vocab_size {} is below the {} ids of tokenizer {}",
                             config_.model.vocab_size, tokenizer_->vocab_size(), config_.tokenizer));
@@ -115,11 +123,12 @@ void Trainer::build_model() {
   // Nothing draws from it yet, but it is saved: equal runs must have equal states.
   at::manual_seed(config_.seed);
   model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_);
-  std::vector<std::pair<std::string, at::Tensor>> named;
+  NamedParameters named;
   for (const Parameter& parameter : model_->parameters()) {
     named.emplace_back(parameter.name, parameter.value);
   }
-  optimizer_ = std::make_unique<DecoupledAdamW>(config_.optimizer, std::move(named));
+  config_.source.locate("optimizer",
+                        [&] { optimizer_ = make_optimizer(config_.optimizer, named); });
   stepper_.emplace(config_, *model_, *optimizer_);
 }
 
@@ -161,6 +170,7 @@ void Trainer::restore_from(const std::string& checkpoint) {
     samples_ = state.at("samples").get<std::int64_t>();
     tokens_ = state.at("tokens").get<std::int64_t>();
     optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
+    if (state.contains("optimizer")) optimizer_->reload(state["optimizer"]);
     LossScale& scale = stepper_->loss_scale();
     scale.restore(scale.enabled() ? state.at("loss_scale").get<double>() : 1.0,
                   state.at("loss_scale_good_steps").get<std::int64_t>());
@@ -238,7 +248,7 @@ void Trainer::loop() {
     ++step_;
     samples_ += batch.batch;
     tokens_ += batch.tokens;
-    log_step(result, config_.optimizer.lr * multiplier, batch.tokens, seconds_since(start));
+    log_step(result, multiplier, batch.tokens, seconds_since(start));
     const bool last = step_ == length_.max_batches;
     if (last || due(config_.eval_interval)) evaluate_all();
     if (last || due(config_.save_interval) || take_save_request()) save(batch);
@@ -275,7 +285,8 @@ bool Trainer::next_batch(Batch& batch) {
   return true;
 }
 
-void Trainer::log_step(const StepResult& result, double lr, std::int64_t tokens, double seconds) {
+void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t tokens,
+                       double seconds) {
   train_seconds_ += seconds;
   const double tokens_per_second = static_cast<double>(tokens) / seconds;
   // An exponential mean over about twenty steps is calm enough to read.
@@ -290,7 +301,10 @@ void Trainer::log_step(const StepResult& result, double lr, std::int64_t tokens,
   if (moe) line["loss/train/lbl"] = result.load_balance;
   if (moe && moe->zloss_weight > 0) line["loss/train/zloss"] = result.zloss;
   line["metrics/train/LanguageCrossEntropy"] = result.cross_entropy;
-  line[fmt::format("lr-{}/group0", DecoupledAdamW::kClassName)] = lr;
+  for (std::size_t group = 0; group < optimizer_->num_groups(); ++group) {
+    line[fmt::format("lr-{}/group{}", optimizer_->class_name(), group)] =
+        optimizer_->lr(group) * multiplier;
+  }
   line["l2_norm/grad/global"] = result.grad_norm;
   if (const LossScale& scale = stepper_->loss_scale(); scale.enabled()) {
     line["loss_scale"] = scale.scale();
@@ -315,7 +329,7 @@ void Trainer::log_step(const StepResult& result, double lr, std::int64_t tokens,
         fmt::format("loss {:.4f}", result.total()),
         fmt::format("{} tok/s", format_count(recent_tokens_per_second_))};
     if (moe) figures.push_back(fmt::format("load {:.2f}x", balance));
-    figures.push_back(fmt::format("lr {:.1e}", lr));
+    figures.push_back(fmt::format("lr {:.1e}", optimizer_->lr(0) * multiplier));
     progress_->update(static_cast<std::uint64_t>(step_), std::move(figures));
   }
 }
@@ -360,6 +374,7 @@ void Trainer::save(const Batch& batch) {
   state["tokens"] = tokens_;
   state["evaluated_step"] = evaluated_step_;
   state["optimizer_steps"] = optimizer_->steps();
+  if (auto record = optimizer_->record(); !record.is_null()) state["optimizer"] = record;
   state["loss_scale"] = stepper_->loss_scale().scale();
   state["loss_scale_good_steps"] = stepper_->loss_scale().good_steps();
   state["threads"] = at::get_num_threads();

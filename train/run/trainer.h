@@ -11,7 +11,7 @@
 #include "train/base/progress.h"
 #include "train/data/loader.h"
 #include "train/nn/transformer.h"
-#include "train/optim/adamw.h"
+#include "train/optim/optimizer.h"
 #include "train/optim/schedule.h"
 #include "train/run/config.h"
 #include "train/run/metrics.h"
@@ -39,7 +39,7 @@ class Trainer {
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
   bool next_batch(Batch& batch);
-  void log_step(const StepResult& result, double lr, std::int64_t tokens, double seconds);
+  void log_step(const StepResult& result, double multiplier, std::int64_t tokens, double seconds);
   void evaluate_all();
   void save(const Batch& batch);
   std::string what_still_stands() const;
@@ -47,11 +47,11 @@ class Trainer {
   TrainConfig config_;
   std::string config_yaml_;
   at::Device device_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<const Tokenizer> tokenizer_;  // null where its files are not here
   std::unique_ptr<TextLoader> train_loader_;
   std::vector<std::unique_ptr<TextLoader>> eval_loaders_;
   std::unique_ptr<Transformer> model_;
-  std::unique_ptr<DecoupledAdamW> optimizer_;
+  std::unique_ptr<Optimizer> optimizer_;
   std::optional<Stepper> stepper_;
   TrainingLength length_;
   std::optional<Schedule> schedule_;

@@ -32,9 +32,9 @@ TEST(Clip, GlobalNormIsTheEuclideanNormOfAllGradients) {
 TEST(Clip, ScalesLargeNormsDownAndLeavesSmallOnes) {
   const auto parameters = parameters_with_gradients();
   const at::Tensor before = parameters[1].grad().clone();
-  clip_gradients({false, 1e6}, parameters, global_grad_norm(parameters));
+  clip_gradients({ClipType::kNorm, 1e6}, parameters, global_grad_norm(parameters));
   EXPECT_TRUE(at::equal(parameters[1].grad(), before));
-  clip_gradients({false, 0.5}, parameters, global_grad_norm(parameters));
+  clip_gradients({ClipType::kNorm, 0.5}, parameters, global_grad_norm(parameters));
   EXPECT_LE(global_grad_norm(parameters).item<double>(), 0.5 * (1 + 1e-6));
   EXPECT_GT(global_grad_norm(parameters).item<double>(), 0.4999);
   // The direction stays.
@@ -43,16 +43,29 @@ TEST(Clip, ScalesLargeNormsDownAndLeavesSmallOnes) {
 
 TEST(Clip, ByValueClampsEachElement) {
   const auto parameters = parameters_with_gradients();
-  clip_gradients({true, 0.25}, parameters, global_grad_norm(parameters));
+  clip_gradients({ClipType::kValue, 0.25}, parameters, global_grad_norm(parameters));
   for (const at::Tensor& p : parameters) {
     if (!p.grad().defined()) continue;
     EXPECT_LE(p.grad().abs().max().item<double>(), 0.25);
   }
 }
 
+TEST(Clip, AdaptiveBoundsEachRowByItsWeights) {
+  const at::Tensor w =
+      at::tensor({3.0, 4.0, 0.0, 0.0, 30.0, 40.0}).view({3, 2}).set_requires_grad(true);
+  w.mutable_grad() = at::tensor({6.0, 8.0, 6.0, 8.0, 6.0, 8.0}).view({3, 2});
+  const at::Tensor bias = at::tensor({0.3, 0.4}).set_requires_grad(true);
+  bias.mutable_grad() = at::zeros({2});
+  clip_gradients({ClipType::kAdaptive, 0.5}, {w, bias}, at::Tensor());
+  // |w| = 5, 0 (taken as 1e-3), 50; |g| = 10 everywhere.
+  const at::Tensor expected = at::tensor({1.5, 2.0, 3e-4, 4e-4, 6.0, 8.0}).view({3, 2});
+  EXPECT_TRUE(at::allclose(w.grad(), expected, 1e-6)) << w.grad();
+  EXPECT_TRUE(at::equal(bias.grad(), at::zeros({2}))) << "no 0 / 0";
+}
+
 TEST(ClipConfig, RefusesWhatItDoesNotKnow) {
   for (const char* text :
-       {"{clipping_type: adaptive, clipping_threshold: 1}",
+       {"{clipping_type: agc, clipping_threshold: 1}",
         "{clipping_type: norm, clipping_threshold: 0}", "{clipping_type: norm}"}) {
     EXPECT_THROW(ClipConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root()), Error) << text;
   }

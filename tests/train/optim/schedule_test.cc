@@ -39,6 +39,31 @@ TEST(Schedule, LinearDecayAndConstant) {
   EXPECT_DOUBLE_EQ(constant.multiplier(99), 1.0);
 }
 
+TEST(Schedule, InverseSquareRoot) {
+  const Schedule schedule = make(
+      "{name: inv_sqrt_with_warmup, t_warmup: 10ba, t_scale: 5ba, t_cooldown: 20ba, "
+      "alpha_f_decay: 0.2, alpha_f_cooldown: 0.1}");
+  EXPECT_DOUBLE_EQ(schedule.multiplier(5), 0.5);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(10), 1.0);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(25), 0.2 + 0.8 * 0.5);
+  const double from = 0.2 + 0.8 / std::sqrt(15.0);  // at 80 = 100 - 20
+  EXPECT_DOUBLE_EQ(schedule.multiplier(80), from);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(90), (from + 0.1) / 2);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(100), 0.1);
+  EXPECT_DOUBLE_EQ(schedule.multiplier(120), 0.1);
+  const Schedule open =
+      make("{name: inv_sqrt_with_warmup, t_warmup: 1ep, t_scale: 1ep, t_cooldown: 0ba}");
+  EXPECT_DOUBLE_EQ(open.multiplier(100), std::sqrt(40.0 / 100));
+  for (const char* bad :
+       {"{name: inv_sqrt_with_warmup, t_scale: 1ba}",
+        "{name: inv_sqrt_with_warmup, t_scale: 0ba, t_cooldown: 0ba}",
+        "{name: inv_sqrt_with_warmup, t_scale: 0.1dur, t_cooldown: 0ba}",
+        "{name: inv_sqrt_with_warmup, t_scale: 1ba, t_cooldown: 0ba, alpha_f: 0.1}",
+        "{name: inv_sqrt_with_warmup, t_scale: 1ba, t_cooldown: 0ba, alpha_f_cooldown: 0.1}"}) {
+    EXPECT_THROW(make(bad), Error) << bad;
+  }
+}
+
 TEST(Schedule, EveryUnitBecomesBatches) {
   EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("7ba")), 7);
   EXPECT_DOUBLE_EQ(kLength.batches(Time::parse("2ep")), 80);

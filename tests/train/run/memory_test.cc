@@ -17,12 +17,12 @@ ModelConfig model_of(const std::string& vocab_size) {
 }
 
 TEST(Memory, MoreThanThereIsIsRefusedWithBothFigures) {
-  EXPECT_NO_THROW(require_memory(model_of("9"), at::kCPU, kTrainingBytesPerParameter));
+  EXPECT_NO_THROW(require_memory(model_of("9"), at::kCPU, 16));
   const std::optional<double> available = available_bytes(at::kCPU);
   ASSERT_TRUE(available);
   EXPECT_GT(*available, 1e6);
   try {
-    require_memory(model_of("1000000000000"), at::kCPU, kTrainingBytesPerParameter);
+    require_memory(model_of("1000000000000"), at::kCPU, 16);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);

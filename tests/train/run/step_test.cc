@@ -32,12 +32,12 @@ struct Training {
     for (const Parameter& parameter : model.parameters()) {
       named.emplace_back(parameter.name, parameter.value);
     }
-    optimizer = std::make_unique<DecoupledAdamW>(config.optimizer, named);
+    optimizer = make_optimizer(config.optimizer, named);
     stepper = std::make_unique<Stepper>(config, model, *optimizer);
   }
   TrainConfig config;
   Transformer model;
-  std::unique_ptr<DecoupledAdamW> optimizer;
+  std::unique_ptr<Optimizer> optimizer;
   std::unique_ptr<Stepper> stepper;
 };
 

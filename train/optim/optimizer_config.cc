@@ -1,0 +1,209 @@
+#include "train/optim/optimizer_config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <regex>
+
+#include "dropless/error.h"
+#include "train/base/log.h"
+
+namespace dropless::train {
+namespace {
+
+struct NamedType {
+  const char* name;
+  OptimizerType type;
+  const char* class_name;
+};
+
+constexpr NamedType kTypes[] = {
+    {"decoupled_adamw", OptimizerType::kDecoupledAdamW, "DecoupledAdamW"},
+    {"adamw", OptimizerType::kAdamW, "AdamW"},
+    {"decoupled_lionw", OptimizerType::kDecoupledLionW, "DecoupledLionW"},
+    {"clip_lion", OptimizerType::kClipLion, "DecoupledClipLion"},
+    {"adalr_lion", OptimizerType::kAdaLrLion, "DecoupledAdaLRLion"},
+    {"sgd", OptimizerType::kSgd, "SGD"},
+    {"no_op", OptimizerType::kNoOp, "NoOp"},
+};
+
+OptimizerType type_from_yaml(const YamlMap& map) {
+  const std::string name = map.get<std::string>("name", kTypes[0].name);
+  std::string known;
+  for (const NamedType& candidate : kTypes) {
+    if (name == candidate.name) return candidate.type;
+    known += known.empty() ? "one of: " : ", ";
+    known += candidate.name;
+  }
+  map.fail("name", "unknown optimizer " + name, known);
+}
+
+bool is_adam(OptimizerType type) {
+  return type == OptimizerType::kDecoupledAdamW || type == OptimizerType::kAdamW;
+}
+
+bool is_lion(OptimizerType type) {
+  return type == OptimizerType::kDecoupledLionW || type == OptimizerType::kClipLion ||
+         type == OptimizerType::kAdaLrLion;
+}
+
+// Composer's, LLM Foundry's and torch's own.
+GroupConfig defaults_of(OptimizerType type) {
+  switch (type) {
+    case OptimizerType::kDecoupledAdamW:
+      return {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 1e-5};
+    case OptimizerType::kAdamW:
+      return {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 1e-2};
+    case OptimizerType::kDecoupledLionW:
+    case OptimizerType::kClipLion:
+    case OptimizerType::kAdaLrLion:
+      return {.lr = 1e-4, .beta1 = 0.9, .beta2 = 0.99};
+    case OptimizerType::kSgd:
+    case OptimizerType::kNoOp:
+      return {.lr = 1e-3};
+  }
+  return {};
+}
+
+GroupConfig read_group(const YamlMap& map, OptimizerType type, const GroupConfig& defaults) {
+  GroupConfig group = defaults;
+  group.lr = map.positive<double>("lr", group.lr);
+  group.weight_decay = map.non_negative<double>("weight_decay", group.weight_decay);
+  if (is_adam(type) || is_lion(type)) {
+    const auto betas = map.get<std::vector<double>>("betas", {group.beta1, group.beta2});
+    if (betas.size() != 2) map.fail("betas", "betas takes two numbers");
+    for (const double beta : betas) {
+      if (beta < 0 || beta >= 1) map.fail("betas", "betas must be in [0, 1)");
+    }
+    group.beta1 = betas[0];
+    group.beta2 = betas[1];
+  }
+  if (is_adam(type)) group.eps = map.non_negative<double>("eps", group.eps);
+  if (type == OptimizerType::kSgd) {
+    group.momentum = map.non_negative<double>("momentum", group.momentum);
+  }
+  // Lion's decay takes this part off every weight in every step, whatever the learning rate.
+  if (is_lion(type) && group.weight_decay >= 1e-3) {
+    log_warning(
+        "{}: weights lose {} of their size in every step; Lion's decay is not multiplied "
+        "by the learning rate",
+        map.where("weight_decay"), group.weight_decay);
+  }
+  return group;
+}
+
+bool matches(const std::string& expression, const std::string& name) {
+  return std::regex_search("model." + name, std::regex(expression));
+}
+
+std::string checked_expression(const YamlMap& map, const char* key, const std::string& text) {
+  try {
+    const std::regex compiled(text);
+  } catch (const std::regex_error& error) {
+    map.fail(key, fmt::format("'{}' is no regular expression: {}", text, error.what()));
+  }
+  return text;
+}
+
+void read_groups(const YamlMap& map, OptimizerConfig& config) {
+  std::vector<std::string> frozen;
+  if (map.is_sequence("disable_grad")) {
+    frozen = map.get<std::vector<std::string>>("disable_grad");
+  } else if (const auto one = map.find<std::string>("disable_grad")) {
+    frozen.push_back(*one);
+  }
+  for (const std::string& text : frozen) {
+    config.disable_grad.push_back(checked_expression(map, "disable_grad", text));
+  }
+  for (const YamlMap& group : map.maps("param_groups")) {
+    const auto text = group.get<std::string>("param_str_match");
+    config.groups.push_back({checked_expression(group, "param_str_match", text),
+                             read_group(group, config.type, config.all)});
+    group.finish();
+  }
+}
+
+}  // namespace
+
+OptimizerConfig OptimizerConfig::from_yaml(const YamlMap& map) {
+  OptimizerConfig config;
+  config.type = type_from_yaml(map);
+  config.all = read_group(map, config.type, defaults_of(config.type));
+  if (config.type == OptimizerType::kSgd) {
+    config.dampening = map.non_negative<double>("dampening", 0.0);
+    config.nesterov = map.get<bool>("nesterov", false);
+    if (config.nesterov && (config.all.momentum == 0 || config.dampening != 0)) {
+      map.fail("nesterov", "nesterov needs a momentum above 0 and dampening 0");
+    }
+  }
+  if (is_adam(config.type)) map.refuse("amsgrad", map.get<bool>("amsgrad", false));
+  if (config.type == OptimizerType::kClipLion || config.type == OptimizerType::kAdaLrLion) {
+    const double threshold = config.type == OptimizerType::kClipLion ? 5.0 : 10.0;
+    config.outlier_threshold = map.positive<double>("outlier_threshold", threshold);
+  }
+  if (config.type == OptimizerType::kAdaLrLion) {
+    config.timeout = map.non_negative<std::int64_t>("timeout", config.timeout);
+    config.lr_penalty = map.positive<double>("lr_penalty", config.lr_penalty);
+    config.min_scale = map.non_negative<double>("min_scale", config.min_scale);
+  }
+  read_groups(map, config);
+  map.finish();
+  return config;
+}
+
+int OptimizerConfig::moments() const {
+  const auto has_momentum = [](const GroupConfig& group) { return group.momentum > 0; };
+  switch (type) {
+    case OptimizerType::kDecoupledAdamW:
+    case OptimizerType::kAdamW:
+      return 2;
+    case OptimizerType::kDecoupledLionW:
+    case OptimizerType::kClipLion:
+    case OptimizerType::kAdaLrLion:
+      return 1;
+    case OptimizerType::kSgd:
+      return has_momentum(all) || std::any_of(groups.begin(), groups.end(), [&](const auto& group) {
+               return has_momentum(group.config);
+             });
+    case OptimizerType::kNoOp:
+      break;
+  }
+  return 0;
+}
+
+std::vector<int> OptimizerConfig::assign_groups(const std::vector<std::string>& names) const {
+  std::vector<int> group_of(names.size(), 0);
+  // disable_grad first, then the groups, each taking from what those before it left.
+  const auto take = [&](const std::string& expression, int group) {
+    bool any = false, left = false;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (!matches(expression, names[i])) continue;
+      any = true;
+      if (group_of[i] != 0) continue;
+      group_of[i] = group;
+      left = true;
+    }
+    if (left || (any && group < 0)) return;
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("'{}' takes no parameter{}", expression,
+                            any ? ": all that match belong to an earlier group" : ""),
+                names.empty() ? "" : "parameters are called like model." + names.back());
+  };
+  for (const std::string& expression : disable_grad) take(expression, -1);
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    take(groups[i].param_str_match, static_cast<int>(i) + 1);
+  }
+  if (std::all_of(group_of.begin(), group_of.end(), [](int group) { return group < 0; })) {
+    throw Error(ErrorKind::kInvalidArgument, "disable_grad leaves no parameter to train");
+  }
+  return group_of;
+}
+
+const char* optimizer_class_name(OptimizerType type) {
+  for (const NamedType& candidate : kTypes) {
+    if (candidate.type == type) return candidate.class_name;
+  }
+  return "unknown";
+}
+
+}  // namespace dropless::train
