@@ -7,6 +7,7 @@
 #include "dropless/dtype.h"
 #include "dropless/error.h"
 #include "dropless/grouped_gemm.h"
+#include "dropless/index.h"
 #include "dropless/moe.h"
 #include "dropless/permute.h"
 #include "dropless/route.h"

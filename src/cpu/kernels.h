@@ -98,9 +98,11 @@ struct DispatchOrderArgs {
   std::int64_t* offsets_E1;
   std::int32_t* tokens_R;  // may be null
   std::int32_t* partials;  // [kMaxTokenChunks, E] row counts
+  // Rows an expert keeps, the first ones; the others' entries of rows_TK are -1. Negative: all.
+  std::int64_t capacity = -1;
 };
 
-// tokens_R[rows[t, k]] = t
+// tokens_R[rows[t, k]] = t; -1 in rows_TK (a dropped row) is passed over, here and below.
 struct InvertRowsArgs {
   std::int64_t tokens, top_k;
   const std::int32_t* rows_TK;
@@ -113,6 +115,7 @@ struct GatherArgs {
   const void* x_TD;
   const std::int32_t* rows_TK;
   void* x_RD;
+  std::int64_t zero_rows = 0;  // rows of x_RD to clear first: some are named by no (t, k)
 };
 
 // out[t] = sum_k weights[t, k] * y[rows[t, k]] + base[t]
@@ -135,6 +138,61 @@ struct CombineBackwardArgs {
   const void* d_out_TD;
   void* d_y_RD;
   void* d_weights_TK;
+  std::int64_t zero_rows = 0;  // of d_y_RD, as of a gather
+};
+
+struct HistogramArgs {
+  std::int64_t entries, bins;
+  const std::int32_t* indices_N;
+  std::int32_t* counts_E;
+};
+
+struct CumsumArgs {
+  DType dtype;  // int32 or int64
+  std::int64_t batch, entries;
+  bool inclusive;
+  const void* x_BN;
+  void* out_BN;  // may be x_BN
+};
+
+struct PaddedOffsetsArgs {
+  std::int64_t bins, block_size;
+  const std::int64_t* offsets_E1;
+  std::int64_t* padded_E1;
+};
+
+struct TileTableArgs {
+  std::int64_t bins, tile_rows;
+  const std::int64_t* offsets_E1;
+  std::int32_t* tiles_N3;
+};
+
+struct ReplicateArgs {
+  DType dtype;
+  std::int64_t batch, bins, entries;
+  const void* x_BE;
+  const std::int64_t* offsets_E1;
+  void* out_BN;
+};
+
+struct ReplicateBackwardArgs {
+  DType dtype;
+  std::int64_t batch, bins, entries;
+  const void* d_out_BN;
+  const std::int64_t* offsets_E1;
+  void* d_x_BE;
+};
+
+// Expert e's slots are [slot_offsets[e], slot_offsets[e + 1]) or, without slot_offsets, capacity
+// ones from e * capacity on.
+struct AssignSlotsArgs {
+  std::int64_t entries;
+  const std::int32_t* indices_TK;
+  const std::int32_t* rows_TK;
+  const std::int64_t* offsets_E1;
+  const std::int64_t* slot_offsets_E1;  // may be null
+  std::int64_t capacity;
+  std::int32_t* slots_TK;
 };
 
 // One product a B_e of a grouped GEMM; a and out may be of the storage type of b or of its
@@ -295,6 +353,13 @@ struct KernelTable {
   void (*route_jitter)(const RouteJitterArgs& args);
   void (*dispatch_order)(const DispatchOrderArgs& args);
   void (*invert_rows)(const InvertRowsArgs& args);
+  void (*histogram)(const HistogramArgs& args);
+  void (*cumsum)(const CumsumArgs& args);
+  void (*padded_offsets)(const PaddedOffsetsArgs& args);
+  void (*tile_table)(const TileTableArgs& args);
+  void (*replicate)(const ReplicateArgs& args);
+  void (*replicate_backward)(const ReplicateBackwardArgs& args);
+  void (*assign_slots)(const AssignSlotsArgs& args);
   void (*gather)(const GatherArgs& args);
   void (*combine)(const CombineArgs& args);
   void (*combine_backward)(const CombineBackwardArgs& args);
@@ -320,6 +385,11 @@ void route_backward(const RouteBackwardArgs& args);
 void route_jitter(const RouteJitterArgs& args);
 void dispatch_order(const DispatchOrderArgs& args);
 void invert_rows(const InvertRowsArgs& args);
+void histogram(const HistogramArgs& args);
+void cumsum(const CumsumArgs& args);
+void replicate(const ReplicateArgs& args);
+void replicate_backward(const ReplicateBackwardArgs& args);
+void assign_slots(const AssignSlotsArgs& args);
 void gather(const GatherArgs& args);
 void combine(const CombineArgs& args);
 void combine_backward(const CombineBackwardArgs& args);
@@ -338,6 +408,13 @@ void route_backward(const RouteBackwardArgs& args);
 void route_jitter(const RouteJitterArgs& args);
 void dispatch_order(const DispatchOrderArgs& args);
 void invert_rows(const InvertRowsArgs& args);
+void histogram(const HistogramArgs& args);
+void cumsum(const CumsumArgs& args);
+void padded_offsets(const PaddedOffsetsArgs& args);
+void tile_table(const TileTableArgs& args);
+void replicate(const ReplicateArgs& args);
+void replicate_backward(const ReplicateBackwardArgs& args);
+void assign_slots(const AssignSlotsArgs& args);
 void gather(const GatherArgs& args);
 void combine(const CombineArgs& args);
 void combine_backward(const CombineBackwardArgs& args);

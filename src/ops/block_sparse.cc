@@ -156,12 +156,8 @@ cpu::BlockWalk walk_of(const BlockTopology& t, bool by_column) {
 void check_experts(const char* op, const ConstTensorView& offsets_E1, std::int64_t d_ffn,
                    std::int64_t block_size) {
   check_block_size(op, block_size);
-  DROPLESS_CHECK(
-      offsets_E1.rank == 1 && offsets_E1.shape[0] >= 2,
-      concat(op, ": offsets_E1 is ", describe(offsets_E1), ", expected [E + 1] with E >= 1"));
   expect_cpu(op, offsets_E1);
-  const std::int64_t E = offsets_E1.shape[0] - 1;
-  expect_tensor(op, "offsets_E1", offsets_E1, {{E + 1}, DType::kInt64}, offsets_E1.device);
+  const std::int64_t E = expect_group_offsets(op, offsets_E1);
   expect_offsets(op, offsets_E1, static_cast<const std::int64_t*>(offsets_E1.data)[E]);
   DROPLESS_CHECK(
       d_ffn >= 0 && d_ffn % block_size == 0,

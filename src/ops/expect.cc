@@ -66,6 +66,15 @@ void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k) {
       "split the batch");
 }
 
+std::int64_t expect_group_offsets(const char* op, const ConstTensorView& offsets_E1) {
+  DROPLESS_CHECK(
+      offsets_E1.rank == 1 && offsets_E1.shape[0] >= 2,
+      concat(op, ": offsets_E1 is ", describe(offsets_E1), ", expected [E + 1] with E >= 1"));
+  expect_tensor(op, "offsets_E1", offsets_E1, {{offsets_E1.shape[0]}, DType::kInt64},
+                offsets_E1.device);
+  return offsets_E1.shape[0] - 1;
+}
+
 void expect_offsets(const char* op, const ConstTensorView& offsets_E1, std::int64_t rows) {
   const auto* offsets = static_cast<const std::int64_t*>(offsets_E1.data);
   const std::int64_t groups = offsets_E1.shape[0] - 1;

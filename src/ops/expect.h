@@ -37,6 +37,9 @@ void expect_cpu(const char* op, const ConstTensorView& view);
 // T K routed rows are numbered by int32.
 void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k);
 
+// offsets_E1 is int64 [E + 1] with E >= 1; returns E.
+std::int64_t expect_group_offsets(const char* op, const ConstTensorView& offsets_E1);
+
 // Offsets of groups on the CPU: from 0 to `rows`, not decreasing.
 void expect_offsets(const char* op, const ConstTensorView& offsets_E1, std::int64_t rows);
 

@@ -10,12 +10,10 @@ namespace {
 
 std::int64_t check_offsets(const char* op, const ConstTensorView& offsets_E1, std::int64_t rows,
                            Device device) {
-  DROPLESS_CHECK(
-      offsets_E1.rank == 1 && offsets_E1.shape[0] >= 2,
-      concat(op, ": offsets_E1 is ", describe(offsets_E1), ", expected [E + 1] with E >= 1"));
-  expect_tensor(op, "offsets_E1", offsets_E1, {{offsets_E1.shape[0]}, DType::kInt64}, device);
+  const std::int64_t groups = expect_group_offsets(op, offsets_E1);
+  DROPLESS_CHECK(offsets_E1.device == device, concat(op, ": offsets_E1 is on another device"));
   expect_offsets(op, offsets_E1, rows);
-  return offsets_E1.shape[0] - 1;
+  return groups;
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "dropless/error.h"
+#include "dropless/index.h"
 #include "tests/ops/levels.h"
 #include "tests/ops/tensor.h"
 
@@ -158,6 +159,160 @@ TEST(Permute, GradientsEqualFiniteDifferences) {
     for (int i = 0; i < 18; ++i)
       EXPECT_NEAR(d_w.get(i), central_difference(c.weights_TK, i, combined), 1e-8);
   });
+}
+
+// The order in which MegaBlocks drops: an expert keeps its first C rows, tokens then k.
+TEST(DispatchOrder, ACapacityKeepsTheFirstRowsOfEachExpert) {
+  for (std::int64_t tokens : kTokens) {
+    for (std::int64_t capacity : {0, 1, 5, 100, 100000}) {
+      std::mt19937_64 rng(tokens);
+      const Order all = random_order(rng, tokens, 13, 4, 0);
+      for_each_implementation([&](Backend backend) {
+        Tensor rows(DType::kInt32, {tokens, 4}), offsets(DType::kInt64, {14}),
+            tokens_R(DType::kInt32, {tokens * 4});
+        Workspace workspace(dispatch_order_workspace_bytes(tokens, 13));
+        dispatch_order(all.indices_TK, rows, offsets, tokens_R, workspace.data(), workspace.bytes(),
+                       backend, capacity);
+        std::vector<std::int64_t> kept(13);
+        for (std::int64_t i = 0; i < tokens * 4; ++i) {
+          const auto e = static_cast<std::int64_t>(all.indices_TK.get(i));
+          if (kept[e] == capacity) {
+            ASSERT_EQ(rows.get(i), -1);
+            continue;
+          }
+          const double row = offsets.get(e) + static_cast<double>(kept[e]++);
+          ASSERT_EQ(rows.get(i), row);
+          ASSERT_EQ(tokens_R.get(static_cast<std::int64_t>(row)), i / 4);
+        }
+        for (std::int64_t e = 0; e < 13; ++e) {
+          ASSERT_EQ(offsets.get(e + 1) - offsets.get(e), kept[e]);
+        }
+      });
+    }
+  }
+}
+
+TEST(ExpertCapacity, IsTheWholePartOfTheFactorTimesTheMean) {
+  EXPECT_EQ(expert_capacity(0, 100, 2, 8), -1);
+  EXPECT_EQ(expert_capacity(1, 100, 2, 8), 25);
+  EXPECT_EQ(expert_capacity(1.25, 100, 2, 8), 31);
+  EXPECT_EQ(expert_capacity(0.01, 100, 2, 8), 0);
+  EXPECT_EQ(expert_capacity(1e300, 100, 2, 8), 200);
+  EXPECT_THAT(message_of([] { expert_capacity(-1, 100, 2, 8); }),
+              ::testing::HasSubstr("the factor is -1"));
+}
+
+// One layout with holes and dropped rows, by plain loops over (t, k): the slot's number is known
+// from how many rows its expert had before.
+struct Layout {
+  Tensor slots_TK;
+  std::int64_t slots;
+};
+
+Layout naive_layout(const Order& order, const std::vector<std::int64_t>& first,
+                    const std::vector<std::int64_t>& size, std::int64_t slots) {
+  Layout layout{order.indices_TK, slots};
+  std::vector<std::int64_t> seen(first.size());
+  for (std::int64_t i = 0; i < order.indices_TK.numel(); ++i) {
+    const auto e = static_cast<std::size_t>(order.indices_TK.get(i));
+    const std::int64_t place = seen[e]++;
+    layout.slots_TK.set(i, place < size[e] ? static_cast<double>(first[e] + place) : -1);
+  }
+  return layout;
+}
+
+std::vector<Layout> layouts(const Order& order, Backend backend) {
+  const std::int64_t E = order.offsets_E1.dim(0) - 1;
+  std::vector<Layout> result;
+  for (std::int64_t block : {1, 8}) {
+    std::vector<std::int64_t> first(E + 1), size(E);
+    Tensor padded(DType::kInt64, {E + 1}), slots = order.rows_TK;
+    padded_offsets(order.offsets_E1, block, padded, backend);
+    for (std::int64_t e = 0; e < E; ++e) {
+      first[e] = static_cast<std::int64_t>(padded.get(e));
+      size[e] = static_cast<std::int64_t>(padded.get(e + 1)) - first[e];
+    }
+    padded_slots(order.indices_TK, order.rows_TK, order.offsets_E1, padded, slots, backend);
+    result.push_back(naive_layout(order, first, size, static_cast<std::int64_t>(padded.get(E))));
+    EXPECT_TRUE(same_bits(slots, result.back().slots_TK));
+  }
+  for (std::int64_t capacity : {0, 2, 9}) {
+    std::vector<std::int64_t> first(E), size(E, capacity);
+    Tensor slots = order.rows_TK;
+    for (std::int64_t e = 0; e < E; ++e) first[e] = e * capacity;
+    binned_slots(order.indices_TK, order.rows_TK, order.offsets_E1, capacity, slots, backend);
+    result.push_back(naive_layout(order, first, size, E * capacity));
+    EXPECT_TRUE(same_bits(slots, result.back().slots_TK));
+  }
+  return result;
+}
+
+// gather and combine over slots against loops in double: dropped rows give nothing, holes are 0.
+TEST(Permute, PaddedAndBinnedLayoutsEqualLoops) {
+  std::mt19937_64 rng(9);
+  for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (std::int64_t tokens : {0, 1, 29, 300}) {
+      const Case c = random_case(rng, dtype, tokens, 37);
+      for_each_implementation([&](Backend backend) {
+        for (const Layout& layout : layouts(c.order, backend)) {
+          const std::int64_t S = layout.slots, D = 37;
+          const Tensor y = normal(rng, dtype, {S, D});
+          Tensor x_SD(DType::kFloat64, {S, D}), out(DType::kFloat64, {tokens, D}),
+              back(DType::kFloat64, {tokens, D}), d_y(DType::kFloat64, {S, D}),
+              d_w(DType::kFloat64, {tokens, 3});
+          for (Tensor* t : {&x_SD, &out, &back, &d_y, &d_w}) {
+            for (std::int64_t i = 0; i < t->numel(); ++i) t->set(i, 0);
+          }
+          for (std::int64_t i = 0; i < tokens * 3; ++i) {
+            const auto slot = static_cast<std::int64_t>(layout.slots_TK.get(i));
+            for (std::int64_t d = 0; slot >= 0 && d < D; ++d) {
+              const std::int64_t to = i / 3 * D + d, from = slot * D + d;
+              const double weight = c.weights_TK.get(i), g = c.d_TD.get(to);
+              x_SD.set(from, c.x_TD.get(to));
+              out.set(to, out.get(to) + weight * y.get(from));
+              back.set(to, back.get(to) + y.get(from));
+              d_y.set(from, weight * g);
+              d_w.set(i, d_w.get(i) + y.get(from) * g);
+            }
+          }
+          Tensor got_x(dtype, {S, D}), got_out(dtype, {tokens, D}), got_back(dtype, {tokens, D}),
+              got_d_y(dtype, {S, D}), got_d_w(accumulator_dtype(dtype), {tokens, 3});
+          gather(c.x_TD, layout.slots_TK, got_x, backend);
+          gather_backward(y, layout.slots_TK, got_back, backend);
+          combine(y, c.weights_TK, layout.slots_TK, got_out, backend);
+          combine_backward(y, c.weights_TK, layout.slots_TK, c.d_TD, got_d_y, got_d_w, backend);
+          const double tolerance = 4 * unit_roundoff(dtype);
+          EXPECT_EQ(relative_error(got_x, x_SD), 0);
+          EXPECT_LE(relative_error(got_back, back), tolerance);
+          EXPECT_LE(relative_error(got_out, out), tolerance);
+          EXPECT_LE(relative_error(got_d_y, d_y), tolerance);
+          EXPECT_LE(relative_error(got_d_w, d_w), 30 * unit_roundoff(accumulator_dtype(dtype)));
+        }
+      });
+    }
+  }
+}
+
+TEST(Permute, RowsOutOfRangeAreNamed) {
+  std::mt19937_64 rng(10);
+  Case c = random_case(rng, DType::kFloat32, 4, 3);
+  Tensor x_RD(DType::kFloat32, {12, 3});
+  for (int bad : {-2, 12}) {
+    Tensor rows = c.order.rows_TK;
+    rows.set(4, bad);
+    EXPECT_THAT(message_of([&] { gather(c.x_TD, rows, x_RD); }),
+                ::testing::HasSubstr("gather: rows_TK[1, 1] is " + std::to_string(bad) +
+                                     ", but x_RD has 12 rows"));
+  }
+  Tensor slots = c.order.rows_TK, indices = c.order.indices_TK;
+  indices.set(0, static_cast<double>(static_cast<int>(indices.get(0) + 1) % 5));
+  EXPECT_THAT(
+      message_of([&] { binned_slots(indices, c.order.rows_TK, c.order.offsets_E1, 4, slots); }),
+      ::testing::HasSubstr("binned_slots: rows_TK[0, 0] is "));
+  EXPECT_THAT(message_of([&] {
+                binned_slots(c.order.indices_TK, c.order.rows_TK, c.order.offsets_E1, -1, slots);
+              }),
+              ::testing::HasSubstr("capacity -1"));
 }
 
 }  // namespace

@@ -80,6 +80,10 @@ void expert_backward(const ExpertBackwardArgs& args) {
     using S = decltype(zero);
     using A = Accumulator<S>;
     for (std::int64_t i = 0; i < args.tokens * args.top_k; ++i) {
+      if (args.rows_TK[i] < 0) {
+        static_cast<A*>(args.d_weights_TK)[i] = 0;
+        continue;
+      }
       const A weight = static_cast<const A*>(args.weights_TK)[i];
       const std::int64_t row = args.rows_TK[i] * args.width;
       A dot = 0;

@@ -174,6 +174,10 @@ void expert_backward_tokens(const ExpertBackwardArgs& args, std::int64_t begin, 
         using A = Accumulator<S>;
         const std::int64_t F = args.width;
         for (std::int64_t i = begin * args.top_k; i < end * args.top_k; ++i) {
+          if (args.rows_TK[i] < 0) {
+            static_cast<A*>(args.d_weights_TK)[i] = 0;
+            continue;
+          }
           const A weight = static_cast<const A*>(args.weights_TK)[i];
           const std::int64_t row = args.rows_TK[i] * F;
           const S* gate = static_cast<const S*>(args.gate_RF) + row;

@@ -295,6 +295,7 @@ void combine_tokens(const CombineArgs& args, std::int64_t begin, std::int64_t en
         const std::int64_t n = D - first < kStrip ? D - first : kStrip;
         A sum[kStrip] = {};
         for (std::int64_t k = 0; k < K; ++k) {
+          if (args.rows_TK[t * K + k] < 0) continue;
           const A weight =
               args.weights_TK == nullptr ? A(1) : static_cast<const A*>(args.weights_TK)[t * K + k];
           const S* y = static_cast<const S*>(args.y_RD) + args.rows_TK[t * K + k] * D + first;
@@ -321,6 +322,10 @@ void combine_backward_tokens(const CombineBackwardArgs& args, std::int64_t begin
     using A = Accumulator<S>;
     const std::int64_t K = args.top_k, D = args.width;
     for (std::int64_t i = begin * K; i < end * K; ++i) {
+      if (args.rows_TK[i] < 0) {
+        static_cast<A*>(args.d_weights_TK)[i] = 0;
+        continue;
+      }
       const A weight = static_cast<const A*>(args.weights_TK)[i];
       const S* d_out = static_cast<const S*>(args.d_out_TD) + i / K * D;
       const S* y = static_cast<const S*>(args.y_RD) + args.rows_TK[i] * D;
