@@ -9,14 +9,22 @@
 //   h_k      = act(W1_e x) * (V1_e x)   (GLU)   or   act(W1_e x)   (MLP),   with e = e_k
 //   out      = sum_k s_k * (h_k W2_{e_k})             in the order k = 1..K, accumulated in fp32
 //
-// Every token reaches all of its experts: there is no capacity and nothing is dropped. (MegaBlocks,
+// With expert_bias: W1_e x + b1_e, V1_e x + bv1_e, and s_k * (h_k W2_{e_k} + b2_{e_k}). With a shared
+// expert of width S (shared_d_ffn > 0), h_S its activation as above and y_S = h_S W2_S:
+//
+//   out      = y_S + sum_k ...                        or, with shared_weighted,
+//   out      = y_S / (K + 1) + K / (K + 1) * sum_k ...
+//
+// Every token reaches all of its experts: nothing is dropped unless a capacity_factor > 0 asks for it
+// (GShard, Lepikhin et al. 2020): an expert then keeps its first expert_capacity rows (permute.h),
+// the others' terms of the sum are left out and no weight is normalised again. (MegaBlocks,
 // Gale et al. 2022, arXiv:2211.15841; the layer's semantics are that package's `dMoE`.)
 //
 // Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K
 // rows.
 //
 // On a GPU (compute capability 9.0) the tensors are bf16, the widths multiples of 8 and of `route`
-// only normalize_p is free; a call only queues work on the given stream: it never waits and can be
+// only normalize_p is free, without bias, capacity and shared expert; a call only queues work on the given stream: it never waits and can be
 // captured into a CUDA graph.
 //
 // Memory: the caller owns everything. Between forward and backward only x, the pre-activations and
@@ -43,8 +51,12 @@ struct MoEConfig {
   std::int64_t d_ffn = 0;  // of one expert
   Activation activation = Activation::kSilu;
   bool glu = true;  // act(x W1^T) * (x V1^T); false: act(x W1^T)
-  RouteConfig route;
-  bool selection_bias = false;  // top-k adds MoEWeights::selection_bias_E to the scores
+  RouteConfig route = {};
+  bool selection_bias = false;    // top-k adds MoEWeights::selection_bias_E to the scores
+  bool expert_bias = false;       // MoEWeights::b1_EF, bv1_EF, b2_ED
+  double capacity_factor = 0;     // 0: dropless
+  std::int64_t shared_d_ffn = 0;  // width of the shared expert; 0: none
+  bool shared_weighted = false;
   Backend backend = Backend::kAuto;
 };
 
@@ -56,6 +68,10 @@ struct MoEWeights {
   ConstTensorView w2_EFD;  // down; note the layout: out = h W2, not h W2^T
   // fp32 (fp64 for fp64 layers), with MoEConfig::selection_bias, else absent; has no gradient.
   ConstTensorView selection_bias_E = {};
+  // With MoEConfig::expert_bias, else absent; bv1 for GLU.
+  ConstTensorView b1_EF = {}, bv1_EF = {}, b2_ED = {};
+  // With MoEConfig::shared_d_ffn, else absent; v1 for GLU. Laid out as an expert's.
+  ConstTensorView shared_w1_SD = {}, shared_v1_SD = {}, shared_w2_SD = {};
 };
 
 // What backward needs besides x and the weights. Routed rows are sorted by expert, in token order
@@ -66,8 +82,10 @@ struct MoESaved {
   TensorView up_RF;       // x V1^T, x's dtype; absent for MLP
   TensorView weights_TK;  // fp32 (fp64 for fp64 layers): s_k after normalisation
   TensorView indices_TK;  // int32: e_k; forward reads it with RouteSelection::kGiven
-  TensorView rows_TK;     // int32: the routed row of each (token, k)
+  TensorView rows_TK;     // int32: the routed row of each (token, k), -1 if dropped
   TensorView offsets_E1;  // int64 [E + 1]: rows of expert e are [offsets[e], offsets[e + 1])
+  // The shared expert's pre-activations, x's dtype; up for GLU.
+  TensorView shared_gate_TS = {}, shared_up_TS = {};
 };
 
 // Gradients; each is overwritten. Rows of experts that received no token are exactly zero.
@@ -77,6 +95,8 @@ struct MoEGradients {
   TensorView w1_EFD;
   TensorView v1_EFD;  // absent for MLP
   TensorView w2_EFD;
+  TensorView b1_EF = {}, bv1_EF = {}, b2_ED = {};
+  TensorView shared_w1_SD = {}, shared_v1_SD = {}, shared_w2_SD = {};
 };
 
 // Why no kernel runs this layer on tensors of `dtype` on `device`; empty where one does.

@@ -159,7 +159,11 @@ void grouped_gemm(const GroupedGemmArgs& args) {
             .out = out,
             .out_dtype = args.out_dtype,
             .out_stride = args.n,
-            .slot = slot};
+            .slot = slot,
+            .bias = args.bias == nullptr
+                        ? nullptr
+                        : at(args.bias, args.terms[0].b_dtype, block.group * args.n + block.col),
+            .accumulate = args.accumulate};
         for (int i = 0; i < args.num_terms; ++i) {
           const GroupedGemmTerm& term = args.terms[i];
           const std::int64_t first_b =

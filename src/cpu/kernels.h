@@ -118,7 +118,7 @@ struct GatherArgs {
   std::int64_t zero_rows = 0;  // rows of x_RD to clear first: some are named by no (t, k)
 };
 
-// out[t] = sum_k weights[t, k] * y[rows[t, k]] + base[t]
+// out[t] = sum_k weights[t, k] * y[rows[t, k]] + base_scale * base[t]
 struct CombineArgs {
   DType dtype;
   std::int64_t tokens, top_k, width;
@@ -127,6 +127,7 @@ struct CombineArgs {
   const std::int32_t* rows_TK;
   const void* base_TD;  // accumulator type; null: 0
   void* out_TD;
+  double base_scale = 1;
 };
 
 struct CombineBackwardArgs {
@@ -218,6 +219,9 @@ struct GroupedGemmArgs {
   DType out_dtype;
   void* workspace;  // at least kGemmSlotBytes; each multiplying thread uses as much
   std::size_t workspace_bytes;
+  // Both for k > 0.
+  const void* bias = nullptr;  // [groups, n], b's type: row e is added to e's sums
+  bool accumulate = false;     // adds to `out`, which has the accumulator's type
 };
 
 // out_e = sum over rows r of group e of a[r]^T b[b_rows ? b_rows[r] : r]

@@ -95,6 +95,27 @@ MoECase::MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std:
   d_w1_EFD = Tensor(dtype, {E, F, D});
   if (config.glu) d_v1_EFD = Tensor(dtype, {E, F, D});
   d_w2_EFD = Tensor(dtype, {E, F, D});
+  if (config.expert_bias) {
+    b1_EF = normal(rng, dtype, {E, F});
+    b2_ED = normal(rng, dtype, {E, D});
+    d_b1_EF = Tensor(dtype, {E, F});
+    d_b2_ED = Tensor(dtype, {E, D});
+    if (config.glu) bv1_EF = normal(rng, dtype, {E, F});
+    if (config.glu) d_bv1_EF = Tensor(dtype, {E, F});
+  }
+  const std::int64_t S = config.shared_d_ffn;
+  if (S > 0) {
+    shared_w1_SD = normal(rng, dtype, {S, D}, 1 / std::sqrt(D));
+    shared_w2_SD = normal(rng, dtype, {S, D}, 1 / std::sqrt(S));
+    d_shared_w1_SD = Tensor(dtype, {S, D});
+    d_shared_w2_SD = Tensor(dtype, {S, D});
+    shared_gate_TS = Tensor(dtype, {T, S});
+    if (config.glu) {
+      shared_v1_SD = normal(rng, dtype, {S, D}, 1 / std::sqrt(D));
+      d_shared_v1_SD = Tensor(dtype, {S, D});
+      shared_up_TS = Tensor(dtype, {T, S});
+    }
+  }
 }
 
 MoECase MoECase::to(DType dtype) const {
@@ -105,15 +126,27 @@ MoECase MoECase::to(DType dtype) const {
   c.v1_EFD = v1_EFD.to(dtype);
   c.w2_EFD = w2_EFD.to(dtype);
   c.bias_E = bias_E.to(accumulator_dtype(dtype));
+  c.b1_EF = b1_EF.to(dtype);
+  c.bv1_EF = bv1_EF.to(dtype);
+  c.b2_ED = b2_ED.to(dtype);
+  c.shared_w1_SD = shared_w1_SD.to(dtype);
+  c.shared_v1_SD = shared_v1_SD.to(dtype);
+  c.shared_w2_SD = shared_w2_SD.to(dtype);
   if (config.route.selection == RouteSelection::kGiven) c.indices_TK = indices_TK;
   c.d_out_TD = d_out_TD.to(dtype);
   c.d_losses_2 = d_losses_2.to(accumulator_dtype(dtype));
   return c;
 }
 
-MoESaved MoECase::saved() { return {gate_RF, up_RF, weights_TK, indices_TK, rows_TK, offsets_E1}; }
+MoESaved MoECase::saved() {
+  return {gate_RF, up_RF,      weights_TK,     indices_TK,
+          rows_TK, offsets_E1, shared_gate_TS, shared_up_TS};
+}
 
-MoEGradients MoECase::gradients() { return {d_x_TD, d_router_ED, d_w1_EFD, d_v1_EFD, d_w2_EFD}; }
+MoEGradients MoECase::gradients() {
+  return {d_x_TD,   d_router_ED, d_w1_EFD,       d_v1_EFD,       d_w2_EFD,      d_b1_EF,
+          d_bv1_EF, d_b2_ED,     d_shared_w1_SD, d_shared_v1_SD, d_shared_w2_SD};
+}
 
 bool MoECase::forward() {
   Workspace workspace(moe_forward_workspace_bytes(config, tokens, dtype));
@@ -143,6 +176,13 @@ NaiveResult naive_forward(const MoECase& c) {
   NaiveResult result{Tensor(DType::kFloat64, {T, D}), Tensor(DType::kFloat64, {2}),
                      Tensor(DType::kInt32, {E})};
   std::vector<double> mean_p(E), counts(E);
+  const std::int64_t S = c.config.shared_d_ffn;
+  const double share = S > 0 && c.config.shared_weighted ? 1.0 / (K + 1) : 1;
+  const double experts_share = S > 0 && c.config.shared_weighted ? share * K : 1;
+  // Of each expert, the first rows: floor(factor * mean).
+  const double factor = c.config.capacity_factor;
+  const double capacity =
+      factor == 0 ? T * K : std::floor(factor * (static_cast<double>(T * K) / E));
   double z_loss = 0;
   for (std::int64_t t = 0; t < T; ++t) {
     std::vector<double> z(E);
@@ -167,16 +207,29 @@ NaiveResult naive_forward(const MoECase& c) {
     for (std::int64_t k = 0; k < K; ++k) norm += std::pow(score[order[k]], q);
     norm = (q == 0 ? 1 : std::pow(norm, 1 / q)) / route.scaling_factor;
     std::vector<double> out(D);
+    for (std::int64_t f = 0; f < S; ++f) {
+      double gate = 0, up = c.config.glu ? 0 : 1;
+      for (std::int64_t d = 0; d < D; ++d) {
+        gate += c.shared_w1_SD.get(f * D + d) * c.x_TD.get(t * D + d);
+        if (c.config.glu) up += c.shared_v1_SD.get(f * D + d) * c.x_TD.get(t * D + d);
+      }
+      const double h = activate(c.config.activation, gate) * up * share;
+      for (std::int64_t d = 0; d < D; ++d) out[d] += h * c.shared_w2_SD.get(f * D + d);
+    }
     for (std::int64_t k = 0; k < K; ++k) {
       const std::int64_t e = order[k];
       counts[e] += 1;
+      if (counts[e] > capacity) continue;
+      const double weight = score[e] / norm * experts_share;
+      for (std::int64_t d = 0; c.b2_ED && d < D; ++d) out[d] += weight * c.b2_ED.get(e * D + d);
       for (std::int64_t f = 0; f < F; ++f) {
-        double gate = 0, up = c.config.glu ? 0 : 1;
+        double gate = c.b1_EF ? c.b1_EF.get(e * F + f) : 0;
+        double up = !c.config.glu ? 1 : c.bv1_EF ? c.bv1_EF.get(e * F + f) : 0;
         for (std::int64_t d = 0; d < D; ++d) {
           gate += c.w1_EFD.get((e * F + f) * D + d) * c.x_TD.get(t * D + d);
           if (c.config.glu) up += c.v1_EFD.get((e * F + f) * D + d) * c.x_TD.get(t * D + d);
         }
-        const double h = activate(c.config.activation, gate) * up * score[e] / norm;
+        const double h = activate(c.config.activation, gate) * up * weight;
         for (std::int64_t d = 0; d < D; ++d) out[d] += h * c.w2_EFD.get((e * F + f) * D + d);
       }
     }

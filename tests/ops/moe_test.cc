@@ -41,6 +41,21 @@ MoEConfig routed(MoEConfig config, const RouteConfig& route, bool selection_bias
   return config;
 }
 
+struct Extras {
+  bool expert_bias = false;
+  double capacity_factor = 0;
+  std::int64_t shared_d_ffn = 0;
+  bool shared_weighted = false;
+};
+
+MoEConfig with(MoEConfig config, const Extras& extras) {
+  config.expert_bias = extras.expert_bias;
+  config.capacity_factor = extras.capacity_factor;
+  config.shared_d_ffn = extras.shared_d_ffn;
+  config.shared_weighted = extras.shared_weighted;
+  return config;
+}
+
 constexpr RouteScore kSigmoid = RouteScore::kSigmoid;
 constexpr RouteSelection kTopK = RouteSelection::kTopK, kUniform = RouteSelection::kUniform,
                          kGiven = RouteSelection::kGiven;
@@ -61,6 +76,17 @@ std::vector<Shape> shapes() {
       {60, routed(config_of(12, 3, 24, 10), {kSigmoid, kTopK, 4, 2, 1, 2.5}, true)},
       {31, routed(config_of(6, 2, 14, 9), {.normalize_p = 1}, true)},
       {29, routed(config_of(5, 2, 12, 7), {.selection = kUniform, .normalize_p = 1})},
+      // Biases, capacity (some dropped, all dropped, none), a shared expert, all of them.
+      {33, with(config_of(5, 2, 14, 11, Activation::kSilu, true, 1), {.expert_bias = true})},
+      {21, with(config_of(4, 2, 9, 6, Activation::kGelu, false), {.expert_bias = true})},
+      {90, with(config_of(6, 2, 16, 10), {.capacity_factor = 0.7})},
+      {20, with(config_of(6, 2, 16, 10), {.capacity_factor = 0.01})},
+      {20, with(config_of(6, 2, 16, 10), {.capacity_factor = 100})},
+      {25, with(config_of(4, 2, 12, 9), {.shared_d_ffn = 19})},
+      {25, with(config_of(4, 3, 12, 9, Activation::kGeluTanh, false, 1),
+                {.shared_d_ffn = 7, .shared_weighted = true})},
+      {0, with(config_of(4, 2, 12, 9), {true, 1, 8, true})},
+      {300, with(config_of(5, 3, 40, 70, Activation::kSilu, true, 1), {true, 0.8, 90, true})},
       {27, routed(config_of(6, 3, 10, 8), {.score = kSigmoid, .selection = kGiven})},
   };
 }
@@ -119,6 +145,12 @@ TEST(MoE, GradientsEqualFiniteDifferences) {
       check_gradient(c, c.w1_EFD, c.d_w1_EFD, "w1", rng);
       if (shape.config.glu) check_gradient(c, c.v1_EFD, c.d_v1_EFD, "v1", rng);
       check_gradient(c, c.w2_EFD, c.d_w2_EFD, "w2", rng);
+      check_gradient(c, c.b1_EF, c.d_b1_EF, "b1", rng);
+      check_gradient(c, c.bv1_EF, c.d_bv1_EF, "bv1", rng);
+      check_gradient(c, c.b2_ED, c.d_b2_ED, "b2", rng);
+      check_gradient(c, c.shared_w1_SD, c.d_shared_w1_SD, "shared_w1", rng);
+      check_gradient(c, c.shared_v1_SD, c.d_shared_v1_SD, "shared_v1", rng);
+      check_gradient(c, c.shared_w2_SD, c.d_shared_w2_SD, "shared_w2", rng);
     }
   }
 }
@@ -149,6 +181,12 @@ TEST(MoE, EveryTypeAndInstructionSetEqualsReferenceInDouble) {
         EXPECT_LT(relative_error(c.d_x_TD, wide.d_x_TD), tolerance);
         EXPECT_LT(relative_error(c.d_w1_EFD, wide.d_w1_EFD), tolerance);
         EXPECT_LT(relative_error(c.d_w2_EFD, wide.d_w2_EFD), tolerance);
+        EXPECT_LT(relative_error(c.d_b1_EF, wide.d_b1_EF), tolerance);
+        EXPECT_LT(relative_error(c.d_bv1_EF, wide.d_bv1_EF), tolerance);
+        EXPECT_LT(relative_error(c.d_b2_ED, wide.d_b2_ED), tolerance);
+        EXPECT_LT(relative_error(c.d_shared_w1_SD, wide.d_shared_w1_SD), tolerance);
+        EXPECT_LT(relative_error(c.d_shared_v1_SD, wide.d_shared_v1_SD), tolerance);
+        EXPECT_LT(relative_error(c.d_shared_w2_SD, wide.d_shared_w2_SD), tolerance);
         if (c.config.glu) {
           EXPECT_LT(relative_error(c.d_v1_EFD, wide.d_v1_EFD), tolerance);
         }
@@ -222,10 +260,36 @@ TEST(MoE, ASmallerWorkspaceUsesFewerThreadsForTheSameResult) {
   EXPECT_TRUE(same_bits(c.out_TD, expected));
 }
 
+// Between forward and backward the layer keeps its pre-activations and at most 12 bytes for each
+// routed row (weight, index, row), however the tokens fall; the offsets are E + 1 numbers.
+TEST(MoE, KeepsTwelveBytesARowBesideThePreActivations) {
+  MoECase c(with(config_of(8, 2, 32, 48), {.shared_d_ffn = 40}), 100, DType::kBFloat16, 21);
+  EXPECT_TRUE(c.forward());
+  const MoESaved saved = c.saved();
+  const auto bytes = [](const TensorView& view) {
+    return view.numel() * static_cast<std::int64_t>(dtype_bytes(view.dtype));
+  };
+  const std::int64_t pre_activations = bytes(saved.gate_RF) + bytes(saved.up_RF) +
+                                       bytes(saved.shared_gate_TS) + bytes(saved.shared_up_TS);
+  EXPECT_EQ(pre_activations, 2 * (200 * 48 * 2 + 100 * 40 * 2));
+  EXPECT_LE(bytes(saved.weights_TK) + bytes(saved.indices_TK) + bytes(saved.rows_TK), 12 * 200);
+  EXPECT_EQ(bytes(saved.offsets_E1), 9 * 8);
+  // Nothing else is kept: all other memory of forward may be gone and overwritten before backward.
+  c.backward();
+  const Tensor d_w1 = c.d_w1_EFD, d_x = c.d_x_TD, d_router = c.d_router_ED;
+  c.out_TD = Tensor(c.dtype, {100, 32});
+  c.losses_2 = Tensor(DType::kFloat32, {2});
+  c.counts_E = Tensor(DType::kInt32, {8});
+  c.backward();
+  EXPECT_TRUE(same_bits(c.d_w1_EFD, d_w1));
+  EXPECT_TRUE(same_bits(c.d_x_TD, d_x));
+  EXPECT_TRUE(same_bits(c.d_router_ED, d_router));
+}
+
 #ifdef DROPLESS_COUNTS_ALLOCATIONS
 TEST(MoE, NothingIsAllocatedInside) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    MoECase c(config_of(8, 2, 64, 96), 700, dtype, 17);
+    MoECase c(with(config_of(8, 2, 64, 96), {true, 1.1, 80, true}), 700, dtype, 17);
     c.forward();  // starts the thread pool
     c.backward();
     Workspace forward(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
@@ -276,6 +340,12 @@ TEST(MoE, SaysWhatHasNoKernel) {
         routed(config_of(4, 2, 16, 24), {}, true)}) {
     EXPECT_EQ(moe_unsupported(config, DType::kBFloat16, {}), "");
     EXPECT_THAT(moe_unsupported(config, DType::kBFloat16, gpu), HasSubstr("the GPU router"));
+  }
+  for (const Extras& extras :
+       {Extras{.expert_bias = true}, Extras{.capacity_factor = 1}, Extras{.shared_d_ffn = 8}}) {
+    const MoEConfig config = with(config_of(4, 2, 16, 24), extras);
+    EXPECT_EQ(moe_unsupported(config, DType::kBFloat16, {}), "");
+    EXPECT_THAT(moe_unsupported(config, DType::kBFloat16, gpu), HasSubstr("shared expert"));
   }
   TensorView x_TD = c.x_TD;
   x_TD.device = gpu;

@@ -52,7 +52,10 @@ void grouped_gemm(const GroupedGemmArgs& args) {
             const SB* b_e = static_cast<const SB*>(term.b) + e * N * K;
             sum += args.transpose_b ? dot<A>(a_K, b_e + n * K, 1, K) : dot<A>(a_K, b_e + n, N, K);
           }
-          static_cast<SO*>(args.out)[r * N + n] = from_float<SO>(sum);
+          SO& to = static_cast<SO*>(args.out)[r * N + n];
+          if (args.bias != nullptr) sum += to_float(static_cast<const SB*>(args.bias)[e * N + n]);
+          if (args.accumulate) sum += to_float(to);
+          to = from_float<SO>(sum);
         }
       }
     }

@@ -57,7 +57,8 @@ void combine(const CombineArgs& args) {
           sum += args.weights_TK == nullptr ? y
                                             : static_cast<const A*>(args.weights_TK)[t * K + k] * y;
         }
-        if (args.base_TD != nullptr) sum += static_cast<const A*>(args.base_TD)[t * D + d];
+        if (args.base_TD != nullptr)
+          sum += static_cast<A>(args.base_scale) * static_cast<const A*>(args.base_TD)[t * D + d];
         static_cast<S*>(args.out_TD)[t * D + d] = from_float<S>(sum);
       }
     }

@@ -297,11 +297,20 @@ void run_block(const GemmBlock& block, bool rounded) {
   for (int term = 0; term < block.num_terms; ++term) {
     for (std::int64_t first = 0; first < block.k; first += step) {
       const std::int64_t k = block.k - first < step ? block.k - first : step;
-      const bool add = term > 0 || first > 0;
+      const bool add = term > 0 || first > 0 || block.accumulate;
       pack_b(block.b[term], block.b_layout, block.cols, first, k, b);
       pack_a(block.a[term], block.a_layout, block.rows, first, k, a);
       run_tiles(block.a_layout, block.rows, block.cols, k, a, b, sums, stride, add);
     }
+  }
+  if (block.bias != nullptr) {
+    visit_storage<T>(block.b[0].dtype, [&](auto zero) {
+      const auto* bias = static_cast<const decltype(zero)*>(block.bias);
+      for (std::int64_t i = 0; i < block.rows; ++i) {
+#pragma omp simd
+        for (std::int64_t j = 0; j < block.cols; ++j) sums[i * stride + j] += to_float(bias[j]);
+      }
+    });
   }
   if constexpr (std::is_same_v<T, float>) {
     if (rounded) {

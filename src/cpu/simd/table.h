@@ -35,7 +35,9 @@ struct GemmBlock {
   void* out;
   DType out_dtype;
   std::int64_t out_stride;
-  void* slot;  // packing buffers, kGemmSlotBytes
+  void* slot;                  // packing buffers, kGemmSlotBytes
+  const void* bias = nullptr;  // [cols], b's type: added to each row before it is rounded
+  bool accumulate = false;     // adds to `out`, which has the accumulator's type
 };
 
 // Block limits for one pair of operand and output type; rows and cols of a block are best multiples

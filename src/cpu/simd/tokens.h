@@ -303,9 +303,10 @@ void combine_tokens(const CombineArgs& args, std::int64_t begin, std::int64_t en
           for (std::int64_t d = 0; d < n; ++d) sum[d] += weight * to_float(y[d]);
         }
         if (args.base_TD != nullptr) {
+          const A base_scale = static_cast<A>(args.base_scale);
           const A* base = static_cast<const A*>(args.base_TD) + t * D + first;
 #pragma omp simd
-          for (std::int64_t d = 0; d < n; ++d) sum[d] += base[d];
+          for (std::int64_t d = 0; d < n; ++d) sum[d] += base_scale * base[d];
         }
         S* out = static_cast<S*>(args.out_TD) + t * D + first;
 #pragma omp simd
