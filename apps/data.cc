@@ -56,8 +56,9 @@ ordered_json describe(const MdsIndex& index) {
 void print_text(const std::string& folder, const MdsIndex& index) {
   std::uint64_t bytes = 0;
   for (const MdsShard& shard : index.shards) bytes += shard.raw.bytes;
-  std::cout << fmt::format("{}: {} samples in {} shards, {} bytes\n", folder, index.num_samples(),
-                           index.shards.size(), bytes);
+  std::cout << fmt::format("{}: {} in {}, {}\n", folder, counted(index.num_samples(), "sample"),
+                           counted(static_cast<std::int64_t>(index.shards.size()), "shard"),
+                           counted(static_cast<std::int64_t>(bytes), "byte"));
   if (index.shards.empty()) return;
   for (const MdsColumn& column : index.shards[0].columns) {
     std::cout << fmt::format("  {}: {}{}\n", column.name, column.encoding.name,
@@ -75,6 +76,10 @@ std::string local_set(const std::string& folder, const std::string& split) {
         "copy the set to a folder");
   }
   return split_folder(folder, split);
+}
+
+std::string counted(std::int64_t count, const std::string& noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
 
 std::vector<std::string> hash_names(const std::string& text) {
@@ -110,6 +115,8 @@ void add_data_verb(CLI::App& app) {
   add_data_text(*data);
   add_data_cat(*data);
   add_data_info(*data);
+  add_data_merge(*data);
+  add_data_order(*data);
   add_data_write(*data);
   add_data_verify(*data);
 }

@@ -10,6 +10,7 @@
 #include "apps/data_verbs.h"
 #include "apps/whole_number.h"
 #include "dropless/error.h"
+#include "train/base/fs.h"
 #include "train/base/signals.h"
 #include "train/data/mds_reader.h"
 #include "train/data/sample_line.h"
@@ -22,7 +23,8 @@ using namespace train;
 namespace {
 
 struct CatOptions {
-  std::string folder, split;
+  std::string folder, split, local;
+  ShardStoreOptions store;
   std::int64_t from = 0;
   std::int64_t count = std::numeric_limits<std::int64_t>::max();
   bool raw = false;
@@ -30,7 +32,10 @@ struct CatOptions {
 
 void run_cat(const CatOptions& options) {
   install_signal_handlers(SignalMode::kThrow);
-  MdsReader reader(local_set(options.folder, options.split));
+  const std::string folder = local_set(options.folder, options.split);
+  std::string cache = options.local;
+  if (!cache.empty() && !options.split.empty()) cache = join_path(cache, options.split);
+  MdsReader reader(std::make_shared<ShardStore>(folder, cache, options.store));
   if (options.from > reader.num_samples()) {
     throw Error(ErrorKind::kInvalidArgument, fmt::format("--from {}: the set has {} samples",
                                                          options.from, reader.num_samples()));
@@ -65,6 +70,10 @@ void add_data_cat(CLI::App& data) {
       ->check(whole_number<std::int64_t>(0));
   verb->add_option("--count", options->count, "how many samples; all")
       ->check(whole_number<std::int64_t>(0));
+  verb->add_option("--local", options->local,
+                   "folder in which the shards that are read are kept, decompressed");
+  verb->add_option("--validate-hash", options->store.validate_hash,
+                   "check this hash of every shard that is read, such as sha256");
   verb->add_flag("--raw", options->raw, "per column, length and SHA-256 of the undecoded bytes");
   verb->footer("Example: dropless data cat data/corpus --split train --from 100 --count 3");
   verb->callback([options] { run_cat(*options); });

@@ -44,11 +44,12 @@ void run_text(TextOptions& options) {
   set.tokenizer = make_tokenizer(options.tokenizer);
   const TextSetCounts counts = write_text_set(options.files, options.out, set);
   if (set.concat_tokens > 0) {
-    std::cout << fmt::format("{}: {} documents, {} samples of {} tokens, {} tokens left over\n",
-                             options.out, counts.documents, counts.samples, set.concat_tokens,
-                             counts.dropped_tokens);
+    std::cout << fmt::format("{}: {}, {} of {}, {} left over\n", options.out,
+                             counted(counts.documents, "document"),
+                             counted(counts.samples, "sample"), counted(set.concat_tokens, "token"),
+                             counted(counts.dropped_tokens, "token"));
   } else {
-    std::cout << fmt::format("{}: {} documents\n", options.out, counts.documents);
+    std::cout << fmt::format("{}: {}\n", options.out, counted(counts.documents, "document"));
   }
 }
 
@@ -71,8 +72,10 @@ void add_data_text(CLI::App& data) {
   verb->add_option("--size-limit", options->size_limit, "largest shard: bytes, 64mb, or none")
       ->capture_default_str();
   verb->add_option("--hashes", options->hashes,
-                   "of each shard, for verify: sha256, xxh128, xxh3_128, with commas; or none")
+                   "of each shard, for verify: sha256, xxh128 and others, with commas; or none")
       ->capture_default_str();
+  verb->add_option("--compression", set.mds.compression,
+                   "of the shards: zstd, gz, bz2, br, with a level as in zstd:7; or snappy");
   verb->add_flag("--exist-ok", set.mds.replace, "replace what stands under --out");
   verb->footer(
       "Example: dropless data text a.txt b.txt --out data/train --concat-tokens 1024 --eos-text "

@@ -110,6 +110,72 @@ class DataTest(CommandTest):
                 (self.folder / "set" / name).read_bytes(), (self.folder / "copy" / name).read_bytes(), name
             )
 
+    def test_a_key_that_is_no_column_is_refused(self):
+        line = '{"a":{"t":"int","v":"5"},"b":{"t":"int","v":"6"}}\n'
+        result = self.run_command("data", "write", "set", "--columns", '{"a":"int","c":"str"}', input=line)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("line 1: 'b' is no column; the columns are 'a', 'c'", result.stderr)
+        self.assertFalse((self.folder / "set").exists())
+
+    def test_output_that_cannot_be_written_is_the_users_mistake(self):
+        (self.folder / "file").write_text("")
+        for out in ["file/set", "/proc/set", "/dev/null/set"]:
+            for arguments in [["text", "a.txt", "--out", out], ["write", out, "--columns", '{"a":"int"}']]:
+                with self.subTest(arguments):
+                    result = self.run_command("data", *arguments, input="")
+                    self.assertEqual(result.returncode, 2, result.stderr)
+                    self.assertIn(out.rsplit("/", 1)[0], result.stderr)
+                    self.assertIn("hint:", result.stderr)
+
+    def test_counts_agree_with_their_nouns(self):
+        said = self.check_command("data", "text", "a.txt", "--out", "one")
+        self.assertEqual(said, "one: 1 document\n")
+        said = self.check_command("data", "text", "a.txt", "a.txt", "--out", "two", "--concat-tokens", 1399)
+        self.assertEqual(said, "two: 2 documents, 1 sample of 1399 tokens, 1 token left over\n")
+        self.assertRegex(self.check_command("data", "info", "one"), r"^one: 1 sample in 1 shard, \d+ bytes")
+
+    def test_compressed_sets(self):
+        self.check_command("data", "text", "a.txt", "--out", "raw", "--concat-tokens", 20, "--size-limit", 1000)
+        rows = self.check_command("data", "cat", "raw")
+        for compression in ["zstd", "zstd:19", "gz:1", "bz2:3", "br:2", "snappy"]:
+            name = compression.replace(":", "-")
+            with self.subTest(compression):
+                self.check_command(
+                    "data", "write", name, "--columns", '{"tokens":"ndarray:int32"}', "--compression", compression,
+                    "--hashes", "sha1,xxh64", "--size-limit", 1000, input=rows,
+                )  # fmt: skip
+                before = sorted(p.name for p in (self.folder / name).iterdir())
+                self.assertEqual(self.check_command("data", "cat", name, "--validate-hash", "xxh64"), rows)
+                self.assertEqual(sorted(p.name for p in (self.folder / name).iterdir()), before)
+                self.check_command("data", "verify", name)
+                info = json.loads(self.check_command("data", "info", name, "--json"))
+                self.assertEqual(info["compression"], compression)
+                self.assertEqual(set(info["shards"][0]["zip"]["hashes"]), {"sha1", "xxh64"})
+                self.check_command("data", "cat", name, "--local", "cache-" + name, "--from", 1)
+                self.assertEqual(
+                    (self.folder / ("cache-" + name) / "shard.00001.mds").stat().st_size,
+                    info["shards"][1]["bytes"],
+                )
+        result = self.run_command("data", "write", "x", "--columns", '{"a":"int"}', "--compression", "lz4", input="")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("lz4", result.stderr)
+        result = self.run_command("data", "cat", "zstd", "--validate-hash", "md5")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("md5", result.stderr)
+
+    def test_merge(self):
+        for name in ["b", "a"]:
+            self.check_command("data", "text", name + ".txt", "--out", "all/" + name, "--concat-tokens", 7)
+        said = self.check_command("data", "merge", "all")
+        self.assertRegex(said, r"^all: \d+ samples in 2 shards\n$")
+        merged = self.check_command("data", "cat", "all")
+        parts = [self.check_command("data", "cat", "all/" + name) for name in ["a", "b"]]
+        self.assertEqual(merged, "".join(parts))
+        self.check_command("data", "merge", "all/b", "all/a", "--out", "all")
+        self.assertEqual(self.check_command("data", "cat", "all"), "".join(reversed(parts)))
+        for arguments in [["all/a", "all/b"], ["nowhere"], ["all/a"], ["all/a", "nowhere", "--out", "all"]]:
+            self.assertEqual(self.run_command("data", "merge", *arguments).returncode, 2, arguments)
+
     def test_version(self):
         version = json.loads(self.check_command("version", "--json"))
         self.assertRegex(version["version"], r"^\d+\.\d+\.\d+$")

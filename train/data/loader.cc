@@ -1,8 +1,8 @@
 #include "train/data/loader.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -12,6 +12,7 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/base/hash.h"
 #include "train/base/log.h"
 #include "train/data/token_reader.h"
 
@@ -20,20 +21,41 @@ namespace {
 
 using nlohmann::json;
 
-// `local` where it holds a set, else a `remote` that is a path.
-std::string find_set(const TextDatasetConfig& config) {
-  const auto has_index = [&](const std::string& root) {
-    const std::string folder = config.split.empty() ? root : join_path(root, config.split);
-    return !root.empty() && path_exists(join_path(folder, "index.json"));
-  };
-  if (config.remote.find("://") != std::string::npos) {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("remote {}: this version does not download data sets", config.remote),
-                "copy the set to a local folder, name it as local and remove remote");
+std::string in_split(const std::string& root, const std::string& split) {
+  return split.empty() ? root : join_path(root, split);
+}
+
+// The shards of one stream.
+std::shared_ptr<ShardStore> open_store(const StreamConfig& stream,
+                                       std::optional<std::uint64_t> cache_limit) {
+  ShardStoreOptions options = stream.store;
+  options.cache_limit = cache_limit;
+  const std::string local = strip_file_scheme(stream.local);
+  const std::string remote = strip_file_scheme(stream.remote);
+  if (is_url(local)) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("local {} is not on this machine", local),
+                "name it as remote, and a folder as local");
   }
-  if (has_index(config.local)) return split_folder(config.local, config.split);
-  if (has_index(config.remote)) return split_folder(config.remote, config.split);
-  return split_folder(config.local.empty() ? config.remote : config.local, config.split);
+  if (is_url(remote)) {
+    const std::string cache = local.empty() ? local : in_split(local, stream.split);
+    return std::make_shared<ShardStore>(in_split(remote, stream.split), cache, options);
+  }
+  if (!remote.empty()) {
+    const std::string cache = local.empty() ? local : in_split(local, stream.split);
+    // What is whole in `local` serves where the remote folder is gone.
+    if (!path_exists(remote) && path_exists(join_path(cache, "index.json"))) {
+      return std::make_shared<ShardStore>(cache, cache, options);
+    }
+    return std::make_shared<ShardStore>(split_folder(remote, stream.split), cache, options);
+  }
+  const std::string folder = split_folder(local, stream.split);
+  const bool writable = ::access(folder.c_str(), W_OK) == 0;
+  return std::make_shared<ShardStore>(folder, writable ? folder : "", options);
+}
+
+std::vector<StreamConfig> streams_of(const TextDatasetConfig& config) {
+  if (!config.streams.empty()) return config.streams;
+  return {{config.local, config.remote, config.split, {}, config.store}};
 }
 
 std::int64_t choose_seq_len(const TextDatasetConfig& config, const TextLoaderOptions& options) {
@@ -63,37 +85,96 @@ struct TextLoader::Impl {
   Impl(const TextDatasetConfig& config, const TextLoaderOptions& options)
       : config_(config),
         batch_size_(options.batch_size),
-        tokens_(MdsReader(find_set(config)), options.tokenizer, config.token_encoding_type,
-                choose_seq_len(config, options), choose_vocab_size(options)),
-        shard_sizes_(tokens_.reader().index().shard_sizes()),
-        num_samples_(tokens_.reader().num_samples()),
-        canonical_nodes_(resolve_canonical_nodes(config.shuffle, 1)),
-        fingerprint_(tokens_.reader().fingerprint()) {
-    const std::string& folder = tokens_.reader().folder();
+        canonical_nodes_(resolve_canonical_nodes(config.order.shuffle, 1)) {
+    open_streams(options);
     if (batch_size_ <= 0)
       throw Error(ErrorKind::kInvalidArgument, fmt::format("a batch size of {}", batch_size_));
-    if (num_samples_ == 0)
-      throw Error(ErrorKind::kInvalidArgument, fmt::format("{} holds no samples", folder));
-    if (config_.shuffle.algo != ShuffleAlgo::kNone && canonical_nodes_ > num_samples_) {
+    shares_ = share_epoch(streams_, config_.order.epoch_size, config_.order.shuffle.seed);
+    if (config_.order.shuffle.algo == ShuffleAlgo::kPy1e && canonical_nodes_ > shares_.epoch_size) {
       throw Error(ErrorKind::kInvalidArgument,
-                  fmt::format("{} holds {} samples, fewer than num_canonical_nodes {}", folder,
-                              num_samples_, canonical_nodes_),
+                  fmt::format("{}: {} samples an epoch, fewer than num_canonical_nodes {}", name_,
+                              shares_.epoch_size, canonical_nodes_),
                   "lower num_canonical_nodes");
     }
-    // One process: the canonical nodes' shares differ by at most one sample, made equal by repeats.
-    samples_per_epoch_ =
-        (num_samples_ + canonical_nodes_ - 1) / canonical_nodes_ * canonical_nodes_;
+    if (config_.order.batching == BatchingMethod::kRandom) {
+      // One process: the canonical nodes' shares differ by at most one sample, made equal by
+      // repeats.
+      samples_per_epoch_ =
+          (shares_.epoch_size + canonical_nodes_ - 1) / canonical_nodes_ * canonical_nodes_;
+      plan_epoch(config_.order, streams_, World{}, 0, 0);  // says now what it would refuse then
+    } else {
+      samples_per_epoch_ =
+          static_cast<std::int64_t>(epoch_order(config_.order, streams_, batch_size_, 0).size());
+    }
     if (config_.drop_last && samples_per_epoch_ < batch_size_) {
       throw Error(
           ErrorKind::kInvalidArgument,
           fmt::format(
               "{} gives {} samples an epoch, and drop_last drops what does not fill a batch of {}",
-              folder, samples_per_epoch_, batch_size_),
+              name_, samples_per_epoch_, batch_size_),
           "lower the batch size or set drop_last: false");
     }
   }
 
   ~Impl() { stop(); }
+
+  void open_streams(const TextLoaderOptions& options) {
+    std::string prints;
+    for (const StreamConfig& stream : streams_of(config_)) {
+      tokens_.emplace_back(MdsReader(open_store(stream, config_.cache_limit)), options.tokenizer,
+                           config_.token_encoding_type, choose_seq_len(config_, options),
+                           choose_vocab_size(options));
+      const MdsReader& reader = tokens_.back().reader();
+      if (reader.num_samples() == 0) {
+        throw Error(ErrorKind::kInvalidArgument,
+                    fmt::format("{} holds no samples", reader.folder()));
+      }
+      streams_.push_back({reader.index().shard_sizes(), stream.weight});
+      first_samples_.push_back(num_samples_);
+      num_samples_ += reader.num_samples();
+      name_ += (name_.empty() ? "" : ", ") + reader.folder();
+      prints += reader.fingerprint();
+    }
+    fingerprint_ = tokens_.size() == 1 ? prints : xxh3_hex(prints);
+  }
+
+  std::size_t stream_of(std::int64_t sample) const {
+    const auto after = std::upper_bound(first_samples_.begin(), first_samples_.end(), sample);
+    return static_cast<std::size_t>(after - first_samples_.begin()) - 1;
+  }
+
+  // ---- the threads that bring shards ----
+
+  // The samples that they look at: of the epoch's order, up to `predownload` ahead of the reading
+  // thread.
+  void make_shards_ahead() {
+    const std::size_t reach =
+        static_cast<std::size_t>(config_.predownload.value_or(8 * batch_size_));
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [&] {
+        return stopping_ || finished_ || (ahead_ < order_.size() && ahead_ < reading_ + reach);
+      });
+      if (stopping_ || finished_) return;
+      const std::int64_t sample = order_[ahead_++];
+      const std::size_t stream = stream_of(sample);
+      const MdsReader& reader = tokens_[stream].reader();
+      const std::size_t shard = reader.shard_of(sample - first_samples_[stream]);
+      lock.unlock();
+      const bool made = reader.store().make_ahead(shard);
+      lock.lock();
+      if (made) continue;
+      // A full cache: when samples have been read, there may be room.
+      const std::size_t seen = reading_;
+      changed_.wait(lock, [&] { return stopping_ || finished_ || reading_ != seen; });
+    }
+  }
+
+  bool brings_shards() const {
+    return std::any_of(tokens_.begin(), tokens_.end(), [](const TokenReader& tokens) {
+      return tokens.reader().store().makes_shards();
+    });
+  }
 
   // ---- the reading thread ----
 
@@ -101,8 +182,15 @@ struct TextLoader::Impl {
     stopping_ = finished_ = false;
     error_ = nullptr;
     ready_.clear();
+    order_.clear();
+    ahead_ = reading_ = 0;
+    for (TokenReader& tokens : tokens_) tokens.reader().store().resume();
     thread_ =
         std::thread([this, epoch = epoch_, from = sample_in_epoch_] { read_epoch(epoch, from); });
+    constexpr int kMakers = 4;  // they wait for disks and networks more than they compute
+    for (int i = 0; brings_shards() && i < kMakers; ++i) {
+      makers_.emplace_back([this] { make_shards_ahead(); });
+    }
   }
 
   void stop() {
@@ -112,20 +200,33 @@ struct TextLoader::Impl {
       stopping_ = true;
     }
     changed_.notify_all();
+    for (TokenReader& tokens : tokens_) tokens.reader().store().cancel();
     thread_.join();
+    for (std::thread& maker : makers_) maker.join();
+    makers_.clear();
   }
 
   void read_epoch(std::int64_t epoch, std::int64_t from) {
     std::exception_ptr error;
     try {
-      const auto order = epoch_order(config_.shuffle, shard_sizes_, epoch, from);
-      std::int64_t left = samples_per_epoch_ - from;
+      // One process: to leave out samples is to leave out the front. The partition's own drop
+      // refuses to go beyond N + 1, though an epoch with repeats is longer.
+      std::vector<std::int64_t> order = epoch_order(config_.order, streams_, batch_size_, epoch);
+      order.erase(order.begin(), order.begin() + std::min<std::ptrdiff_t>(from, std::ssize(order)));
+      {
+        const std::lock_guard lock(mutex_);
+        order_ = std::move(order);
+      }
+      changed_.notify_all();
+      std::int64_t left = std::ssize(order_);
       for (std::size_t at = 0; left > 0 && !(config_.drop_last && left < batch_size_);) {
         const std::int64_t rows = std::min(left, batch_size_);
-        Batch batch = read_batch(std::span(order).subspan(at, static_cast<std::size_t>(rows)));
+        Batch batch = read_batch(std::span(order_).subspan(at, static_cast<std::size_t>(rows)));
         at += static_cast<std::size_t>(rows);
         left -= rows;
         std::unique_lock lock(mutex_);
+        reading_ = at;
+        changed_.notify_all();
         changed_.wait(lock, [&] {
           return stopping_ || static_cast<std::int64_t>(ready_.size()) < config_.prefetch_batches;
         });
@@ -147,12 +248,13 @@ struct TextLoader::Impl {
     batch.batch = static_cast<std::int64_t>(samples.size());
     std::vector<std::int64_t>& ids = batch.tokens_BS;
     for (const std::int64_t sample : samples) {
-      const std::int64_t length = tokens_.append(sample, ids);
+      const std::size_t stream = stream_of(sample);
+      const std::int64_t length = tokens_[stream].append(sample - first_samples_[stream], ids);
       batch.lengths_B.push_back(static_cast<std::int32_t>(length));
       batch.tokens += length;
       batch.seq_len = std::max(batch.seq_len, length);
     }
-    pad_rows(batch, tokens_.pad_id());
+    pad_rows(batch, tokens_[0].pad_id());
     return batch;
   }
 
@@ -182,32 +284,54 @@ struct TextLoader::Impl {
 
   // What a position must share with this loader for the rest of its epoch to be the same samples.
   json identity() const {
-    return {{"num_canonical_nodes", canonical_nodes_},
-            {"shuffle", config_.shuffle.algo != ShuffleAlgo::kNone},
-            {"shuffle_algo", shuffle_algo_name(config_.shuffle.algo)},
-            {"shuffle_seed", config_.shuffle.seed},
-            {"shuffle_block_size", resolve_block_size(config_.shuffle, canonical_nodes_)},
-            {"num_samples", num_samples_},
-            {"fingerprint", fingerprint_}};
+    const ShuffleConfig& shuffle = config_.order.shuffle;
+    json out = {{"num_canonical_nodes", canonical_nodes_},
+                {"shuffle", shuffle.algo != ShuffleAlgo::kNone},
+                {"shuffle_algo", shuffle_algo_name(shuffle.algo)},
+                {"shuffle_seed", shuffle.seed},
+                {"shuffle_block_size", resolve_block_size(shuffle, canonical_nodes_)},
+                {"num_samples", num_samples_},
+                {"fingerprint", fingerprint_}};
+    const EpochConfig& order = config_.order;
+    if (order.batching != BatchingMethod::kRandom) {
+      out["batching_method"] = batching_method_name(order.batching);
+      out["batch_size"] = batch_size_;  // it decides the order of these methods
+    }
+    if (tokens_.size() > 1) {
+      std::vector<std::int64_t> sizes;
+      for (const TokenReader& tokens : tokens_) sizes.push_back(tokens.reader().num_samples());
+      out["stream_samples"] = sizes;
+    }
+    if (tokens_.size() > 1 || shares_.epoch_size != num_samples_) {
+      out["stream_choose"] = shares_.choose;
+      out["sampling_method"] = sampling_method_name(order.sampling);
+      out["sampling_granularity"] = order.sampling_granularity;
+    }
+    return out;
   }
 
   const TextDatasetConfig config_;
   const std::int64_t batch_size_;
-  TokenReader tokens_;
-  const std::vector<std::int64_t> shard_sizes_;
-  const std::int64_t num_samples_;
   const std::int64_t canonical_nodes_;
-  const std::string fingerprint_;
+  std::vector<TokenReader> tokens_;  // one a stream, and so are the next two
+  std::vector<EpochStream> streams_;
+  std::vector<std::int64_t> first_samples_;
+  std::int64_t num_samples_ = 0;
+  StreamShares shares_;
+  std::string fingerprint_, name_;
   std::int64_t samples_per_epoch_ = 0;
 
   std::int64_t epoch_ = 0;
   std::int64_t sample_in_epoch_ = 0;
 
   std::thread thread_;
+  std::vector<std::thread> makers_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Batch> ready_;
   std::exception_ptr error_;
+  std::vector<std::int64_t> order_;      // set once by the reading thread, under mutex_
+  std::size_t reading_ = 0, ahead_ = 0;  // places in it
   bool stopping_ = false;
   bool finished_ = false;
 };
@@ -217,23 +341,7 @@ TextLoader::TextLoader(const TextDatasetConfig& config, const TextLoaderOptions&
 TextLoader::~TextLoader() = default;
 
 void TextLoader::check_files() const {
-  const MdsReader& reader = impl_->tokens_.reader();
-  for (const MdsShard& shard : reader.index().shards) {
-    const std::string path = join_path(reader.folder(), shard.raw.basename);
-    const auto damaged = [&](const std::string& what) {
-      throw Error(ErrorKind::kDamaged, path + ": " + what,
-                  "restore this file, or write the data set again");
-    };
-    if (!path_exists(path)) damaged("the index names this shard, but it is missing");
-    if (is_folder(path)) damaged("the index names this shard, but it is a folder");
-    if (::access(path.c_str(), R_OK) != 0) {
-      throw Error(ErrorKind::kInvalidArgument, path + ": no right to read this shard");
-    }
-    const std::uint64_t bytes = file_bytes(path);
-    if (bytes != shard.raw.bytes) {
-      damaged(fmt::format("{} bytes, but the index says {}", bytes, shard.raw.bytes));
-    }
-  }
+  for (const TokenReader& tokens : impl_->tokens_) tokens.reader().store().check_files();
 }
 
 bool TextLoader::next(Batch& batch) { return impl_->next(batch); }
@@ -266,8 +374,12 @@ void TextLoader::reload_position(const json& position) {
   };
   const std::int64_t epoch = number("epoch"), sample = number("sample_in_epoch");
   const json identity = impl_->identity();
-  for (const auto& [key, value] : identity.items()) {
+  json keys = position;
+  keys.update(identity);
+  for (const auto& [key, either] : keys.items()) {
+    if (key == "epoch" || key == "sample_in_epoch") continue;
     const json stored = position.contains(key) ? position[key] : json();
+    const json value = identity.contains(key) ? identity[key] : json();
     if (stored != value) {
       throw Error(ErrorKind::kInvalidArgument,
                   fmt::format("cannot resume the data where it stopped: {} was {}, and is now {}",

@@ -2,8 +2,8 @@
 //
 // The config is LLM Foundry's train_loader / eval_loader block with `name: text`. Samples hold
 // `tokens` (an ndarray of any integer type, or bytes read as token_encoding_type) or `text` (str,
-// tokenised here). Shards are read and decoded by one background thread, a bounded number of
-// batches ahead.
+// tokenised here). Batches are read and decoded by one background thread, a bounded number of them
+// ahead; other threads bring the shards that it will need.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +11,32 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "train/base/yaml.h"
 #include "train/data/batch.h"
-#include "train/data/order.h"
+#include "train/data/epoch_plan.h"
+#include "train/data/shard_store.h"
 #include "train/data/tokenizer.h"
 
 namespace dropless::train {
 
+// Where a set lies. With `remote` (a folder or a URL), `local` is the folder into which shards are
+// brought as they are needed; alone, it is the set, and compressed shards are decompressed in it.
+struct StreamConfig {
+  std::string local, remote, split;
+  StreamWeight weight;
+  ShardStoreOptions store;  // but its cache limit, which is the data set's
+};
+
 struct TextDatasetConfig {
-  std::string label;   // eval_loader entries may carry one; else empty
-  std::string local;   // folder of the set
-  std::string remote;  // used in place of `local` where that holds no set; a local path so far
-  std::string split;   // sub-folder; may be empty
-  ShuffleConfig shuffle;
+  std::string label;                         // eval_loader entries may carry one; else empty
+  std::string local, remote, split;          // the one stream, where `streams` is empty
+  ShardStoreOptions store;                   // of it
+  std::vector<StreamConfig> streams;         // sorted by name, as the keys of the config
+  std::optional<std::uint64_t> cache_limit;  // bytes, of all streams together
+  std::optional<std::int64_t> predownload;   // samples ahead; default 8 batches
+  EpochConfig order;
   std::int64_t max_seq_len = 0;  // 0: take TextLoaderOptions::seq_len
   std::string token_encoding_type = "int64";
   bool drop_last = false;
@@ -70,7 +82,8 @@ class TextLoader : public BatchSource {
 
   // Where the next batch begins, with what fixes the order: {"epoch", "sample_in_epoch",
   // "num_canonical_nodes", "shuffle", "shuffle_algo", "shuffle_seed", "shuffle_block_size",
-  // "num_samples", "fingerprint"}. Batches read ahead are not counted.
+  // "num_samples", "fingerprint"}, and of batching and sampling, stream weights and epoch size what
+  // is not the default. Batches read ahead are not counted.
   nlohmann::json record_position() const;
   // Stands there again. Throws Error(kInvalidArgument) naming the first of those that differs,
   // since the remaining samples would not be the ones left out.

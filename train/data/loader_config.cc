@@ -1,9 +1,13 @@
 // TextDatasetConfig::from_yaml: LLM Foundry's train_loader / eval_loader block.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "dropless/error.h"
 #include "train/data/encodings.h"
+#include "train/data/file_hash.h"
 #include "train/data/loader.h"
+#include "train/data/mds_writer.h"
 
 namespace dropless::train {
 namespace {
@@ -15,73 +19,110 @@ std::optional<std::int64_t> find_at_least(const YamlMap& map, const char* key, s
   return value;
 }
 
-// `streams` with one entry is the same as its keys one level up.
+// What fetches a set. Keys that a stream lacks are the data set's.
+void read_store(const YamlMap& map, ShardStoreOptions& store) {
+  store.validate_hash = map.get<std::string>("validate_hash", store.validate_hash);
+  if (!store.validate_hash.empty() && !is_hash_name(store.validate_hash)) {
+    map.fail("validate_hash", fmt::format("unknown hash '{}'", store.validate_hash),
+             "one of: " + known_hashes());
+  }
+  store.keep_zip = map.get<bool>("keep_zip", store.keep_zip);
+  constexpr int kMostRetries = 1000;
+  const auto retries = map.non_negative<std::int64_t>("download_retry", store.remote.retries);
+  store.remote.retries = static_cast<int>(std::min<std::int64_t>(retries, kMostRetries));
+  store.remote.timeout = map.positive<double>("download_timeout", store.remote.timeout);
+}
+
+StreamWeight read_weight(const YamlMap& stream) {
+  StreamWeight weight;
+  weight.proportion = stream.find<double>("proportion");
+  weight.repeat = stream.find<double>("repeat");
+  weight.choose = stream.find<std::int64_t>("choose");
+  if (weight.proportion && *weight.proportion < 0) stream.fail("proportion", "it is below 0");
+  if (weight.repeat && *weight.repeat < 0) stream.fail("repeat", "it is below 0");
+  if (weight.choose && *weight.choose < 0) stream.fail("choose", "it is below 0");
+  const int given =
+      weight.proportion.has_value() + weight.repeat.has_value() + weight.choose.has_value();
+  if (given > 1) stream.fail("", "more than one of proportion, repeat and choose");
+  return weight;
+}
+
+// Of each stream; relative weights go with relative ones only.
 void read_streams(const YamlMap& dataset, TextDatasetConfig& config) {
   const auto streams = dataset.find_map("streams");
   if (!streams) return;
-  const auto names = streams->keys();
-  if (names.size() != 1) {
-    dataset.fail("streams", fmt::format("{} streams; this version reads one", names.size()),
-                 "write one set, or name one stream");
+  for (const std::string& name : streams->keys()) {
+    const YamlMap map = streams->map(name);
+    StreamConfig stream;
+    stream.local = map.get<std::string>("local", config.local);
+    stream.remote = map.get<std::string>("remote", config.remote);
+    stream.split = map.get<std::string>("split", config.split);
+    stream.store = config.store;
+    read_store(map, stream.store);
+    stream.weight = read_weight(map);
+    if (stream.local.empty() && stream.remote.empty()) {
+      map.fail("local", "neither local nor remote is given", "name the folder of the MDS set");
+    }
+    if (!config.streams.empty() &&
+        config.streams[0].weight.proportion.has_value() != stream.weight.proportion.has_value()) {
+      map.fail("proportion", "it does not go with streams that have another weight or none",
+               "give every stream a proportion, or none");
+    }
+    for (const StreamConfig& other : config.streams) {
+      if (!stream.remote.empty() && other.local == stream.local && other.split == stream.split &&
+          !stream.local.empty()) {
+        map.fail("local", fmt::format("another stream has {} too", stream.local),
+                 "give each stream a folder of its own");
+      }
+    }
+    map.finish();
+    config.streams.push_back(std::move(stream));
   }
-  const YamlMap stream = streams->map(names[0]);
-  config.local = stream.get<std::string>("local", config.local);
-  config.remote = stream.get<std::string>("remote", config.remote);
-  config.split = stream.get<std::string>("split", config.split);
-  for (const char* key : {"proportion", "repeat", "choose"}) {
-    if (stream.has(key)) stream.fail(key, "not supported by this version", "remove it");
-  }
-  stream.finish();
+  if (config.streams.empty()) dataset.fail("streams", "no streams", "name one or remove the key");
 }
 
-void read_shuffle(const YamlMap& dataset, ShuffleConfig& shuffle) {
-  const auto name = dataset.find<std::string>("shuffle_algo");
+// One of the words that `parse` knows.
+template <class Parse, class Value>
+void read_word(const YamlMap& map, const char* key, Parse parse, Value& value) {
+  const auto word = map.find<std::string>(key);
+  if (!word) return;
+  value = map.locate(key, [&] { return parse(*word); });
+}
+
+void read_order(const YamlMap& dataset, EpochConfig& order) {
+  ShuffleConfig& shuffle = order.shuffle;
   ShuffleAlgo algo = ShuffleAlgo::kPy1e;
-  if (name) {
-    algo = dataset.locate("shuffle_algo", [&] { return parse_shuffle_algo(*name); });
-  }
+  read_word(dataset, "shuffle_algo", parse_shuffle_algo, algo);
   shuffle.algo = dataset.get<bool>("shuffle", false) ? algo : ShuffleAlgo::kNone;
   shuffle.seed = find_at_least(dataset, "shuffle_seed", 0).value_or(shuffle.seed);
   // Blocks are drawn from 0.75 to 1.25 of this size; below 2 no whole number lies between.
   shuffle.block_size = find_at_least(dataset, "shuffle_block_size", 2);
   if (shuffle.algo == ShuffleAlgo::kNone) {
-    for (const char* key : {"shuffle_algo", "shuffle_seed", "shuffle_block_size"}) {
+    for (const char* key : {"shuffle_algo", "shuffle_block_size"}) {
       dataset.no_effect(key, "shuffle is off");
+    }
+    // Which samples are picked of streams depends on the seed without a shuffle too.
+    if (!dataset.has("streams") && !dataset.has("epoch_size")) {
+      dataset.no_effect("shuffle_seed", "shuffle is off");
     }
   }
   shuffle.num_canonical_nodes = find_at_least(dataset, "num_canonical_nodes", 1);
+  read_word(dataset, "partition_algo", parse_partition_algo, order.partition);
+  read_word(dataset, "batching_method", parse_batching_method, order.batching);
+  read_word(dataset, "sampling_method", parse_sampling_method, order.sampling);
+  order.sampling_granularity = find_at_least(dataset, "sampling_granularity", 1).value_or(1);
+  read_word(
+      dataset, "epoch_size",
+      [](const std::string& text) { return std::optional(parse_sample_count(text)); },
+      order.epoch_size);
+  order.replication = find_at_least(dataset, "replication", 1);
 }
 
-// Keys of the package that do not change which samples come, given one stream and one process.
+// Keys of the package that do not change which samples come.
 void read_settings_without_effect(const YamlMap& dataset) {
-  // They size the package's own cache, download and sampling machinery.
-  find_at_least(dataset, "predownload", 0);
-  find_at_least(dataset, "download_retry", 0);
-  find_at_least(dataset, "sampling_granularity", 1);
-  dataset.get<double>("download_timeout", 0);
-  dataset.get<bool>("keep_zip", false);
-  dataset.get<bool>("allow_unsafe_types", false);
-  for (const char* key : {"cache_limit", "validate_hash"}) {
-    dataset.no_effect(key, "the set is read where it lies");
-  }
+  dataset.get<bool>("allow_unsafe_types", false);  // pickles are never loaded
   for (const char* key : {"eos_token_id", "bos_token_id"}) {
     dataset.no_effect(key, "sequence ids serve attn_uses_sequence_id only, which is not supported");
-  }
-  const auto one_of = [&](const char* key, std::initializer_list<const char*> known) {
-    const auto value = dataset.find<std::string>(key);
-    if (!value) return;
-    for (const char* word : known) {
-      if (*value == word) return;
-    }
-    dataset.fail(key, fmt::format("'{}' is not supported by this version", *value),
-                 fmt::format("use {}", *known.begin()));
-  };
-  one_of("partition_algo", {"relaxed", "orig"});
-  one_of("sampling_method", {"balanced", "fixed"});
-  one_of("batching_method", {"random"});
-  for (const char* key : {"epoch_size", "replication"}) {
-    if (dataset.has(key)) dataset.fail(key, "not supported by this version", "remove it");
-    dataset.skip(key);
   }
 }
 
@@ -108,11 +149,17 @@ TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
   config.local = dataset.get<std::string>("local", "");
   config.remote = dataset.get<std::string>("remote", "");
   config.split = dataset.get<std::string>("split", "");
+  read_store(dataset, config.store);
   read_streams(dataset, config);
-  if (config.local.empty() && config.remote.empty()) {
+  if (config.streams.empty() && config.local.empty() && config.remote.empty()) {
     dataset.fail("local", "neither local nor remote is given", "name the folder of the MDS set");
   }
-  read_shuffle(dataset, config.shuffle);
+  read_order(dataset, config.order);
+  config.predownload = find_at_least(dataset, "predownload", 1);
+  read_word(
+      dataset, "cache_limit",
+      [](const std::string& text) { return std::optional(parse_byte_size(text)); },
+      config.cache_limit);
   config.max_seq_len = find_at_least(dataset, "max_seq_len", 1).value_or(0);
   config.token_encoding_type =
       dataset.get<std::string>("token_encoding_type", config.token_encoding_type);

@@ -10,6 +10,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
+#include "train/data/compression.h"
 #include "train/data/json_text.h"
 
 namespace dropless::train {
@@ -147,7 +148,14 @@ MdsShard read_shard(const json& node, const std::string& where) {
   }
   MdsShard shard;
   shard.columns = read_columns(reader);
-  if (!reader.at("compression").is_null()) shard.compression = reader.text("compression");
+  if (!reader.at("compression").is_null()) {
+    shard.compression = reader.text("compression");
+    try {
+      Compression::parse(*shard.compression);
+    } catch (const Error& error) {
+      reader.unsupported(error.what());
+    }
+  }
   shard.hashes = reader.texts("hashes");
   shard.raw = read_file_entry(reader.at("raw_data"), where + ".raw_data");
   if (!reader.at("zip_data").is_null()) {
@@ -229,7 +237,7 @@ MdsIndex MdsIndex::parse(const std::string& text, const std::string& path) {
   return index;
 }
 
-std::string MdsIndex::dump() const {
+std::string MdsIndex::dump(bool version_first) const {
   const std::string list = join_list(shards, [](const MdsShard& shard) {
     return fmt::format(
         "{{{}, \"raw_data\": {}, \"samples\": {}, \"size_limit\": {}, \"version\": {}, "
@@ -237,6 +245,7 @@ std::string MdsIndex::dump() const {
         common_keys(shard), file_json(shard.raw), shard.samples, size_limit_text(shard), kVersion,
         shard.zip ? file_json(*shard.zip) : "null");
   });
+  if (version_first) return fmt::format("{{\"version\": {}, \"shards\": {}}}", kVersion, list);
   return fmt::format("{{\"shards\": {}, \"version\": {}}}", list, kVersion);
 }
 

@@ -46,7 +46,8 @@ struct MdsIndex {
   static MdsIndex load(const std::string& folder);
   static MdsIndex parse(const std::string& text, const std::string& path);
 
-  std::string dump() const;
+  // Merged indexes begin with the version, as the package writes them.
+  std::string dump(bool version_first = false) const;
   std::int64_t num_samples() const;
   std::vector<std::int64_t> shard_sizes() const;
 };

@@ -20,13 +20,9 @@ namespace {
 }
 
 // The offset table, checked: it grows, starts behind itself and ends at the end of the file.
-std::vector<std::uint32_t> read_offsets(const FileReader& file, const MdsShard& shard) {
+std::vector<std::uint32_t> read_offsets(const ShardBytes& file, const MdsShard& shard) {
   const std::uint64_t count = static_cast<std::uint64_t>(shard.samples) + 1;
   const std::uint64_t table_bytes = 4 + 4 * count;
-  if (file.bytes() != shard.raw.bytes) {
-    damaged(file.path(),
-            fmt::format("{} bytes, but the index says {}", file.bytes(), shard.raw.bytes));
-  }
   if (file.bytes() < table_bytes) damaged(file.path(), "shorter than its table of offsets");
   std::uint32_t samples = 0;
   file.read(0, &samples, sizeof samples);
@@ -44,16 +40,10 @@ std::vector<std::uint32_t> read_offsets(const FileReader& file, const MdsShard& 
 
 }  // namespace
 
-MdsReader::MdsReader(const std::string& folder) : folder_(folder), index_(MdsIndex::load(folder)) {
+MdsReader::MdsReader(std::shared_ptr<ShardStore> store) : store_(std::move(store)) {
   first_sample_.push_back(0);
-  for (const MdsShard& shard : index_.shards) {
+  for (const MdsShard& shard : index().shards) {
     first_sample_.push_back(first_sample_.back() + shard.samples);
-    if (shard.compression && !path_exists(join_path(folder, shard.raw.basename))) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  fmt::format("{}: shard {} is compressed ({}), which this version cannot read",
-                              folder, shard.raw.basename, *shard.compression),
-                  "write the set without compression, or decompress its shards beside the index");
-    }
   }
   // Fixed from here on, so that references into it stay good.
   open_.reserve(kOpenShards);
@@ -62,7 +52,7 @@ MdsReader::MdsReader(const std::string& folder) : folder_(folder), index_(MdsInd
 std::size_t MdsReader::shard_of(std::int64_t sample) const {
   if (sample < 0 || sample >= num_samples()) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("{}: no sample {}, the set has {}", folder_, sample, num_samples()));
+                fmt::format("{}: no sample {}, the set has {}", folder(), sample, num_samples()));
   }
   const auto after = std::upper_bound(first_sample_.begin(), first_sample_.end(), sample);
   return static_cast<std::size_t>(after - first_sample_.begin()) - 1;
@@ -76,22 +66,28 @@ MdsReader::OpenShard& MdsReader::open(std::size_t number) {
       return shard;
     }
   }
-  const MdsShard& entry = index_.shards[number];
-  const std::string path = join_path(folder_, entry.raw.basename);
-  if (!path_exists(path)) damaged(path, "the index names this shard, but it is missing");
-  if (is_folder(path)) damaged(path, "the index names this shard, but it is a folder");
-  FileReader file(path);
-  std::vector<std::uint32_t> offsets = read_offsets(file, entry);
-  OpenShard fresh{number, uses_, std::move(file), std::move(offsets)};
-  if (open_.size() < kOpenShards) {
-    open_.push_back(std::move(fresh));
-    return open_.back();
+  ShardBytes bytes = store_->open(number);
+  std::vector<std::uint32_t> offsets = read_offsets(bytes, index().shards[number]);
+  // A file that is evicted while it is open keeps its room on the disk.
+  const std::size_t most = store_->is_limited() ? 2 : kOpenShards;
+  std::uint64_t memory = bytes.memory_bytes();
+  for (const OpenShard& shard : open_) memory += shard.bytes.memory_bytes();
+  while (!open_.empty() && (open_.size() >= most || memory > kMemoryBytes)) {
+    memory -= close_oldest();
   }
-  auto oldest = std::min_element(open_.begin(), open_.end(), [](const auto& a, const auto& b) {
-    return a.last_use < b.last_use;
-  });
-  *oldest = std::move(fresh);
-  return *oldest;
+  open_.push_back({number, uses_, std::move(bytes), std::move(offsets)});
+  return open_.back();
+}
+
+// The bytes of memory that it held.
+std::uint64_t MdsReader::close_oldest() {
+  const auto oldest =
+      std::min_element(open_.begin(), open_.end(),
+                       [](const auto& a, const auto& b) { return a.last_use < b.last_use; });
+  const std::uint64_t memory = oldest->bytes.memory_bytes();
+  if (oldest != open_.end() - 1) *oldest = std::move(open_.back());
+  open_.pop_back();
+  return memory;
 }
 
 std::span<const std::string_view> MdsReader::read(std::int64_t sample) {
@@ -100,15 +96,15 @@ std::span<const std::string_view> MdsReader::read(std::int64_t sample) {
   const OpenShard& shard = open(number);
   const std::uint32_t begin = shard.offsets[row], end = shard.offsets[row + 1];
   buffer_.resize(end - begin);
-  shard.file.read(begin, buffer_.data(), buffer_.size());
-  split_values(index_.shards[number], static_cast<std::int64_t>(row));
+  shard.bytes.read(begin, buffer_.data(), buffer_.size());
+  split_values(index().shards[number], static_cast<std::int64_t>(row));
   return values_;
 }
 
 void MdsReader::split_values(const MdsShard& shard, std::int64_t row) {
   const auto broken = [&] {
     damaged(
-        join_path(folder_, shard.raw.basename),
+        join_path(folder(), shard.raw.basename),
         fmt::format("the column sizes of sample {} do not fit its {} bytes", row, buffer_.size()));
   };
   std::size_t head = 0;
@@ -132,7 +128,7 @@ void MdsReader::split_values(const MdsShard& shard, std::int64_t row) {
 
 std::string MdsReader::fingerprint() const {
   std::string text;
-  for (const MdsShard& shard : index_.shards) {
+  for (const MdsShard& shard : index().shards) {
     text += fmt::format("{} {} {}\n", shard.raw.basename, shard.samples, shard.raw.bytes);
     for (const auto& [name, hex] : shard.raw.hashes) text += fmt::format("{} {}\n", name, hex);
   }

@@ -10,8 +10,8 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
-#include "train/base/hash.h"
 #include "train/base/utf8.h"
+#include "train/data/file_hash.h"
 
 namespace dropless::train {
 namespace {
@@ -50,29 +50,10 @@ std::vector<MdsColumn> make_columns(
   return out;
 }
 
-bool is_known_hash(const std::string& name) {
-  return name == "sha256" || name == "xxh128" || name == "xxh3_128";
-}
-
-// Of a file that is `head` and then `body`.
-std::string shard_hash(const std::string& name, std::string_view head, std::string_view body) {
-  const auto digest = [&](auto hash) {
-    hash.update(head.data(), head.size());
-    hash.update(body.data(), body.size());
-    return hash.hex();
-  };
-  return name == "sha256" ? digest(Sha256Hash()) : digest(Xxh3Hash());
-}
-
 // Sorted, as the format wants them.
 std::vector<std::string> check_hashes(std::vector<std::string> names) {
   std::sort(names.begin(), names.end());
-  for (const std::string& name : names) {
-    if (!is_known_hash(name)) {
-      throw Error(ErrorKind::kInvalidArgument, fmt::format("unknown hash '{}'", name),
-                  "one of: sha256, xxh128, xxh3_128");
-    }
-  }
+  for (const std::string& name : names) check_hash_name(name);
   if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
     throw Error(ErrorKind::kInvalidArgument, fmt::format("hash '{}' stands twice", *twice));
   }
@@ -97,6 +78,17 @@ void check_target(const std::string& folder, bool replace) {
   }
 }
 
+// Before any work: what keeps the folder from being made is the caller's to mend. A full disk is
+// not, and it alone comes with a hint.
+void make_output_folder(const std::string& path) {
+  try {
+    make_folders(path);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kResource || !error.hint().empty()) throw;
+    throw Error(ErrorKind::kInvalidArgument, error.what(), "name a folder that can be written");
+  }
+}
+
 }  // namespace
 
 MdsWriter::MdsWriter(std::string folder,
@@ -111,6 +103,10 @@ MdsWriter::MdsWriter(std::string folder,
   shard_.columns = make_columns(columns);
   shard_.hashes = check_hashes(options.hashes);
   shard_.size_limit = options.size_limit;
+  if (!options.compression.empty()) {
+    compression_ = Compression::parse(options.compression);
+    shard_.compression = options.compression;
+  }
   config_ = shard_config_json(shard_);
   if (options.size_limit.value_or(0) > kMaxShardBytes) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -119,10 +115,10 @@ MdsWriter::MdsWriter(std::string folder,
                 "use a smaller limit, such as 64mb");
   }
   check_target(folder_, replace_);
-  make_folders(parent_folder(folder_));
+  make_output_folder(parent_folder(folder_));
   temporary_ = fmt::format("{}.tmp-{}", folder_, getpid());
   remove_all(temporary_);
-  make_folders(temporary_);
+  make_output_folder(temporary_);
 }
 
 MdsWriter::~MdsWriter() {
@@ -169,6 +165,13 @@ void MdsWriter::write(std::span<const std::string_view> values) {
   ++shard_.samples;
 }
 
+void MdsWriter::write_shard_file(const std::string& basename,
+                                 std::initializer_list<std::string_view> parts) const {
+  FileWriter file(join_path(temporary_, basename));
+  for (const std::string_view part : parts) file.write(part.data(), part.size());
+  file.finish();
+}
+
 void MdsWriter::flush_shard() {
   std::string head;
   append_u32(head, sizes_.size());
@@ -181,12 +184,19 @@ void MdsWriter::flush_shard() {
   shard_.raw.bytes = file_bytes();
   shard_.raw.hashes.clear();
   for (const std::string& name : shard_.hashes) {
-    shard_.raw.hashes.emplace_back(name, shard_hash(name, head, body_));
+    shard_.raw.hashes.emplace_back(name, hash_hex(name, {head, body_}));
   }
-  FileWriter file(join_path(temporary_, shard_.raw.basename));
-  file.write(head.data(), head.size());
-  file.write(body_.data(), body_.size());
-  file.finish();
+  if (compression_) {
+    const std::string zip = compress(*compression_, head + body_);
+    MdsFile entry{shard_.raw.basename + "." + compression_->extension, zip.size(), {}};
+    for (const std::string& name : shard_.hashes) {
+      entry.hashes.emplace_back(name, hash_hex(name, {zip}));
+    }
+    write_shard_file(entry.basename, {zip});
+    shard_.zip = std::move(entry);
+  } else {
+    write_shard_file(shard_.raw.basename, {head, body_});
+  }
   index_.shards.push_back(shard_);
   shard_.samples = 0;
   sizes_.clear();

@@ -1,10 +1,13 @@
-// Writes a raw MDS set, byte for byte as MosaicML streaming 0.13.0 does.
+// Writes an MDS set: raw shards and index byte for byte as MosaicML streaming 0.13.0 does. Of
+// compressed sets only the compressed shards stand in the folder, and how many bytes they have
+// depends on the version of the compressor.
 //
 // A shard is closed before the sample that would take its file past size_limit; a sample larger
 // than the limit gets a shard of its own (if it is the first one, an empty shard stands before it).
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,13 +15,15 @@
 #include <utility>
 #include <vector>
 
+#include "train/data/compression.h"
 #include "train/data/mds_index.h"
 
 namespace dropless::train {
 
 struct MdsWriterOptions {
   std::optional<std::uint64_t> size_limit = std::uint64_t{1} << 26;  // bytes of a shard file
-  // Of each shard file, into the index: sha256, xxh128 or xxh3_128 (one hash by two names).
+  std::string compression;  // "zstd:7", as Compression::parse takes it; empty: none
+  // Of each shard file, raw and compressed, into the index: names of file_hash.h.
   std::vector<std::string> hashes;
   bool replace = false;  // a set that stands under the final name gives way
 };
@@ -28,8 +33,9 @@ struct MdsWriterOptions {
 class MdsWriter {
  public:
   // Columns as (name, encoding), in any order. Throws Error(kInvalidArgument): folder without a name,
-  // or not empty and not `replace`, no or repeated columns, unknown encoding or hash, `pkl`, a limit
-  // of 2^32 or more.
+  // that is not
+  // empty and not `replace`, or that cannot be made; no or repeated columns; unknown encoding, hash or
+  // compression; `pkl`; a limit of 2^32 or more.
   MdsWriter(std::string folder, const std::vector<std::pair<std::string, std::string>>& columns,
             const MdsWriterOptions& options = {});
   ~MdsWriter();
@@ -47,6 +53,8 @@ class MdsWriter {
 
  private:
   void flush_shard();
+  void write_shard_file(const std::string& basename,
+                        std::initializer_list<std::string_view> parts) const;
   std::uint64_t file_bytes() const;
 
   std::string folder_;
@@ -54,6 +62,7 @@ class MdsWriter {
   bool replace_;
   bool finished_ = false;
   MdsIndex index_;
+  std::optional<Compression> compression_;
   MdsShard shard_;  // the one being filled; its entry in the index once flushed
   std::string config_;
   std::vector<std::uint32_t> sizes_;  // of its samples

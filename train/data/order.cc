@@ -12,6 +12,11 @@
 namespace dropless::train {
 namespace {
 
+constexpr std::pair<const char*, ShuffleAlgo> kShuffles[] = {
+    {"naive", ShuffleAlgo::kNaive}, {"py1s", ShuffleAlgo::kPy1s}, {"py2s", ShuffleAlgo::kPy2s},
+    {"py1br", ShuffleAlgo::kPy1br}, {"py1e", ShuffleAlgo::kPy1e},
+};
+
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -97,32 +102,107 @@ void check_partition(std::int64_t num_samples, std::int64_t num_canonical, const
   }
 }
 
-// ---- py1e ----
+// ---- shuffles ----
+
+// Appends the ids of a span.
+std::span<std::int64_t> append_span(const Span& span, std::vector<std::int64_t>& ids) {
+  const std::size_t at = ids.size();
+  ids.resize(at + static_cast<std::size_t>(span.second - span.first));
+  std::iota(ids.begin() + static_cast<std::ptrdiff_t>(at), ids.end(), span.first);
+  return std::span(ids).subspan(at);
+}
+
+// Block sizes are drawn from three to five quarters of the configured one.
+std::int64_t draw_block(std::int64_t block_size, NumpyRng& rng) {
+  const std::int64_t low = static_cast<std::int64_t>(0.75 * static_cast<double>(block_size));
+  const std::int64_t high = static_cast<std::int64_t>(1.25 * static_cast<double>(block_size));
+  if (low >= high) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("a shuffle block of {} samples", block_size),
+                "raise shuffle_block_size: each stream gets its share of it");
+  }
+  return rng.integers(low, high);
+}
+
+std::vector<std::int64_t> shuffle_py1s(const std::vector<std::vector<Span>>& parts,
+                                       NumpyRng& epoch_rng) {
+  std::vector<std::int64_t> ids;
+  for (const auto& part : parts) {
+    for (const Span& span : part) epoch_rng.shuffle(append_span(span, ids));
+  }
+  return ids;
+}
+
+// The shards' samples are shuffled once for the run and again for the epoch.
+std::vector<std::int64_t> shuffle_py2s(std::span<const Span> spans, std::int64_t num_samples,
+                                       std::int64_t num_parts, NumpyRng& run_rng,
+                                       NumpyRng& epoch_rng) {
+  std::vector<std::int64_t> run_ids;
+  run_ids.reserve(static_cast<std::size_t>(num_samples));
+  std::vector<Span> placed;  // the spans as ranges of run_ids
+  for (const Span& span : spans) {
+    const std::int64_t at = static_cast<std::int64_t>(run_ids.size());
+    run_rng.shuffle(append_span(span, run_ids));
+    placed.emplace_back(at, static_cast<std::int64_t>(run_ids.size()));
+  }
+  std::vector<std::int64_t> ids;
+  ids.reserve(run_ids.size());
+  for (auto& part : divide_spans(std::move(placed), num_samples, num_parts)) {
+    epoch_rng.shuffle(std::span(part));
+    for (const auto& [begin, end] : part) {
+      const std::size_t at = ids.size();
+      ids.insert(ids.end(), run_ids.begin() + begin, run_ids.begin() + end);
+      epoch_rng.shuffle(std::span(ids).subspan(at));
+    }
+  }
+  return ids;
+}
+
+// Blocks overlap by the part's stagger, and the end of a part may lie in none: as in the package.
+std::vector<std::int64_t> shuffle_py1br(const std::vector<std::vector<Span>>& parts,
+                                        std::int64_t block_size, NumpyRng& epoch_rng) {
+  const std::int64_t reach = static_cast<std::int64_t>(0.75 * static_cast<double>(block_size));
+  if (reach <= 0) draw_block(0, epoch_rng);
+  std::vector<std::int64_t> staggers;
+  for (std::size_t i = 0; i < parts.size(); ++i) staggers.push_back(epoch_rng.integers(0, reach));
+  std::vector<std::int64_t> ids;
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    const std::int64_t begin = static_cast<std::int64_t>(ids.size());
+    for (const Span& span : parts[part]) append_span(span, ids);
+    const std::int64_t end = static_cast<std::int64_t>(ids.size());
+    std::vector<Span> blocks;
+    for (std::int64_t at = begin; at < end;) {
+      const std::int64_t size = draw_block(block_size, epoch_rng);
+      const std::int64_t first = std::max(at - staggers[part], begin);
+      const std::int64_t last = std::min(at + size - staggers[part], end);
+      blocks.emplace_back(first, last);
+      at += last - first;
+    }
+    for (const auto& [first, last] : blocks) {
+      epoch_rng.shuffle(std::span(ids).subspan(static_cast<std::size_t>(first),
+                                               static_cast<std::size_t>(last - first)));
+    }
+  }
+  return ids;
+}
 
 // One canonical node's ids: each shard's samples in random order, then every sample moved by a
 // random distance, so that a sample stays within about block_size of its shard.
 void shuffle_part_py1e(const std::vector<Span>& spans, std::int64_t block_size, NumpyRng& rng,
                        std::vector<std::int64_t>& out) {
   std::vector<std::int64_t> ids;
-  for (const auto& [begin, end] : spans) {
-    const std::size_t at = ids.size();
-    ids.resize(at + static_cast<std::size_t>(end - begin));
-    std::iota(ids.begin() + static_cast<std::ptrdiff_t>(at), ids.end(), begin);
-    rng.shuffle(std::span(ids).subspan(at));
-  }
+  for (const Span& span : spans) rng.shuffle(append_span(span, ids));
   if (ids.empty()) {
     throw Error(ErrorKind::kInvalidArgument, "a canonical node of the shuffle gets no samples",
                 "lower num_canonical_nodes to at most the number of samples");
   }
   const std::int64_t part_size = static_cast<std::int64_t>(ids.size());
-  const std::int64_t low = static_cast<std::int64_t>(0.75 * static_cast<double>(block_size));
-  const std::int64_t high = static_cast<std::int64_t>(1.25 * static_cast<double>(block_size));
   std::vector<std::pair<double, std::int64_t>> placed;
   placed.reserve(ids.size());
   std::int64_t offset = 0;
   for (const auto& [begin, end] : spans) {
     const std::int64_t size = end - begin;
-    const std::int64_t range = rng.integers(low, high);
+    const std::int64_t range = draw_block(block_size, rng);
     const double cut = std::max(0.0, static_cast<double>(range - size) / 2.0);
     const double left = std::max(-cut, -static_cast<double>(offset));
     const double right = std::min(cut, static_cast<double>(part_size - offset - size));
@@ -139,17 +219,18 @@ void shuffle_part_py1e(const std::vector<Span>& spans, std::int64_t block_size, 
 }  // namespace
 
 ShuffleAlgo parse_shuffle_algo(const std::string& name) {
-  if (name == "py1e") return ShuffleAlgo::kPy1e;
-  if (name == "naive" || name == "py1s" || name == "py2s" || name == "py1br") {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("shuffle_algo {} is not supported by this version", name), "use py1e");
+  for (const auto& [known, algo] : kShuffles) {
+    if (name == known) return algo;
   }
   throw Error(ErrorKind::kInvalidArgument, fmt::format("unknown shuffle_algo '{}'", name),
-              "use py1e");
+              "one of: naive, py1s, py2s, py1br, py1e");
 }
 
 const char* shuffle_algo_name(ShuffleAlgo algo) {
-  return algo == ShuffleAlgo::kPy1e ? "py1e" : "none";
+  for (const auto& [name, known] : kShuffles) {
+    if (algo == known) return name;
+  }
+  return "none";
 }
 
 Partition partition_orig(std::int64_t num_samples, std::int64_t num_canonical_nodes,
@@ -187,6 +268,83 @@ Partition partition_orig(std::int64_t num_samples, std::int64_t num_canonical_no
     }
   }
   return out;
+}
+
+namespace {
+
+// The place in a partition of element i of its traversal.
+std::size_t partition_place(std::size_t i, std::int64_t batches, const World& world) {
+  const auto take = [&](std::int64_t count) {
+    const std::size_t digit = i % static_cast<std::size_t>(count);
+    i /= static_cast<std::size_t>(count);
+    return static_cast<std::int64_t>(digit);
+  };
+  const std::int64_t sample = take(world.batch_size), rank = take(world.ranks_per_node),
+                     node = take(world.nodes), worker = take(world.workers_per_rank);
+  const std::int64_t batch = static_cast<std::int64_t>(i);
+  return static_cast<std::size_t>(
+      (((node * world.ranks_per_node + rank) * world.workers_per_rank + worker) * batches + batch) *
+          world.batch_size +
+      sample);
+}
+
+}  // namespace
+
+std::vector<std::int64_t> traversal(const Partition& partition, const World& world) {
+  std::vector<std::int64_t> ids(partition.ids_PRWNB.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = partition.ids_PRWNB[partition_place(i, partition.batches, world)];
+  }
+  return ids;
+}
+
+Partition from_traversal(const std::vector<std::int64_t>& ids, const World& world) {
+  const std::int64_t turn =
+      world.nodes * world.ranks_per_node * world.workers_per_rank * world.batch_size;
+  const std::int64_t size = static_cast<std::int64_t>(ids.size());
+  if (size % turn != 0) {
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("an epoch of {} samples, with its repeats, does not go into turns of {}", size,
+                    turn),
+        "keep the number of nodes, ranks and workers, and the global batch size");
+  }
+  Partition out;
+  out.batches = size / turn;
+  out.ids_PRWNB.resize(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    out.ids_PRWNB[partition_place(i, out.batches, world)] = ids[i];
+  }
+  return out;
+}
+
+Partition partition_epoch(PartitionAlgo algo, std::int64_t num_samples,
+                          std::int64_t num_canonical_nodes, const World& world, std::int64_t drop,
+                          std::optional<std::int64_t> initial_nodes) {
+  const bool goes_together =
+      num_canonical_nodes > 0 && world.nodes > 0 &&
+      (num_canonical_nodes % world.nodes == 0 || world.nodes % num_canonical_nodes == 0);
+  if (algo == PartitionAlgo::kOrig || !initial_nodes || goes_together || num_canonical_nodes <= 0) {
+    return partition_orig(num_samples, num_canonical_nodes, world, drop);
+  }
+  const std::int64_t ranks = world.nodes * world.ranks_per_node;
+  if (num_samples + (ranks - num_samples % ranks) < drop) {
+    return partition_orig(num_samples, world.nodes, world, drop);  // says so
+  }
+  World initial = world;
+  initial.nodes = *initial_nodes;
+  const std::int64_t global_batch = ranks * world.batch_size;
+  const std::int64_t initial_ranks = *initial_nodes * world.ranks_per_node;
+  if (*initial_nodes <= 0 || global_batch % initial_ranks != 0) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("a global batch of {} samples does not go over the {} ranks that the "
+                            "run began with",
+                            global_batch, initial_ranks),
+                "keep the global batch size while resuming");
+  }
+  initial.batch_size = global_batch / initial_ranks;
+  return from_traversal(
+      traversal(partition_orig(num_samples, num_canonical_nodes, initial, drop), initial), world);
 }
 
 std::vector<std::vector<Span>> divide_spans(std::vector<Span> spans, std::int64_t num_samples,
@@ -229,46 +387,29 @@ std::vector<std::int64_t> shuffle_ids(ShuffleAlgo algo, std::span<const std::int
     return ids;
   }
   NumpyRng run_rng(static_cast<std::uint64_t>(seed));
-  run_rng.shuffle(std::span(spans));
-  auto parts = divide_spans(std::move(spans), total, num_canonical_nodes);
   NumpyRng epoch_rng(static_cast<std::uint64_t>(seed + epoch));
+  if (algo == ShuffleAlgo::kNaive) return epoch_rng.permutation(total);
+  run_rng.shuffle(std::span(spans));
+  if (algo == ShuffleAlgo::kPy2s) {
+    return shuffle_py2s(spans, total, num_canonical_nodes, run_rng, epoch_rng);
+  }
+  auto parts = divide_spans(std::move(spans), total, num_canonical_nodes);
   for (auto& part : parts) epoch_rng.shuffle(std::span(part));
+  if (algo == ShuffleAlgo::kPy1s) return shuffle_py1s(parts, epoch_rng);
+  if (algo == ShuffleAlgo::kPy1br) return shuffle_py1br(parts, block_size, epoch_rng);
   ids.reserve(static_cast<std::size_t>(total));
   for (const auto& part : parts) shuffle_part_py1e(part, block_size, epoch_rng, ids);
   return ids;
 }
 
 std::int64_t resolve_canonical_nodes(const ShuffleConfig& config, std::int64_t nodes) {
-  return config.num_canonical_nodes.value_or(nodes);
+  const bool many = config.algo == ShuffleAlgo::kPy1s || config.algo == ShuffleAlgo::kPy2s;
+  return config.num_canonical_nodes.value_or(many ? 64 * nodes : nodes);
 }
 
 std::int64_t resolve_block_size(const ShuffleConfig& config, std::int64_t num_canonical_nodes) {
   return config.block_size.value_or(
       std::max<std::int64_t>(4'000'000 / num_canonical_nodes, std::int64_t{1} << 18));
-}
-
-std::vector<std::int64_t> epoch_order(const ShuffleConfig& config,
-                                      std::span<const std::int64_t> shard_sizes, std::int64_t epoch,
-                                      std::int64_t drop) {
-  const std::int64_t canonical = resolve_canonical_nodes(config, 1);
-  std::vector<std::int64_t> units;  // an empty shard takes no part in the shuffle
-  for (const std::int64_t size : shard_sizes) {
-    if (size > 0) units.push_back(size);
-  }
-  const std::int64_t total = std::accumulate(units.begin(), units.end(), std::int64_t{0});
-  // One process: dropping samples is leaving out the front. The partition's own drop refuses to go
-  // beyond N + 1, though an epoch with repeats is longer.
-  Partition partition = partition_orig(total, canonical, World{}, 0);
-  std::vector<std::int64_t>& ids = partition.ids_PRWNB;
-  if (drop < 0 || drop > static_cast<std::int64_t>(ids.size())) {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("cannot resume at sample {} of an epoch of {}", drop, ids.size()));
-  }
-  ids.erase(ids.begin(), ids.begin() + drop);
-  const std::vector<std::int64_t> shuffled = shuffle_ids(
-      config.algo, units, canonical, config.seed, epoch, resolve_block_size(config, canonical));
-  for (std::int64_t& id : ids) id = shuffled[static_cast<std::size_t>(id)];
-  return std::move(ids);
 }
 
 }  // namespace dropless::train

@@ -15,17 +15,20 @@
 
 namespace dropless::train {
 
-enum class ShuffleAlgo { kNone, kPy1e };
+// naive mixes the whole epoch. The others keep what a node reads together: py1s and py2s shuffle
+// within shards, py1br within blocks of shards, py1e moves each sample by up to half a block.
+enum class ShuffleAlgo { kNone, kNaive, kPy1s, kPy2s, kPy1br, kPy1e };
 
-// "py1e". The package's other algorithms and unknown names: Error(kInvalidArgument).
+// "naive", "py1s", "py2s", "py1br", "py1e". Others: Error(kInvalidArgument).
 ShuffleAlgo parse_shuffle_algo(const std::string& name);
 const char* shuffle_algo_name(ShuffleAlgo algo);  // "none" for kNone
 
 struct ShuffleConfig {
   ShuffleAlgo algo = ShuffleAlgo::kNone;
   std::int64_t seed = 9176;
-  std::optional<std::int64_t> block_size;           // default max(4,000,000 / C, 2^18)
-  std::optional<std::int64_t> num_canonical_nodes;  // C; default the number of nodes
+  std::optional<std::int64_t> block_size;  // default max(4,000,000 / C, 2^18)
+  std::optional<std::int64_t>
+      num_canonical_nodes;  // C; default the nodes, of py1s and py2s 64 times
 };
 
 // The shape of the job, of which an epoch's samples are dealt out.
@@ -48,6 +51,17 @@ struct Partition {
 Partition partition_orig(std::int64_t num_samples, std::int64_t num_canonical_nodes,
                          const World& world, std::int64_t drop);
 
+// `orig`, or `relaxed`: a job that resumes on a number of nodes that does not go with C deals the
+// epoch over the nodes it began on, and cuts that order anew.
+enum class PartitionAlgo { kOrig, kRelaxed };
+Partition partition_epoch(PartitionAlgo algo, std::int64_t num_samples,
+                          std::int64_t num_canonical_nodes, const World& world, std::int64_t drop,
+                          std::optional<std::int64_t> initial_nodes);
+
+// The same ids in the order in which they are trained on, shaped (batches, W, P, R, B); and back.
+std::vector<std::int64_t> traversal(const Partition& partition, const World& world);
+Partition from_traversal(const std::vector<std::int64_t>& ids, const World& world);
+
 // Half-open ranges of sample ids, one per shard.
 using Span = std::pair<std::int64_t, std::int64_t>;
 
@@ -64,10 +78,5 @@ std::vector<std::int64_t> shuffle_ids(ShuffleAlgo algo, std::span<const std::int
 // The canonical node count and block size that a config means for a job of so many nodes.
 std::int64_t resolve_canonical_nodes(const ShuffleConfig& config, std::int64_t nodes);
 std::int64_t resolve_block_size(const ShuffleConfig& config, std::int64_t num_canonical_nodes);
-
-// Sample ids in the order in which one process alone sees them, without the first `drop`.
-std::vector<std::int64_t> epoch_order(const ShuffleConfig& config,
-                                      std::span<const std::int64_t> shard_sizes, std::int64_t epoch,
-                                      std::int64_t drop = 0);
 
 }  // namespace dropless::train

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -181,6 +182,11 @@ class TypedValue {
     if (!value) refuse(fmt::format("no \"{}\"", key));
     return *value;
   }
+  std::vector<std::string> keys() const {
+    std::vector<std::string> out;
+    for (const JsonMember& member : members_) out.push_back(member.key);
+    return out;
+  }
   std::string text(std::string_view key) const { return json_unquote(at(key)); }
   // A number given as a string or as itself.
   std::string number(std::string_view key) const {
@@ -342,6 +348,16 @@ std::string raw_sample_line(std::span<const MdsColumn> columns,
 std::vector<std::string> encode_sample_line(std::span<const MdsColumn> columns,
                                             std::string_view line) {
   const TypedValue sample(line);
+  for (const std::string& key : sample.keys()) {
+    const bool known = std::any_of(columns.begin(), columns.end(),
+                                   [&](const MdsColumn& column) { return column.name == key; });
+    if (known) continue;
+    std::vector<std::string> names;
+    for (const MdsColumn& column : columns) names.push_back(fmt::format("'{}'", column.name));
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("'{}' is no column; the columns are {}", key, fmt::join(names, ", ")),
+                "name it in --columns, or leave it out of the line");
+  }
   std::vector<std::string> values;
   for (const MdsColumn& column : columns) {
     try {

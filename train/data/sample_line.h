@@ -31,8 +31,8 @@ std::string sample_line(std::span<const MdsColumn> columns,
 std::string raw_sample_line(std::span<const MdsColumn> columns,
                             std::span<const std::string_view> values);
 
-// The bytes to store, one string a column. Throws Error(kInvalidArgument) naming the column;
-// members that are no column are ignored, as MosaicML's writer does.
+// The bytes to store, one string a column. Throws Error(kInvalidArgument) naming the column,
+// and for a member that is no column: MosaicML's writer drops those silently.
 std::vector<std::string> encode_sample_line(std::span<const MdsColumn> columns,
                                             std::string_view line);
 

@@ -91,8 +91,10 @@ TextSetCounts write_text_set(const std::vector<std::string>& files, const std::s
   counts.samples = writer.num_samples();
   if (counts.samples == 0) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("{} documents with {} tokens do not fill one row of {}",
-                            counts.documents, counts.dropped_tokens, options.concat_tokens),
+                fmt::format("{} with {} tokens cannot fill one row of {}",
+                            counts.documents == 1 ? "1 document"
+                                                  : fmt::format("{} documents", counts.documents),
+                            counts.dropped_tokens, options.concat_tokens),
                 "give more text or a smaller --concat-tokens");
   }
   writer.finish();

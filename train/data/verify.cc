@@ -6,36 +6,31 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
-#include "train/base/hash.h"
 #include "train/base/signals.h"
+#include "train/data/file_hash.h"
 #include "train/data/mds_reader.h"
 #include "train/data/sample_line.h"
 
 namespace dropless::train {
 namespace {
 
-std::string sha256_file(const std::string& path) {
-  const FileReader file(path);
-  Sha256Hash hash;
-  std::string buffer(std::size_t{1} << 20, '\0');
-  for (std::uint64_t at = 0; at < file.bytes(); at += buffer.size()) {
-    buffer.resize(std::min<std::uint64_t>(buffer.size(), file.bytes() - at));
-    file.read(at, buffer.data(), buffer.size());
-    hash.update(buffer.data(), buffer.size());
-  }
-  return hash.hex();
+void check_hashes(const std::string& path, const MdsFile& entry) {
+  for (const auto& [name, want] : entry.hashes) check_file_hash(path, entry, name);
 }
 
-void check_hashes(const std::string& path, const MdsFile& entry) {
-  for (const auto& [name, want] : entry.hashes) {
-    std::string got;
-    if (name == "sha256") got = sha256_file(path);
-    if (name == "xxh128" || name == "xxh3_128") got = xxh3_file(path);
-    if (!got.empty() && got != want) {
-      throw Error(ErrorKind::kDamaged,
-                  fmt::format("{} is {}, but the index says {}", name, got, want));
-    }
+// Of the raw file, of the compressed one, or of both where both are there. The samples are read
+// from the raw file if it is.
+void check_files(const std::string& folder, const MdsShard& shard) {
+  const std::string raw_path = join_path(folder, shard.raw.basename);
+  if (!shard.zip || path_exists(raw_path)) check_hashes(raw_path, shard.raw);
+  if (!shard.zip) return;
+  const std::string zip_path = join_path(folder, shard.zip->basename);
+  if (!path_exists(zip_path)) return;
+  if (const std::uint64_t bytes = file_bytes(zip_path); bytes != shard.zip->bytes) {
+    throw Error(ErrorKind::kDamaged, fmt::format("{}: {} bytes, but the index says {}", zip_path,
+                                                 bytes, shard.zip->bytes));
   }
+  check_hashes(zip_path, *shard.zip);
 }
 
 void check_samples(MdsReader& reader, std::int64_t begin, std::int64_t end) {
@@ -62,19 +57,29 @@ std::vector<std::pair<std::string, std::string>> verify_set(const std::string& f
     damage.emplace_back("index.json", error.what());
     return damage;
   }
+  for (const MdsShard& shard : reader->index().shards) {
+    for (const auto& [name, hex] : shard.raw.hashes) check_hash_name(name);
+  }
   std::int64_t begin = 0;
   for (std::size_t number = 0; number < reader->index().shards.size(); ++number) {
     const MdsShard& shard = reader->index().shards[number];
-    const std::string path = join_path(folder, shard.raw.basename);
     try {
       reader->check_shard(number);
-      check_hashes(path, shard.raw);
+      check_files(folder, shard);
       check_samples(*reader, begin, begin + shard.samples);
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kInterrupted) throw;
       std::string reason = error.what();
-      if (reason.starts_with(path + ": ")) reason.erase(0, path.size() + 2);
-      damage.emplace_back(shard.raw.basename, reason);
+      std::string basename = shard.raw.basename;
+      for (const MdsFile* file : {&shard.raw, shard.zip ? &*shard.zip : nullptr}) {
+        if (file == nullptr) continue;
+        const std::string prefix = join_path(folder, file->basename) + ": ";
+        if (!reason.starts_with(prefix)) continue;
+        basename = file->basename;
+        reason.erase(0, prefix.size());
+        break;
+      }
+      damage.emplace_back(basename, reason);
     }
     begin += shard.samples;
   }

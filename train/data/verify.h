@@ -8,8 +8,9 @@
 namespace dropless::train {
 
 // (basename, reason) of each damaged shard, and of an index.json that is not one. Checked: sizes
-// and offsets, every value against its encoding (pickles are not looked into), and SHA-256 and
-// XXH3-128 hashes where the index has them. Throws Error(kInvalidArgument) as MdsReader does.
+// and offsets, every value against its encoding (pickles are not looked into), and the hashes that
+// the index has, of raw and of compressed files. Throws Error(kInvalidArgument) as MdsReader does, and
+// for a hash of unknown name.
 std::vector<std::pair<std::string, std::string>> verify_set(const std::string& folder);
 
 }  // namespace dropless::train

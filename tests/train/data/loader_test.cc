@@ -36,8 +36,8 @@ void write_rows(const std::string& folder, std::int64_t n, const std::string& ty
 TextDatasetConfig config_of(const std::string& local, bool shuffle) {
   TextDatasetConfig config;
   config.local = local;
-  config.shuffle.algo = shuffle ? ShuffleAlgo::kPy1e : ShuffleAlgo::kNone;
-  config.shuffle.block_size = 30;
+  config.order.shuffle.algo = shuffle ? ShuffleAlgo::kPy1e : ShuffleAlgo::kNone;
+  config.order.shuffle.block_size = 30;
   return config;
 }
 
@@ -58,9 +58,9 @@ TEST(TextLoader, YieldsThePackagesOrder) {
     if (c["drop"] != 0) continue;
     SCOPED_TRACE(c.dump());
     TextDatasetConfig config = config_of(fixture_path("mds_tokens"), c["shuffle"]);
-    config.shuffle.seed = 11;
+    config.order.shuffle.seed = 11;
     if (!c["canonical"].is_null())
-      config.shuffle.num_canonical_nodes = c["canonical"].get<std::int64_t>();
+      config.order.shuffle.num_canonical_nodes = c["canonical"].get<std::int64_t>();
     TextLoader loader(config, {.batch_size = 4, .seq_len = 8});
     loader.begin_epoch(c["epoch"]);
     std::vector<std::int64_t> ids;
@@ -104,7 +104,7 @@ TEST(TextLoader, ResumesAtEveryPosition) {
   ScratchFolder scratch;
   write_rows(scratch / "set", 23);
   TextDatasetConfig config = config_of(scratch / "set", true);
-  config.shuffle.num_canonical_nodes = 4;  // 24 samples an epoch, one of them twice
+  config.order.shuffle.num_canonical_nodes = 4;  // 24 samples an epoch, one of them twice
   const TextLoaderOptions options{.batch_size = 3, .seq_len = 5};
   TextLoader straight(config, options);
   for (const std::int64_t epoch : {0, 1}) {
@@ -161,13 +161,13 @@ TEST(TextLoader, RefusesAPositionOfOtherData) {
     expect_error(ErrorKind::kInvalidArgument, {key}, [&] { loader.reload_position(position); });
   };
   TextDatasetConfig changed = config;
-  changed.shuffle.seed = 5;
+  changed.order.shuffle.seed = 5;
   refuse("shuffle_seed", changed);
   changed = config;
-  changed.shuffle.block_size = 31;
+  changed.order.shuffle.block_size = 31;
   refuse("shuffle_block_size", changed);
   changed = config;
-  changed.shuffle.num_canonical_nodes = 2;
+  changed.order.shuffle.num_canonical_nodes = 2;
   refuse("num_canonical_nodes", changed);
   refuse("shuffle", config_of(scratch / "set", false));
   refuse("fingerprint", config_of(scratch / "other", true));
@@ -274,7 +274,7 @@ TEST(TextLoader, RefusesImpossibleSettings) {
   bad.max_seq_len = 9;
   refuse({"max_seq_len 9"}, bad, {.seq_len = 4});
   bad = good;
-  bad.shuffle.num_canonical_nodes = 4;
+  bad.order.shuffle.num_canonical_nodes = 4;
   refuse({"num_canonical_nodes"}, bad, {.seq_len = 4});
   bad = good;
   bad.drop_last = true;
@@ -283,8 +283,9 @@ TEST(TextLoader, RefusesImpossibleSettings) {
   bad.local.clear();
   bad.remote = "s3://bucket/set";
   refuse({"s3://bucket/set"}, bad, {.seq_len = 4});
-  bad.local = good.local;
-  refuse({"s3://bucket/set"}, bad, {.seq_len = 4});
+  bad.remote = "ftp://host/set";
+  bad.local = scratch / "cache";
+  refuse({"ftp://host/set"}, bad, {.seq_len = 4});
   bad.local.clear();
   bad.remote = scratch / "set";
   EXPECT_EQ(TextLoader(bad, {.seq_len = 4}).num_samples(), 3);
@@ -332,21 +333,52 @@ train_loader:
   EXPECT_EQ(config.local, "data");
   EXPECT_EQ(config.remote, "");
   EXPECT_EQ(config.split, "train");
-  EXPECT_EQ(config.shuffle.algo, ShuffleAlgo::kPy1e);
-  EXPECT_EQ(config.shuffle.seed, 17);
-  EXPECT_EQ(config.shuffle.num_canonical_nodes, 128);
-  EXPECT_EQ(config.shuffle.block_size, 1000);
+  EXPECT_EQ(config.order.shuffle.algo, ShuffleAlgo::kPy1e);
+  EXPECT_EQ(config.order.shuffle.seed, 17);
+  EXPECT_EQ(config.order.shuffle.num_canonical_nodes, 128);
+  EXPECT_EQ(config.order.shuffle.block_size, 1000);
   EXPECT_EQ(config.max_seq_len, 128);
   EXPECT_EQ(config.token_encoding_type, "int32");
   EXPECT_TRUE(config.drop_last);
   EXPECT_EQ(config.prefetch_batches, 3);
-  const TextDatasetConfig streams = from_text(
-      "train_loader: {name: text, dataset: {shuffle: false, streams: {one: {local: d, split: "
-      "val}}}}");
-  EXPECT_EQ(streams.local, "d");
-  EXPECT_EQ(streams.split, "val");
-  EXPECT_EQ(streams.shuffle.algo, ShuffleAlgo::kNone);
-  EXPECT_EQ(streams.shuffle.seed, 9176);
+  const TextDatasetConfig streams = from_text(R"(
+train_loader:
+  name: text
+  dataset:
+    shuffle: false
+    remote: s3://bucket/all
+    split: val
+    download_retry: 7
+    cache_limit: 10gb
+    epoch_size: 1.5k
+    predownload: 99
+    batching_method: stratified
+    sampling_method: fixed
+    sampling_granularity: 16
+    partition_algo: orig
+    streams:
+      one: {local: d, proportion: 0.25, download_timeout: 5}
+      two: {local: e, remote: http://h/x, split: train, proportion: 0.75, keep_zip: true, validate_hash: sha1}
+)");
+  ASSERT_EQ(streams.streams.size(), 2u);
+  const StreamConfig &one = streams.streams[0], &two = streams.streams[1];
+  EXPECT_EQ(one.local + one.remote + one.split, "ds3://bucket/allval");
+  EXPECT_EQ(two.local + two.remote + two.split, "ehttp://h/xtrain");
+  EXPECT_EQ(one.weight.proportion, 0.25);
+  EXPECT_EQ(one.store.remote.retries, 7);
+  EXPECT_EQ(one.store.remote.timeout, 5);
+  EXPECT_EQ(two.store.remote.timeout, 60);
+  EXPECT_TRUE(two.store.keep_zip);
+  EXPECT_EQ(two.store.validate_hash, "sha1");
+  EXPECT_EQ(streams.cache_limit, std::uint64_t{10} << 30);
+  EXPECT_EQ(streams.predownload, 99);
+  EXPECT_EQ(streams.order.epoch_size, 1500);
+  EXPECT_EQ(streams.order.batching, BatchingMethod::kStratified);
+  EXPECT_EQ(streams.order.sampling, SamplingMethod::kFixed);
+  EXPECT_EQ(streams.order.sampling_granularity, 16);
+  EXPECT_EQ(streams.order.partition, PartitionAlgo::kOrig);
+  EXPECT_EQ(streams.order.shuffle.algo, ShuffleAlgo::kNone);
+  EXPECT_EQ(streams.order.shuffle.seed, 9176);
 }
 
 TEST(TextDatasetConfig, ErrorsNameThePlace) {
@@ -356,15 +388,21 @@ TEST(TextDatasetConfig, ErrorsNameThePlace) {
       {"name: text, dataset: {split: x}", "local"},
       {"name: text, dataset: {local: d, shufle: true}", "shufle"},
       {"name: text, dataset: {local: d}, drop_lats: true", "drop_lats"},
-      {"name: text, dataset: {local: d, shuffle_algo: py2s}", "py2s"},
+      {"name: text, dataset: {local: d, shuffle_algo: py9}", "py9"},
       {"name: text, dataset: {local: d, shuffle_seed: -1}", "shuffle_seed"},
       {"name: text, dataset: {local: d, max_seq_len: 0}", "max_seq_len"},
       {"name: text, dataset: {local: d, shuffle_block_size: 1}", "shuffle_block_size"},
-      {"name: text, dataset: {local: d, epoch_size: 10}", "epoch_size"},
+      {"name: text, dataset: {local: d, epoch_size: ten}", "epoch_size"},
       {"name: text, dataset: {local: d, token_encoding_type: float32}", "token_encoding_type"},
-      {"name: text, dataset: {local: d, batching_method: stratified}", "batching_method"},
-      {"name: text, dataset: {streams: {a: {local: d}, b: {local: e}}}", "streams"},
-      {"name: text, dataset: {streams: {a: {local: d, proportion: 0.5}}}", "proportion"},
+      {"name: text, dataset: {local: d, batching_method: odd}", "batching_method"},
+      {"name: text, dataset: {local: d, cache_limit: much}", "cache_limit"},
+      {"name: text, dataset: {local: d, validate_hash: crc}", "validate_hash"},
+      {"name: text, dataset: {streams: {a: {local: d, proportion: 1}, b: {local: e}}}",
+       "proportion"},
+      {"name: text, dataset: {streams: {a: {local: d, repeat: 1, choose: 2}}}", "choose"},
+      {"name: text, dataset: {streams: {a: {local: d, choose: -2}}}", "choose"},
+      {"name: text, dataset: {streams: {a: {split: d}}}", "local"},
+      {"name: text, dataset: {remote: r, streams: {a: {local: d}, b: {local: d}}}", "local"},
   };
   for (const auto& [text, part] : cases) {
     expect_error(ErrorKind::kInvalidArgument, {"c.yaml:1:", part},
@@ -458,7 +496,7 @@ TEST(TextWriter, FailsWithoutLeavingASet) {
   refuse({"latin", "byte 0"}, {scratch / "latin"}, {});
   refuse({"absent"}, {scratch / "short", scratch / "absent"}, {});
   refuse({"is not a file"}, {scratch.path()}, {});
-  refuse({"do not fill one row of 3"}, {scratch / "short"}, rows);
+  refuse({"cannot fill one row of 3"}, {scratch / "short"}, rows);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(scratch.path()), {}), 2);
 }
 

@@ -246,6 +246,7 @@ TEST_F(BrokenSet, IndexEntriesThatCannotBe) {
       {"\"format\": \"mds\"", "\"format\": \"csv\""},
       {"\"version\": 2", "\"version\": 3"},
       {"[\"ndarray:int32\"]", "[\"ndarray:bool\"]"},
+      {"\"compression\": null", "\"compression\": \"lz4\""},
   };
   for (const auto& [from, to] : unknown) {
     edit_index(from, to);
@@ -254,7 +255,7 @@ TEST_F(BrokenSet, IndexEntriesThatCannotBe) {
   }
 }
 
-TEST_F(BrokenSet, CompressedIsRefusedByName) {
+TEST_F(BrokenSet, TheRawShardServesWhereTheCompressedOneIsMissing) {
   edit_index("\"compression\": null", "\"compression\": \"zstd:7\"");
   std::string text = slurp(scratch_ / "set/index.json");
   text.replace(
@@ -263,7 +264,7 @@ TEST_F(BrokenSet, CompressedIsRefusedByName) {
   spill(scratch_ / "set/index.json", text);
   read_all();  // decompressed beside it: readable
   fs::remove(scratch_ / "set/shard.00000.mds");
-  expect_error(ErrorKind::kInvalidArgument, {"zstd:7", "compressed"}, [&] { read_all(); });
+  expect_error(ErrorKind::kDamaged, {"shard.00000.mds.zstd", "missing"}, [&] { read_all(); });
 }
 
 TEST_F(BrokenSet, VerifyNamesEachDamagedShardOnce) {

@@ -1,4 +1,5 @@
 #include "train/data/order.h"
+#include "train/data/epoch_plan.h"
 
 #include <algorithm>
 #include <numeric>
@@ -67,32 +68,78 @@ TEST(Shuffle, IsAPermutation) {
   }
 }
 
+EpochStream stream_of(std::vector<std::int64_t> sizes) { return {std::move(sizes), {}}; }
+
 TEST(EpochOrder, EqualsWhatTheDatasetYields) {
   for (const json& c : golden("epoch")) {
     SCOPED_TRACE(c.dump());
-    ShuffleConfig config;
-    if (c["shuffle"]) config.algo = ShuffleAlgo::kPy1e;
-    config.seed = 11;
-    config.block_size = 30;
-    if (!c["canonical"].is_null()) config.num_canonical_nodes = c["canonical"].get<std::int64_t>();
+    EpochConfig config;
+    if (c["shuffle"]) config.shuffle.algo = ShuffleAlgo::kPy1e;
+    config.shuffle.seed = 11;
+    config.shuffle.block_size = 30;
+    if (!c["canonical"].is_null()) {
+      config.shuffle.num_canonical_nodes = c["canonical"].get<std::int64_t>();
+    }
     const json index = json::parse(slurp(fixture_path("mds_tokens/index.json")));
     std::vector<std::int64_t> sizes;
     for (const json& shard : index["shards"]) sizes.push_back(shard["samples"]);
-    auto order = epoch_order(config, sizes, c["epoch"], c["drop"]);
-    std::erase(order, -1);
+    const EpochStream stream = stream_of(sizes);
+    auto order = epoch_order(config, std::span(&stream, 1), 4, c["epoch"]);
+    order.erase(order.begin(), order.begin() + c["drop"].get<std::int64_t>());
     EXPECT_EQ(json(order), c["ids"]);
   }
 }
 
-TEST(EpochOrder, ResumesAsTheSuffixOfTheEpoch) {
-  const std::vector<std::int64_t> sizes = {7, 0, 13, 1, 20};
-  ShuffleConfig config;
-  config.algo = ShuffleAlgo::kPy1e;
-  const auto all = epoch_order(config, sizes, 5);
-  ASSERT_EQ(all.size(), 41u);
-  for (std::int64_t drop = 0; drop <= 41; ++drop) {
-    const auto rest = epoch_order(config, sizes, 5, drop);
-    EXPECT_TRUE(std::equal(rest.begin(), rest.end(), all.begin() + drop, all.end())) << drop;
+// Every answer of the package to a random spec: tests/data/make_order_cases.py. The command's
+// `data order` reads the same specs in tests/cli/test_data.py.
+TEST(EpochPlan, SharesWhatTruncationLeaves) {
+  std::vector<EpochStream> streams(3, stream_of({10}));
+  for (EpochStream& stream : streams) stream.weight.proportion = 1;
+  const StreamShares shares = share_epoch(streams, 100, 9176);
+  EXPECT_EQ(shares.epoch_size, 100);
+  EXPECT_EQ(std::accumulate(shares.choose.begin(), shares.choose.end(), std::int64_t{0}), 100);
+  for (const std::int64_t choose : shares.choose) EXPECT_TRUE(choose == 33 || choose == 34);
+}
+
+TEST(EpochPlan, RefusesWhatCannotBe) {
+  const auto refuse = [](const std::vector<std::string>& parts, const EpochConfig& config,
+                         const std::vector<EpochStream>& streams, const World& world = {}) {
+    expect_error(ErrorKind::kInvalidArgument, parts,
+                 [&] { plan_epoch(config, streams, world, 0, 0); });
+  };
+  const EpochStream plain = stream_of({10, 20});
+  EpochStream half = plain, twice = plain, both = plain;
+  half.weight.proportion = 0.5;
+  twice.weight.repeat = 2;
+  both.weight.repeat = 2;
+  both.weight.choose = 3;
+  refuse({"no streams"}, {}, {});
+  refuse({"stream 0", "no samples"}, {}, {stream_of({0})});
+  refuse({"stream 1", "proportion"}, {}, {half, twice});
+  refuse({"stream 0", "more than one"}, {}, {both});
+  EpochConfig config;
+  config.epoch_size = 5;
+  refuse({"epoch_size"}, config, {twice});
+  config = {};
+  config.batching = BatchingMethod::kStratified;
+  EpochStream little = plain;
+  little.weight.proportion = 0.01;
+  refuse({"stream 1", "global batch of 4"}, config, {half, little}, {1, 1, 1, 4});
+  config.batching = BatchingMethod::kPerStream;
+  refuse({"stream 0", "global batch of 64"}, config, {plain}, {1, 1, 1, 64});
+  config.batching = BatchingMethod::kDevicePerStream;
+  config.shuffle.num_canonical_nodes = 3;
+  refuse({"3 canonical", "2 nodes"}, config, {plain}, {2, 1, 1, 1});
+  config = {};
+  config.replication = 3;
+  refuse({"replication of 3"}, config, {plain}, {2, 1, 1, 1});
+  config = {};
+  config.shuffle.seed = -1;
+  refuse({"seed"}, config, {plain});
+  EXPECT_EQ(parse_sample_count("1.5k"), 1500);
+  EXPECT_EQ(parse_sample_count("20"), 20);
+  for (const char* bad : {"", "k", "1.5", "-1", "1x", "1e3"}) {
+    expect_error(ErrorKind::kInvalidArgument, {}, [&] { parse_sample_count(bad); });
   }
 }
 
@@ -111,7 +158,6 @@ TEST(Order, RefusesWhatCannotBe) {
   refuse({"resume at sample 200"}, [] { partition_orig(100, 1, World{}, 200); });
   refuse({"no samples"}, [] { partition_orig(0, 1, World{}, 0); });
   refuse({"positive"}, [] { partition_orig(5, 1, World{1, 1, 1, 0}, 0); });
-  refuse({"py1s", "not supported"}, [] { parse_shuffle_algo("py1s"); });
   refuse({"unknown", "py9"}, [] { parse_shuffle_algo("py9"); });
 }
 

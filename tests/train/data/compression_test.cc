@@ -1,0 +1,346 @@
+// Compressed shards: the package's sets of every algorithm, and streams that are broken or lie.
+#include "train/data/compression.h"
+
+#include <filesystem>
+#include <thread>
+
+#include "tests/train/data/fixture.h"
+#include "train/data/file_hash.h"
+#include "train/data/mds_reader.h"
+#include "train/data/mds_writer.h"
+#include "train/data/merge.h"
+#include "train/data/rng.h"
+#include "train/data/sample_line.h"
+#include "train/data/shard_store.h"
+#include "train/data/verify.h"
+
+namespace dropless::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::vector<std::string> kAlgorithms = {"zstd", "gz", "bz2", "br", "snappy"};
+
+std::string make_bytes(std::size_t size, bool repeats) {
+  NumpyRng rng(size);
+  std::string bytes(size, '\0');
+  for (std::size_t i = 0; i < size; ++i) {
+    bytes[i] = repeats ? static_cast<char>(i / 100 % 7) : static_cast<char>(rng.next32());
+  }
+  return bytes;
+}
+
+std::string unpack(const std::string& name, const std::string& packed, std::uint64_t size) {
+  return decompress(Compression::parse(name), packed, size);
+}
+std::string pack(const std::string& name, const std::string& bytes) {
+  return compress(Compression::parse(name), bytes);
+}
+
+TEST(Compression, EveryLevelComesBack) {
+  for (const auto& [name, low, high] : {std::tuple("zstd", 1, 22), std::tuple("gz", 0, 9),
+                                        std::tuple("bz2", 1, 9), std::tuple("br", 0, 11)}) {
+    for (int level = low; level <= high; ++level) {
+      const std::string full = std::string(name) + ":" + std::to_string(level);
+      for (const std::size_t size : {0, 1, 5000}) {
+        for (const bool repeats : {false, true}) {
+          const std::string bytes = make_bytes(size, repeats);
+          EXPECT_EQ(unpack(full, pack(full, bytes), size), bytes) << full << " " << size;
+        }
+      }
+    }
+  }
+  for (const std::string& name : kAlgorithms) {
+    for (const bool repeats : {false, true}) {
+      const std::string bytes = make_bytes(3'000'001, repeats);
+      EXPECT_TRUE(unpack(name, pack(name, bytes), bytes.size()) == bytes) << name;
+    }
+  }
+}
+
+TEST(Compression, NamesAndLevelsAreChecked) {
+  for (const char* name : {"", "lz4", "zstd:", "zstd:0", "zstd:23", "zstd:7x", "gz:10", "gz:-1",
+                           "bz2:0", "br:12", "snappy:1", "ZSTD", "zstd:7:7"}) {
+    expect_error(ErrorKind::kInvalidArgument, {"compression"}, [&] { Compression::parse(name); });
+  }
+  EXPECT_EQ(Compression::parse("br:4").level, 4);
+  EXPECT_EQ(Compression::parse("br:4").extension, "br");
+}
+
+TEST(Compression, ASizeThatLiesIsDamage) {
+  const std::string bytes = make_bytes(10'000, true);
+  for (const std::string& name : kAlgorithms) {
+    SCOPED_TRACE(name);
+    const std::string packed = pack(name, bytes);
+    for (const std::uint64_t size : {0u, 1u, 9'999u, 10'001u, 20'000u}) {
+      expect_error(ErrorKind::kDamaged, {"decompresses to", std::to_string(size)},
+                   [&] { unpack(name, packed, size); });
+    }
+    // What the index claims costs no memory until it comes.
+    expect_error(ErrorKind::kDamaged, {}, [&] { unpack(name, packed, std::uint64_t{1} << 50); });
+  }
+}
+
+TEST(Compression, BrokenStreamsAreDamage) {
+  const std::string bytes = make_bytes(3000, true) + make_bytes(200, false);
+  for (const std::string& name : kAlgorithms) {
+    SCOPED_TRACE(name);
+    const std::string packed = pack(name, bytes);
+    for (std::size_t length = 0; length < packed.size(); ++length) {
+      expect_error(ErrorKind::kDamaged, {}, [&] { unpack(name, packed.substr(0, length), 3200); });
+    }
+    expect_error(ErrorKind::kDamaged, {}, [&] { unpack(name, packed + "xyz", 3200); });
+    for (std::size_t at = 0; at < packed.size(); ++at) {  // an error or some bytes: never a crash
+      std::string flipped = packed;
+      flipped[at] = static_cast<char>(flipped[at] ^ 0x41);
+      try {
+        EXPECT_EQ(unpack(name, flipped, 3200).size(), 3200u);
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kDamaged);
+      }
+    }
+  }
+}
+
+TEST(Compression, SeveralFramesAreOneFile) {
+  for (const std::string name : {"zstd", "gz", "bz2"}) {
+    const std::string a = make_bytes(4000, true), b = make_bytes(300, false);
+    EXPECT_TRUE(unpack(name, pack(name, a) + pack(name, b), 4300) == a + b) << name;
+  }
+}
+
+// ---- sets of the package ----
+
+const std::vector<std::string> kFolders = {"zstd", "zstd-7", "gz-5", "bz2", "br-4", "snappy"};
+
+std::vector<std::string> lines_of(MdsReader reader) {
+  std::vector<std::string> lines;
+  for (std::int64_t i = 0; i < reader.num_samples(); ++i) {
+    lines.push_back(sample_line(reader.columns(i), reader.read(i), i));
+  }
+  return lines;
+}
+
+std::string zip_set(const std::string& name) { return fixture_path("mds_zip/" + name); }
+
+std::string compression_of(std::string folder) {
+  std::replace(folder.begin(), folder.end(), '-', ':');
+  return folder;
+}
+
+TEST(CompressedSet, ReadsThePackagesOfEveryAlgorithm) {
+  const auto want = lines_of(MdsReader(zip_set("none")));
+  ASSERT_EQ(want.size(), 12u);
+  for (const std::string& folder : kFolders) {
+    EXPECT_EQ(lines_of(MdsReader(zip_set(folder))), want) << folder;
+    EXPECT_TRUE(verify_set(zip_set(folder)).empty()) << folder;  // its 17 hashes, raw and zip
+  }
+  EXPECT_TRUE(verify_set(zip_set("none")).empty());
+}
+
+TEST(CompressedSet, WritesThePackagesShardsAndIndex) {
+  const auto lines = lines_of(MdsReader(zip_set("none")));
+  for (std::string folder : {"none", "zstd", "zstd-7", "gz-5", "bz2", "br-4", "snappy"}) {
+    SCOPED_TRACE(folder);
+    const MdsIndex want = MdsIndex::load(zip_set(folder));
+    ScratchFolder scratch;
+    MdsWriterOptions options;
+    options.size_limit = 700;
+    options.hashes = want.shards[0].hashes;
+    if (folder != "none") options.compression = compression_of(folder);
+    MdsWriter writer(scratch / "set", {{"text", "str"}, {"id", "int"}}, options);
+    for (const std::string& line : lines) {
+      const auto values = encode_sample_line(writer.columns(), line);
+      writer.write(std::vector<std::string_view>(values.begin(), values.end()));
+    }
+    writer.finish();
+    EXPECT_EQ(lines_of(MdsReader(scratch / "set")), lines);
+    EXPECT_TRUE(verify_set(scratch / "set").empty());
+    MdsIndex got = MdsIndex::load(scratch / "set");
+    if (folder == "none") {
+      EXPECT_EQ(slurp(scratch / "set/index.json"), slurp(zip_set("none") + "/index.json"));
+      continue;
+    }
+    // The compressors' versions differ, so their output may; all else is the same.
+    ASSERT_EQ(got.shards.size(), want.shards.size());
+    for (std::size_t i = 0; i < got.shards.size(); ++i) {
+      EXPECT_EQ(got.shards[i].zip->basename, want.shards[i].zip->basename);
+      got.shards[i].zip = want.shards[i].zip;
+    }
+    EXPECT_EQ(got.dump(), slurp(zip_set(folder) + "/index.json"));
+  }
+}
+
+TEST(CompressedSet, MergesAsThePackageDoes) {
+  ScratchFolder scratch;
+  fs::copy(fixture_path("mds_zip"), scratch / "all", fs::copy_options::recursive);
+  fs::remove(scratch / "all/index.json");
+  write_merged_index(find_partitions(scratch / "all"), scratch / "all");
+  EXPECT_EQ(slurp(scratch / "all/index.json"), slurp(fixture_path("mds_zip/index.json")));
+  EXPECT_EQ(lines_of(MdsReader(scratch / "all")).size(), 7u * 12);
+  // A folder of folders: the package loses the upper level, and then its shards.
+  fs::create_directories(scratch / "deep/a");
+  fs::copy(zip_set("none"), scratch / "deep/a/b", fs::copy_options::recursive);
+  write_merged_index(find_partitions(scratch / "deep"), scratch / "deep");
+  EXPECT_EQ(lines_of(MdsReader(scratch / "deep")).size(), 12u);
+  EXPECT_EQ(merge_indexes({zip_set("none"), zip_set("none") + "/index.json"}, scratch / "x")
+                .shards.size(),
+            3u);
+  fs::create_directories(scratch / "empty");
+  expect_error(ErrorKind::kInvalidArgument, {"empty"}, [&] { find_partitions(scratch / "empty"); });
+}
+
+TEST(CompressedSet, DamageIsNamed) {
+  for (const std::string& folder : kFolders) {
+    SCOPED_TRACE(folder);
+    ScratchFolder scratch;
+    fs::copy(zip_set(folder), scratch / "set");
+    const std::string name = MdsIndex::load(scratch / "set").shards[1].zip->basename;
+    const std::string path = scratch / ("set/" + name);
+    std::string bytes = slurp(path);
+    bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 4);
+    spill(path, bytes);
+    auto damage = verify_set(scratch / "set");
+    ASSERT_EQ(damage.size(), 1u);
+    EXPECT_EQ(damage[0].first, name);
+    bytes.pop_back();
+    spill(path, bytes);
+    damage = verify_set(scratch / "set");
+    ASSERT_EQ(damage.size(), 1u);
+    EXPECT_NE(damage[0].second.find("but the index says"), std::string::npos) << damage[0].second;
+    expect_error(ErrorKind::kDamaged, {name}, [&] { lines_of(MdsReader(scratch / "set")); });
+    fs::remove(path);
+    expect_error(ErrorKind::kDamaged, {"missing"}, [&] { lines_of(MdsReader(scratch / "set")); });
+  }
+}
+
+TEST(FileHash, NamesAreChecked) {
+  expect_error(ErrorKind::kInvalidArgument, {"crc32"}, [] { FileHash hash("crc32"); });
+  EXPECT_EQ(hash_hex("md5", {"a", "bc"}), "900150983cd24fb0d6963f7d28e17f72");
+  EXPECT_EQ(hash_hex("xxh32", {}), "02cc5d05");
+}
+
+// ---- the cache ----
+
+std::vector<std::string> names_in(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+TEST(ShardStore, DecompressesIntoTheCacheAndLeavesTheSource) {
+  const auto want = lines_of(MdsReader(zip_set("none")));
+  for (const std::string& folder : kFolders) {
+    ScratchFolder scratch;
+    const auto before = names_in(zip_set(folder));
+    const auto store = std::make_shared<ShardStore>(zip_set(folder), scratch / "cache");
+    EXPECT_EQ(lines_of(MdsReader(store)), want);
+    EXPECT_EQ(names_in(scratch / "cache"),
+              (std::vector<std::string>{"index.json", "shard.00000.mds", "shard.00001.mds",
+                                        "shard.00002.mds"}));
+    EXPECT_EQ(names_in(zip_set(folder)), before);
+    // A shard that is there is not made again; one of another size is.
+    spill(scratch / "cache/shard.00000.mds", "cut short");
+    EXPECT_EQ(lines_of(MdsReader(std::make_shared<ShardStore>(zip_set(folder), scratch / "cache"))),
+              want);
+  }
+}
+
+TEST(ShardStore, ValidatesTheHashAskedFor) {
+  for (const char* folder : {"none", "zstd"}) {
+    ScratchFolder scratch;
+    fs::copy(zip_set(folder), scratch / "set");
+    ShardStoreOptions options;
+    options.validate_hash = "sha1";
+    EXPECT_EQ(
+        lines_of(MdsReader(std::make_shared<ShardStore>(scratch / "set", "", options))).size(),
+        12u);
+    const bool raw = std::string(folder) == "none";
+    const std::string path = scratch / (raw ? "set/shard.00002.mds" : "set/shard.00002.mds.zstd");
+    std::string bytes = slurp(path);
+    bytes[bytes.size() - 2] = static_cast<char>(bytes[bytes.size() - 2] ^ 1);
+    spill(path, bytes);
+    for (const std::string& cache : {std::string(), scratch / "cache"}) {
+      expect_error(ErrorKind::kDamaged, {path, "sha1"}, [&] {
+        lines_of(MdsReader(std::make_shared<ShardStore>(scratch / "set", cache, options)));
+      });
+    }
+    options.validate_hash = "crc";
+    expect_error(ErrorKind::kInvalidArgument, {"crc"},
+                 [&] { ShardStore(scratch / "set", "", options); });
+  }
+}
+
+TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
+  ScratchFolder scratch;
+  MdsWriterOptions writing;
+  writing.size_limit = 2000;
+  MdsWriter writer(scratch / "set", {{"id", "int"}}, writing);
+  for (std::int64_t i = 0; i < 2000; ++i) {
+    const std::string_view value(reinterpret_cast<const char*>(&i), 8);
+    writer.write(std::span(&value, 1));
+  }
+  writer.finish();
+  ShardStoreOptions options;
+  options.cache_limit = 4 * 2000;
+  const auto store = std::make_shared<ShardStore>(scratch / "set", scratch / "cache", options);
+  MdsReader reader(store);
+  ASSERT_GT(reader.index().shards.size(), 10u);
+  NumpyRng rng(3);
+  for (int i = 0; i < 300; ++i) {
+    const std::int64_t sample = rng.integers(0, 2000);
+    std::int64_t id = 0;
+    std::memcpy(&id, reader.read(sample)[0].data(), 8);
+    ASSERT_EQ(id, sample);
+    std::uint64_t used = 0;
+    for (const auto& entry : fs::directory_iterator(scratch / "cache")) {
+      if (entry.path().extension() == ".mds") used += entry.file_size();
+    }
+    ASSERT_LE(used, *options.cache_limit);
+  }
+  // Shards made ahead are not thrown out for more of them; those that are needed now come in.
+  const auto ahead = std::make_shared<ShardStore>(scratch / "set", scratch / "cache2", options);
+  std::size_t made = 0;
+  while (made < 10 && ahead->make_ahead(made)) ++made;
+  EXPECT_GE(made, 4u);
+  EXPECT_LT(made, 10u);
+  EXPECT_EQ(ahead->open(9).bytes(), ahead->index().shards[9].raw.bytes);
+  // Where the cache is the source, nothing is ever removed.
+  const auto before = names_in(scratch / "set");
+  const auto same = std::make_shared<ShardStore>(scratch / "set", scratch / "set", options);
+  MdsReader in_place(same);
+  for (std::int64_t i = 0; i < 2000; ++i) in_place.read(i);
+  EXPECT_EQ(names_in(scratch / "set"), before);
+  options.cache_limit = 7000;
+  expect_error(ErrorKind::kInvalidArgument, {"7000"},
+               [&] { ShardStore(scratch / "set", scratch / "cache", options); });
+}
+
+TEST(ShardStore, ManyThreadsMakeEachShardOnce) {
+  ScratchFolder scratch;
+  const auto store = std::make_shared<ShardStore>(zip_set("zstd"), scratch / "cache");
+  const auto want = lines_of(MdsReader(zip_set("none")));
+  std::vector<std::thread> threads;
+  std::vector<int> good(8);
+  for (std::size_t t = 0; t < good.size(); ++t) {
+    threads.emplace_back([&, t] { good[t] = lines_of(MdsReader(store)) == want; });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(good, std::vector<int>(8, 1));
+}
+
+TEST(ShardStore, WhatFailsAheadIsSaidWhenOpened) {
+  ScratchFolder scratch;
+  fs::copy(zip_set("gz-5"), scratch / "set");
+  fs::remove(scratch / "set/shard.00001.mds.gz");
+  ShardStore store(scratch / "set", scratch / "cache");
+  EXPECT_TRUE(store.make_ahead(1));
+  EXPECT_FALSE(store.is_ready(1));
+  expect_error(ErrorKind::kDamaged, {"shard.00001.mds.gz", "missing"}, [&] { store.open(1); });
+  fs::copy(zip_set("gz-5") + "/shard.00001.mds.gz", scratch / "set/shard.00001.mds.gz");
+  EXPECT_GT(store.open(1).bytes(), 0u);  // tried again: the failure does not stay
+}
+
+}  // namespace
+}  // namespace dropless::train

@@ -1,0 +1,84 @@
+// The samples of an epoch of several streams: how many of each, which, and in which batches, as
+// MosaicML StreamingDataset decides it, to the bit.
+//
+// Each stream gives a number of samples an epoch: by its proportion of the whole, or by repeat or
+// choose. A stream asked for more than it has repeats its shards; for a part of one, random samples
+// are picked. A batching method then mixes the streams:
+//
+// | random            | all streams are one long list                                            |
+// | stratified        | every global batch holds the same number of each stream                  |
+// | per_stream        | every global batch is of one stream                                      |
+// | device_per_stream | every rank's batch is of one stream                                      |
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "train/data/order.h"
+
+namespace dropless::train {
+
+enum class BatchingMethod { kRandom, kStratified, kPerStream, kDevicePerStream };
+enum class SamplingMethod { kBalanced, kFixed };  // picked anew each epoch, or once
+
+// Throw Error(kInvalidArgument) with the known names.
+BatchingMethod parse_batching_method(const std::string& name);
+SamplingMethod parse_sampling_method(const std::string& name);
+PartitionAlgo parse_partition_algo(const std::string& name);
+const char* batching_method_name(BatchingMethod method);
+const char* sampling_method_name(SamplingMethod method);
+// "1000", "1.5k", "10m", "2b", "1t": powers of 1000.
+std::int64_t parse_sample_count(const std::string& text);
+
+// At most one of them.
+struct StreamWeight {
+  std::optional<double> proportion;    // of the epoch, relative to the other streams
+  std::optional<double> repeat;        // times all samples of the stream
+  std::optional<std::int64_t> choose;  // samples
+};
+
+struct EpochStream {
+  std::vector<std::int64_t> shard_sizes;
+  StreamWeight weight;
+};
+
+struct EpochConfig {
+  ShuffleConfig shuffle;
+  PartitionAlgo partition = PartitionAlgo::kRelaxed;
+  BatchingMethod batching = BatchingMethod::kRandom;
+  SamplingMethod sampling = SamplingMethod::kBalanced;
+  std::int64_t sampling_granularity = 1;      // samples picked of a shard at a time
+  std::optional<std::int64_t> epoch_size;     // only with proportions, or without weights
+  std::optional<std::int64_t> initial_nodes;  // of the run that is resumed
+  std::optional<std::int64_t> replication;    // ranks in a row that get the same samples
+};
+
+// What the weights come to.
+struct StreamShares {
+  std::vector<std::int64_t> choose;  // samples an epoch
+  std::vector<double> proportion;
+  std::int64_t epoch_size = 0;
+};
+
+// Throws Error(kInvalidArgument): no streams, an empty one, weights that do not go together.
+StreamShares share_epoch(std::span<const EpochStream> streams,
+                         std::optional<std::int64_t> epoch_size, std::int64_t seed);
+
+struct EpochPlan {
+  World world;          // with replication fewer ranks than the job's
+  Partition partition;  // of sample ids, which count through all streams in order
+};
+
+// Throws Error(kInvalidArgument) where the package raises ValueError.
+EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> streams,
+                     const World& world, std::int64_t epoch, std::int64_t sample_in_epoch);
+
+// Sample ids in the order in which one process alone sees them, in batches of `batch_size`.
+std::vector<std::int64_t> epoch_order(const EpochConfig& config,
+                                      std::span<const EpochStream> streams, std::int64_t batch_size,
+                                      std::int64_t epoch);
+
+}  // namespace dropless::train

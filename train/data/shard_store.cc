@@ -1,0 +1,403 @@
+#include "train/data/shard_store.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+
+#include "dropless/error.h"
+#include "train/base/log.h"
+#include "train/data/compression.h"
+#include "train/data/file_hash.h"
+
+namespace dropless::train {
+namespace {
+
+[[noreturn]] void damaged(const std::string& path, const std::string& reason,
+                          const std::string& hint =
+                              "restore this file, or write the data set "
+                              "again") {
+  throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, reason), hint);
+}
+
+// However they are written: what is taken for a copy may be removed.
+bool same_folder(const std::string& a, const std::string& b) {
+  if (a.empty() || b.empty() || is_url(a)) return false;
+  return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
+}
+
+// A new name beside `path`, which no other thread or process uses.
+std::string temporary_name(const std::string& path) {
+  static std::atomic<unsigned> counter = 0;
+  return fmt::format("{}.tmp-{}-{}", path, ::getpid(), counter++);
+}
+
+// Written beside it and renamed: under the final name stands a whole file or none.
+void write_into_cache(const std::string& path, std::string_view bytes) {
+  const std::string temporary = temporary_name(path);
+  make_folders(parent_folder(path));
+  try {
+    FileWriter file(temporary);
+    file.write(bytes.data(), bytes.size());
+    file.finish();
+    rename_path(temporary, path);
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+}
+
+void require_file(const std::string& path) {
+  if (!path_exists(path)) damaged(path, "the index names this shard, but it is missing");
+  if (is_folder(path)) damaged(path, "the index names this shard, but it is a folder");
+}
+
+const std::string* find_hash(const MdsFile& entry, const std::string& name) {
+  for (const auto& [known, hex] : entry.hashes) {
+    if (known == name) return &hex;
+  }
+  return nullptr;
+}
+
+void check_hash(const std::string& path, const MdsFile& entry, const std::string& name,
+                std::string_view bytes) {
+  const std::string* want = find_hash(entry, name);
+  const std::string got = hash_hex(name, {bytes});
+  if (want == nullptr) damaged(path, fmt::format("the index has no {} of it", name));
+  if (got != *want) damaged(path, fmt::format("{} is {}, but the index says {}", name, got, *want));
+}
+
+}  // namespace
+
+void check_file_hash(const std::string& path, const MdsFile& entry, const std::string& name) {
+  const FileReader file(path);
+  FileHash hash(name);
+  std::string buffer(std::size_t{1} << 20, '\0');
+  for (std::uint64_t at = 0; at < file.bytes(); at += buffer.size()) {
+    buffer.resize(std::min<std::uint64_t>(buffer.size(), file.bytes() - at));
+    file.read(at, buffer.data(), buffer.size());
+    hash.update(buffer.data(), buffer.size());
+  }
+  const std::string got = hash.hex();
+  const std::string* want = find_hash(entry, name);
+  if (want == nullptr) damaged(path, fmt::format("the index has no {} of it", name));
+  if (got != *want) damaged(path, fmt::format("{} is {}, but the index says {}", name, got, *want));
+}
+
+void ShardBytes::read(std::uint64_t offset, void* data, std::size_t bytes) const {
+  if (file_) return file_->read(offset, data, bytes);
+  if (offset > memory_.size() || bytes > memory_.size() - offset) {
+    throw Error(ErrorKind::kDamaged, fmt::format("{} ends at byte {}", path_, memory_.size()));
+  }
+  std::memcpy(data, memory_.data() + offset, bytes);
+}
+
+ShardStore::ShardStore(std::string source, std::string cache, const ShardStoreOptions& options)
+    : source_(strip_file_scheme(source)),
+      cache_(same_folder(source_, strip_file_scheme(cache)) ? source_ : strip_file_scheme(cache)),
+      options_(options),
+      remote_(is_url(source_) ? Remote::open(source_, options.remote) : nullptr),
+      index_(load_index()),
+      slots_(index_.shards.size()) {
+  if (!options_.validate_hash.empty()) {
+    check_hash_name(options_.validate_hash);
+    for (const MdsShard& shard : index_.shards) {
+      if (find_hash(shard.zip ? *shard.zip : shard.raw, options_.validate_hash)) continue;
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("{}: the index has no {} of shard {}", source_,
+                              options_.validate_hash, shard.raw.basename),
+                  "validate a hash that the set was written with, or none");
+    }
+  }
+  if (!options_.cache_limit) return;
+  std::uint64_t largest = 0;
+  for (const MdsShard& shard : index_.shards) {
+    largest = std::max(largest, shard.raw.bytes + (shard.zip ? shard.zip->bytes : 0));
+  }
+  if (*options_.cache_limit < 4 * largest) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: a cache limit of {} bytes is below four of the largest shard, {}",
+                            source_, *options_.cache_limit, 4 * largest),
+                "raise cache_limit, or write smaller shards");
+  }
+}
+
+MdsIndex ShardStore::load_index() {
+  constexpr const char* kName = "index.json";
+  if (!caches() || cache_ == source_) {
+    if (!remote_) return MdsIndex::load(source_);
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{} has to be downloaded, and no folder for it is given", source_),
+                "name one: `local` in a config, --local on the command line");
+  }
+  const std::string cached = join_path(cache_, kName);
+  const bool known = path_exists(cached);
+  if (remote_ && known) return MdsIndex::load(cache_);
+  if (!remote_) {
+    MdsIndex index = MdsIndex::load(source_);
+    const std::string text = read_file(join_path(source_, kName));
+    if (known && read_file(cached) != text) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("{} holds another set than {}", cache_, source_),
+                  "remove that folder, or name another one");
+    }
+    if (!known) write_into_cache(cached, text);
+    return index;
+  }
+  make_folders(cache_);
+  const std::string temporary = temporary_name(cached);
+  if (!remote_->fetch(kName, temporary)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}/{} is absent: no MDS set is there", source_, kName),
+                "name the place that holds index.json, or give its split");
+  }
+  try {
+    MdsIndex index = MdsIndex::parse(read_file(temporary), source_ + "/" + kName);
+    rename_path(temporary, cached);
+    return index;
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+}
+
+void ShardStore::cancel() {
+  if (remote_) remote_->cancel();
+}
+void ShardStore::resume() {
+  if (remote_) remote_->resume();
+}
+
+void ShardStore::check_files() const {
+  if (remote_) return;
+  for (const MdsShard& shard : index_.shards) {
+    const std::string raw_path = join_path(source_, shard.raw.basename);
+    const bool packed = shard.zip && !path_exists(raw_path);
+    const std::string path = packed ? join_path(source_, shard.zip->basename) : raw_path;
+    require_file(path);
+    if (::access(path.c_str(), R_OK) != 0) {
+      throw Error(ErrorKind::kInvalidArgument, path + ": no right to read this shard");
+    }
+    const std::uint64_t bytes = file_bytes(path),
+                        want = packed ? shard.zip->bytes : shard.raw.bytes;
+    if (bytes != want) damaged(path, fmt::format("{} bytes, but the index says {}", bytes, want));
+  }
+}
+
+// ---- opening ----
+
+ShardBytes ShardStore::open_file(const MdsShard& shard, const std::string& path) const {
+  require_file(path);
+  FileReader file(path);
+  if (file.bytes() != shard.raw.bytes) {
+    damaged(path, fmt::format("{} bytes, but the index says {}", file.bytes(), shard.raw.bytes));
+  }
+  return ShardBytes(std::move(file));
+}
+
+// The raw bytes of a compressed shard, all of it checked.
+std::string ShardStore::unpack(const MdsShard& shard, const std::string& zip_path) const {
+  require_file(zip_path);
+  if (const std::uint64_t bytes = file_bytes(zip_path); bytes != shard.zip->bytes) {
+    damaged(zip_path, fmt::format("{} bytes, but the index says {}", bytes, shard.zip->bytes));
+  }
+  const std::string zip = read_file(zip_path);
+  const std::string& hash = options_.validate_hash;
+  if (!hash.empty()) check_hash(zip_path, *shard.zip, hash, zip);
+  try {
+    std::string raw = decompress(Compression::parse(*shard.compression), zip, shard.raw.bytes);
+    if (!hash.empty() && find_hash(shard.raw, hash)) check_hash(zip_path, shard.raw, hash, raw);
+    return raw;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kDamaged || std::string(error.what()).starts_with(zip_path)) {
+      throw;
+    }
+    damaged(zip_path, error.what());
+  }
+}
+
+ShardBytes ShardStore::open_source(const MdsShard& shard) const {
+  const std::string path = join_path(source_, shard.raw.basename);
+  if (shard.zip && !path_exists(path)) {
+    const std::string zip_path = join_path(source_, shard.zip->basename);
+    return ShardBytes(zip_path, unpack(shard, zip_path));
+  }
+  ShardBytes bytes = open_file(shard, path);
+  if (!options_.validate_hash.empty() && find_hash(shard.raw, options_.validate_hash)) {
+    check_file_hash(path, shard.raw, options_.validate_hash);
+  }
+  return bytes;
+}
+
+ShardBytes ShardStore::open(std::size_t number) {
+  const MdsShard& shard = index_.shards[number];
+  if (!caches()) return open_source(shard);
+  const std::string path = join_path(cache_, shard.raw.basename);
+  // Another process may evict the file between its making and its opening: then once more.
+  constexpr int kTries = 3;
+  for (int attempt = 1;; ++attempt) {
+    make(number, false);
+    if (attempt == kTries || has_whole_raw(shard)) return open_file(shard, path);
+    const std::lock_guard lock(mutex_);
+    slots_[number].state = State::kUnknown;
+  }
+}
+
+bool ShardStore::make_ahead(std::size_t number) { return !caches() || make(number, true); }
+
+bool ShardStore::makes_shards() const {
+  if (!caches()) return false;
+  return cache_ != source_ ||
+         std::any_of(index_.shards.begin(), index_.shards.end(),
+                     [](const MdsShard& shard) { return shard.zip.has_value(); });
+}
+
+bool ShardStore::is_ready(std::size_t number) {
+  if (!caches()) return path_exists(join_path(source_, index_.shards[number].raw.basename));
+  const std::lock_guard lock(mutex_);
+  return slots_[number].state == State::kLocal;
+}
+
+// ---- making shards in the cache ----
+
+bool ShardStore::has_whole_raw(const MdsShard& shard) const {
+  const std::string path = join_path(cache_, shard.raw.basename);
+  return path_exists(path) && !is_folder(path) && file_bytes(path) == shard.raw.bytes;
+}
+
+bool ShardStore::make(std::size_t number, bool ahead) {
+  std::unique_lock lock(mutex_);
+  Slot& slot = slots_[number];
+  changed_.wait(lock, [&] { return slot.state != State::kMaking; });
+  if (slot.state == State::kFailed) {
+    if (ahead) return true;
+    slot.state = State::kUnknown;
+    std::rethrow_exception(std::exchange(slot.error, nullptr));
+  }
+  if (slot.state == State::kUnknown) {
+    slot.state = State::kMaking;
+    if (!make_room(number, ahead)) {
+      slot.state = State::kUnknown;
+      return false;
+    }
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      make_file(index_.shards[number]);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    slot.opened = false;
+    slot.state = !error ? State::kLocal : ahead ? State::kFailed : State::kUnknown;
+    changed_.notify_all();
+    if (error && !ahead) std::rethrow_exception(error);
+    slot.error = error;
+  }
+  slot.last_use = ++uses_;
+  slot.opened = slot.opened || !ahead;
+  return true;
+}
+
+// One file from the remote, or from the source's folder, under its name in the cache.
+void ShardStore::download(const MdsFile& entry, const std::string& path) {
+  make_folders(parent_folder(path));
+  const std::string temporary = temporary_name(path);
+  try {
+    if (!remote_->fetch(entry.basename, temporary, entry.bytes)) {
+      damaged(source_ + "/" + entry.basename, "the index names this shard, but it is missing");
+    }
+    if (!options_.validate_hash.empty() && find_hash(entry, options_.validate_hash)) {
+      check_file_hash(temporary, entry, options_.validate_hash);
+    }
+    rename_path(temporary, path);
+  } catch (const Error& error) {
+    ::unlink(temporary.c_str());
+    // The user knows the shard by its place at the source.
+    std::string text = error.what();
+    if (text.starts_with(temporary))
+      text.replace(0, temporary.size(), source_ + "/" + entry.basename);
+    throw Error(error.kind(), text, error.hint());
+  }
+}
+
+// The compressed file: in the cache, else in a source that is a folder.
+std::string ShardStore::obtain_zip(const MdsShard& shard) {
+  const std::string cached = join_path(cache_, shard.zip->basename);
+  const bool whole = path_exists(cached) && file_bytes(cached) == shard.zip->bytes;
+  if (!whole && remote_) download(*shard.zip, cached);
+  return whole || remote_ ? cached : join_path(source_, shard.zip->basename);
+}
+
+void ShardStore::make_file(const MdsShard& shard) {
+  const std::string path = join_path(cache_, shard.raw.basename);
+  const bool validate =
+      !options_.validate_hash.empty() && find_hash(shard.raw, options_.validate_hash);
+  if (has_whole_raw(shard)) {
+    if (validate) check_file_hash(path, shard.raw, options_.validate_hash);
+    return;
+  }
+  if (cache_ == source_ && (!shard.zip || path_exists(path))) {
+    open_file(shard, path);  // says what is wrong with it
+  }
+  if (shard.zip) {
+    const std::string zip_path = obtain_zip(shard);
+    write_into_cache(path, unpack(shard, zip_path));
+    const bool copy = cache_ != source_ && zip_path == join_path(cache_, shard.zip->basename);
+    if (copy && !options_.keep_zip) ::unlink(zip_path.c_str());
+  } else if (remote_) {
+    download(shard.raw, path);
+  } else {
+    const std::string from = join_path(source_, shard.raw.basename);
+    open_file(shard, from);
+    const std::string bytes = read_file(from);
+    if (validate) check_hash(from, shard.raw, options_.validate_hash, bytes);
+    write_into_cache(path, bytes);
+  }
+}
+
+// ---- the limit of the cache ----
+
+std::uint64_t ShardStore::usage() const {
+  std::uint64_t total = 0;
+  for (const MdsShard& shard : index_.shards) {
+    for (const MdsFile* file : {&shard.raw, shard.zip ? &*shard.zip : nullptr}) {
+      if (file == nullptr) continue;
+      const std::string path = join_path(cache_, file->basename);
+      if (path_exists(path)) total += file_bytes(path);
+    }
+  }
+  return total;
+}
+
+// With mutex_ held. Removes the shards whose last use lies furthest back; never a file that is the
+// only copy, which it is where the cache is the source.
+bool ShardStore::make_room(std::size_t number, bool ahead) {
+  if (!options_.cache_limit || cache_ == source_) return true;
+  const MdsShard& shard = index_.shards[number];
+  if (has_whole_raw(shard)) return true;
+  const std::uint64_t needed = shard.raw.bytes + (shard.zip ? shard.zip->bytes : 0);
+  std::uint64_t used = usage();
+  while (used + needed > *options_.cache_limit) {
+    std::size_t oldest = slots_.size();
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (i == number || slots_[i].state == State::kMaking) continue;
+      if (!has_whole_raw(index_.shards[i])) continue;
+      if (oldest == slots_.size() || slots_[i].last_use < slots_[oldest].last_use) oldest = i;
+    }
+    if (oldest == slots_.size()) return true;  // what is left is being made right now
+    Slot& slot = slots_[oldest];
+    if (ahead && slot.state == State::kLocal && !slot.opened) return false;
+    const MdsShard& old = index_.shards[oldest];
+    ::unlink(join_path(cache_, old.raw.basename).c_str());
+    if (old.zip) ::unlink(join_path(cache_, old.zip->basename).c_str());
+    slot.state = State::kUnknown;
+    used = usage();
+  }
+  return true;
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,115 @@
+// The shards of one MDS set, wherever they lie: opened by number, decompressed on the way.
+//
+// `source` is what must not be lost: a folder, or a URL that remote.h downloads from. `cache` is a
+// folder in which raw shards may be made: downloaded or decompressed to a temporary sibling, then
+// renamed. It may be the source itself (raw shards then come to lie beside the compressed ones) or
+// empty (not for a URL): then nothing is written, and compressed shards are decompressed in memory. A
+// cache that is not the source is a set itself: it gets the index, and what is there is not fetched.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/base/fs.h"
+#include "train/data/mds_index.h"
+#include "train/data/remote.h"
+
+namespace dropless::train {
+
+struct ShardStoreOptions {
+  std::string validate_hash;                 // of every shard file that is opened; empty: none
+  bool keep_zip = false;                     // compressed shards stay in the cache
+  std::optional<std::uint64_t> cache_limit;  // bytes of the shards in the cache
+  RemoteOptions remote;
+};
+
+// A raw shard: an open file, or decompressed bytes.
+class ShardBytes {
+ public:
+  explicit ShardBytes(FileReader file) : path_(file.path()), file_(std::move(file)) {}
+  ShardBytes(std::string path, std::string memory)
+      : path_(std::move(path)), memory_(std::move(memory)) {}
+  // Exactly `bytes` at `offset`, as FileReader::read.
+  void read(std::uint64_t offset, void* data, std::size_t bytes) const;
+  std::uint64_t bytes() const { return file_ ? file_->bytes() : memory_.size(); }
+  std::uint64_t memory_bytes() const { return memory_.size(); }
+  const std::string& path() const { return path_; }  // of the file that it was made of
+
+ private:
+  std::string path_;
+  std::optional<FileReader> file_;
+  std::string memory_;
+};
+
+// Any number of threads may call it.
+class ShardStore {
+ public:
+  // Reads the index. Throws Error: as MdsIndex::load; kInvalidArgument for a hash that is unknown
+  // or that the index lacks, for a cache limit that cannot hold four of the largest shards, and for
+  // a cache that holds another set.
+  ShardStore(std::string source, std::string cache, const ShardStoreOptions& options = {});
+
+  const MdsIndex& index() const { return index_; }
+  // For messages: the cache where there is one.
+  const std::string& folder() const { return cache_.empty() ? source_ : cache_; }
+  bool is_limited() const { return options_.cache_limit.has_value(); }
+
+  // Where nothing has to be fetched: every shard of the index is there, raw or compressed, and has
+  // its size; reads none. Throws Error(kDamaged); kInvalidArgument without the right to read one.
+  void check_files() const;
+  // The shard, its size checked, and its hash where asked. Makes it first where needed. Throws
+  // Error(kDamaged) naming the file and why; kResource where the disk or the network fails.
+  ShardBytes open(std::size_t number);
+  // Makes the shard in the cache ahead of its use; what fails is thrown by open(). False, and
+  // nothing done, when room could only come from shards that were made ahead and not yet opened.
+  bool make_ahead(std::size_t number);
+  // Ends downloads that run, until resume(): for threads that make shards ahead and are to stop.
+  void cancel();
+  void resume();
+  // Whether shards have to be downloaded or decompressed before they can be read.
+  bool makes_shards() const;
+  // Whether open() would read a file that is there, without waiting.
+  bool is_ready(std::size_t number);
+
+ private:
+  enum class State : std::uint8_t { kUnknown, kMaking, kLocal, kFailed };
+  struct Slot {
+    State state = State::kUnknown;
+    bool opened = false;  // since it was made
+    std::uint64_t last_use = 0;
+    std::exception_ptr error;
+  };
+
+  bool caches() const { return !cache_.empty(); }
+  bool make(std::size_t number, bool ahead);
+  void make_file(const MdsShard& shard);
+  std::string obtain_zip(const MdsShard& shard);
+  void download(const MdsFile& entry, const std::string& path);
+  MdsIndex load_index();
+  bool has_whole_raw(const MdsShard& shard) const;
+  bool make_room(std::size_t number, bool ahead);
+  std::uint64_t usage() const;
+  ShardBytes open_file(const MdsShard& shard, const std::string& path) const;
+  ShardBytes open_source(const MdsShard& shard) const;
+  std::string unpack(const MdsShard& shard, const std::string& zip_path) const;
+
+  std::string source_, cache_;
+  ShardStoreOptions options_;
+  std::unique_ptr<Remote> remote_;  // where the source is a URL
+  MdsIndex index_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Slot> slots_;
+  std::uint64_t uses_ = 0;
+};
+
+// Throws Error(kDamaged) unless the file has the hash that `entry` gives under this name.
+void check_file_hash(const std::string& path, const MdsFile& entry, const std::string& name);
+
+}  // namespace dropless::train
