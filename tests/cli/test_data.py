@@ -1,6 +1,7 @@
 """The data verbs and `version`, as cli.md's contract and docs/data.md give them."""
 
 import json
+import pathlib
 import unittest
 
 from command import CommandTest, text
@@ -12,8 +13,8 @@ class DataTest(CommandTest):
         (self.folder / "a.txt").write_text(text(1, 700))
         (self.folder / "b.txt").write_bytes("häß\n".encode() + b"\xff\x00")
 
-    def lines(self, *arguments) -> list:
-        return [json.loads(line) for line in self.check_command(*arguments).splitlines()]
+    def lines(self, *arguments, **options) -> list:
+        return [json.loads(line) for line in self.check_command(*arguments, **options).splitlines()]
 
     def tokens(self, line: dict) -> list:
         raw = bytes.fromhex(line["tokens"]["hex"])
@@ -175,6 +176,51 @@ class DataTest(CommandTest):
         self.assertEqual(self.check_command("data", "cat", "all"), "".join(reversed(parts)))
         for arguments in [["all/a", "all/b"], ["nowhere"], ["all/a"], ["all/a", "nowhere", "--out", "all"]]:
             self.assertEqual(self.run_command("data", "merge", *arguments).returncode, 2, arguments)
+
+    def test_order_equals_the_packages(self):
+        """Every case of tests/data/make_order_cases.py: all shuffles, batching and sampling methods, weights, worlds."""
+        path = pathlib.Path(__file__).parent.parent / "data" / "order_cases.jsonl"
+        cases = [json.loads(line) for line in path.read_text().splitlines()]
+        self.assertGreaterEqual(sum("sha256" in want for _, want in cases), 400)
+        specs = "".join(json.dumps(spec) + "\n" for spec, _ in cases)
+        answers = [
+            json.loads(line) for line in self.check_command("data", "order", "--digest", input=specs).splitlines()
+        ]
+        self.assertEqual(len(answers), len(cases))
+        for (spec, want), got in zip(cases, answers):
+            with self.subTest(spec):
+                self.assertEqual(got.pop("id"), spec["id"])
+                self.assertEqual({"error": True} if "error" in got else got, want)
+
+    def test_order_of_a_set_on_disk(self):
+        self.check_command("data", "text", "a.txt", "--out", "sets/one", "--concat-tokens", 9, "--size-limit", 500)
+        spec = {"id": "x", "streams": [{"dir": "sets", "split": "one"}], "nodes": 2, "batch_size": 4, "shuffle_algo": None}
+        (line,) = self.lines("data", "order", "--root", self.folder, input=json.dumps(spec))
+        self.assertEqual(line["id"], "x")
+        self.assertEqual(line["shape"], [2, 1, 1, 10, 4])
+        self.assertEqual(sorted(i for i in line["order"] if i >= 0)[-1], 76)
+        bad = ['{"id":7,"streams":[{"dir":"nowhere"}]}', "no json", '{"id":9,"streams":[],"shufle":1}']
+        lines = self.lines("data", "order", input="\n".join(bad))
+        self.assertEqual([line["id"] for line in lines], [7, None, 9])
+        for line, part in zip(lines, ["nowhere", "JSON", "shufle"]):
+            self.assertIn(part, line["error"])
+
+    def test_interrupted_epochs_go_on_with_other_worlds(self):
+        """A run on 2 processes that ends mid-epoch and goes on on 1 or 4: each sample as often as without the break."""
+        spec = {"streams": [{"shard_sizes": [30, 50, 16]}], "shuffle_algo": "py1e", "num_canonical_nodes": 4, "id": 0}
+
+        def global_batches(ranks, sample):
+            nodes = dict(spec, nodes=1, ranks_per_node=ranks, batch_size=8 // ranks, sample_in_epoch=sample)
+            (line,) = self.lines("data", "order", input=json.dumps(nodes))
+            _, ranks, _, batches, size = line["shape"]
+            rows = [line["order"][i : i + size] for i in range(0, len(line["order"]), size)]
+            return [sorted(sum((rows[r * batches + k] for r in range(ranks)), [])) for k in range(batches)]
+
+        whole = global_batches(2, 0)
+        self.assertEqual(sorted(sum(whole, [])), list(range(96)))
+        for done in [1, 5, 11]:
+            for ranks in [1, 2, 4]:
+                self.assertEqual(global_batches(ranks, 8 * done), whole[done:], (done, ranks))
 
     def test_version(self):
         version = json.loads(self.check_command("version", "--json"))

@@ -249,6 +249,12 @@ class Planner {
     NumpyRng rng = resampling_rng();
     for (std::size_t i = 0; i < streams_.size(); ++i) resample(i, rng, all);
     if (all.ids.empty()) refuse("the streams give no samples");
+    // Only where a part is taken of a stream with an empty shard; the package fails there too.
+    if (static_cast<std::int64_t>(all.ids.size()) < shares_.epoch_size) {
+      refuse(fmt::format("the streams give {} samples of an epoch of {}", all.ids.size(),
+                         shares_.epoch_size),
+             "write the set without empty shards: raise its size limit");
+    }
     Partition out = partition_epoch(config_.partition, shares_.epoch_size, canonical_, world_,
                                     sample_in_epoch, config_.initial_nodes);
     place(out.ids_PRWNB, all, block_size_);
