@@ -1,0 +1,75 @@
+"""Training on a set behind an HTTP server that fails, cuts and lies."""
+
+import functools
+import http.server
+import pathlib
+import threading
+import unittest
+
+from command import CONFIG, CommandTest
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; `trouble` of the server says how the shards come: fine, flaky, cut, absent or long."""
+
+    def do_GET(self):
+        trouble = self.server.trouble
+        if ".mds" not in self.path or trouble == "fine":
+            return super().do_GET()
+        self.server.asked.append(self.path)
+        body = pathlib.Path(self.translate_path(self.path)).read_bytes()
+        if trouble == "flaky" and self.server.asked.count(self.path) == 1:
+            return self.send_error(503)
+        if trouble == "absent":
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if trouble == "cut" else b"x" + body[1:] if trouble == "lies" else body)
+        self.close_connection = True
+
+    def log_message(self, *arguments):
+        pass
+
+
+class RemoteTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(self.folder))
+        )
+        self.server.asked = []
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+
+    def train(self, trouble: str):
+        self.server.trouble = trouble
+        remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/data', download_retry: 1, validate_hash: xxh128"
+        self.write_config(content=CONFIG.replace("local: data", f"local: cache-{trouble}, {remote}").replace("40ba", "6ba"))
+        return self.run_command("train", "config.yaml", f"save_folder=run-{trouble}")
+
+    def test_shards_are_fetched_and_fetched_again(self):
+        for trouble in ["fine", "flaky"]:
+            result = self.train(trouble)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            cached = self.folder / f"cache-{trouble}" / "train" / "shard.00000.mds"
+            self.assertEqual(cached.read_bytes(), (self.folder / "data" / "train" / "shard.00000.mds").read_bytes())
+        losses = [
+            [line["loss/train/total"] for line in self.metrics(run) if "loss/train/total" in line]
+            for run in ["run-fine", "run-flaky"]
+        ]
+        self.assertEqual(len(losses[0]), 6)
+        self.assertEqual(losses[0], losses[1])
+
+    def test_what_fails_is_an_error_that_names_the_shard(self):
+        for trouble in ["cut", "absent", "lies"]:
+            result = self.train(trouble)
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertIn("shard.00000.mds", result.stderr)
+            self.assertFalse((self.folder / f"cache-{trouble}" / "train" / "shard.00000.mds").exists())
+
+
+if __name__ == "__main__":
+    unittest.main()
