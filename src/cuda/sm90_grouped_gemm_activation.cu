@@ -46,19 +46,9 @@ void launch_backward(const ConstTensorView& d_out_RD, const ConstTensorView& w2_
   using Schedule = RowTileSchedule<GradTile>;
   using Epilogue = ActivationGradEpilogue<GradTile, kActivation, kGlu>;
   const std::int64_t rows = d_out_RD.shape[0], d = d_out_RD.shape[1], f = act_RF.shape[1];
-  const auto whole_rows = [&](const TensorView& plane) {
-    return make_tensor_map({.data = plane.data,
-                            .dims = {f, rows, 1},
-                            .row_pitch = plane.stride[0],
-                            .box = {64, GradTile::kBlockM}});
-  };
   typename Epilogue::Params epilogue{};
-  epilogue.load_gate = whole_rows(gate_RF);
   epilogue.gate = row_output<__nv_bfloat16>(gate_RF);
-  if (kGlu) {
-    epilogue.load_up = whole_rows(up_RF);
-    epilogue.up = row_output<__nv_bfloat16>(up_RF);
-  }
+  if (kGlu) epilogue.up = row_output<__nv_bfloat16>(up_RF);
   epilogue.act = row_output<__nv_bfloat16>(act_RF);
   epilogue.scores_R = scores_R;
   epilogue.d_scores_NR = d_scores_NR;

@@ -176,7 +176,7 @@ TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
       EXPECT_LE(relative(bf16_values(up, R * F), d_up), kTolerance);
     }
     EXPECT_LE(relative(bf16_values(out, R * F), scaled), kTolerance);
-    EXPECT_LE(relative(d_s, d_s_ref), 1e-4);
+    EXPECT_LE(relative(d_s, d_s_ref), 1e-3);
   }
 }
 

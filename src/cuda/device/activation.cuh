@@ -29,9 +29,16 @@ __device__ __forceinline__ ValueAndSlope activate(float x) {
     const float slope_2u = kTwiceSqrt2OverPi * (1.0f + 0.134145f * x * x);
     return {x * s, s * (1.0f + x * (1.0f - s) * slope_2u)};
   } else if constexpr (kActivation == DeviceActivation::kGelu) {
-    const float cdf = 0.5f * (1.0f + erff(0.7071067811865476f * x));
-    const float pdf = 0.3989422804014327f * __expf(-0.5f * x * x);
-    return {x * cdf, cdf + x * pdf};
+    // Abramowitz and Stegun 7.1.26, to 1.5e-7: erfc(z) = exp(-z^2) times a polynomial of
+    // 1 / (1 + p z). It shares the exponential with the density; erff takes more registers.
+    const float e = __expf(-0.5f * x * x);
+    const float t = __fdividef(1.0f, 1.0f + 0.3275911f * 0.7071067811865476f * fabsf(x));
+    const float sum =
+        0.254829592f +
+        t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f)));
+    const float tail = 0.5f * t * sum * e;
+    const float cdf = x < 0.0f ? tail : 1.0f - tail;
+    return {x * cdf, cdf + x * 0.3989422804014327f * e};
   } else {
     return {fmaxf(x, 0.0f), x > 0.0f ? 1.0f : 0.0f};
   }

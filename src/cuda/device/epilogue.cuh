@@ -4,7 +4,7 @@
 // stores.
 #pragma once
 
-#include "scheduler.cuh"
+#include "pipeline.cuh"
 #include "tile.cuh"
 
 namespace dropless::cuda {
@@ -19,15 +19,30 @@ __device__ __forceinline__ std::uint32_t block16(std::uint32_t area, int block, 
   return area + swizzled(lane & 15, 2 * block + (lane >> 4));
 }
 
-// 16 rows x 64 columns (32 accumulators of a lane) as bf16 into a slot.
-__device__ __forceinline__ void stage_bf16(const float* acc, std::uint32_t slot, int lane) {
+// 16 rows x 64 columns, 16 words of two bf16 a lane, into a slot.
+__device__ __forceinline__ void stage_words(const std::uint32_t* words, std::uint32_t slot,
+                                            int lane) {
 #pragma unroll
   for (int block = 0; block < 4; ++block) {
-    const float* d = acc + block * 8;
-    ptx::stmatrix_x4(block16(slot, block, lane), ptx::pack_bf16(d[0], d[1]),
-                     ptx::pack_bf16(d[2], d[3]), ptx::pack_bf16(d[4], d[5]),
-                     ptx::pack_bf16(d[6], d[7]));
+    const std::uint32_t* w = words + block * 4;
+    ptx::stmatrix_x4(block16(slot, block, lane), w[0], w[1], w[2], w[3]);
   }
+}
+
+// Accumulators to words of two bf16.
+template <int kCount>
+__device__ __forceinline__ void pack_all(const float (&acc)[kCount],
+                                         std::uint32_t (&words)[kCount / 2]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) words[i] = ptx::pack_bf16(acc[2 * i], acc[2 * i + 1]);
+}
+
+// Drops the first of kChunks chunks of 16 words. Registers cannot be indexed at run time: what is
+// next always lies first.
+template <int kChunks>
+__device__ __forceinline__ void shift_words(std::uint32_t* words) {
+#pragma unroll
+  for (int i = 0; i < 16 * (kChunks - 1); ++i) words[i] = words[i + 16];
 }
 
 // 16 rows x 32 columns (16 accumulators of a lane) as fp32 into a slot.
@@ -58,6 +73,7 @@ template <class Element>
 __device__ __forceinline__ void copy_rows(const Output<Element>& out, std::uint32_t area, int row0,
                                           int rows, int column0, int lane) {
   constexpr int kChunk = 16 / sizeof(Element);
+#pragma unroll 1  // rare: no registers for it
   for (int i = lane; i < rows * 8; i += 32) {
     const int row = i / 8;
     const int column = column0 + (i % 8) * kChunk;
@@ -117,37 +133,38 @@ class SlotRing {
 
 enum class StoreMode { kOverwrite, kAdd };
 
-// Stores the product itself. Element is __nv_bfloat16 or float; kAdd adds into D (float only).
+// What an epilogue offers the main loop.
 //
-// What every epilogue offers the main loop: kExtraStages stages of the ring that it wants filled
-// after each tile's operands, by load_extra() in the loading thread; prepare(), before the tile is
-// multiplied; operator(), with the accumulators; finish(), before the CTA ends.
-template <class Tile, class Element, StoreMode kMode>
-class StoreEpilogue {
- public:
-  using Params = Output<Element>;
-  static constexpr int kExtraStages = 0;
+// kDeferred: take() rounds a tile's accumulators into registers of its own, and the tile is stored
+// while the next one is multiplied: step() stores one piece, as long as pending() says that there
+// is one. The tensor cores then wait for the rounding only, not for the stores.
+// kPrefetches: before that, prefetch() is told the tile's place, once nothing is pending.
+// Otherwise operator() stores the tile.
+// Both: finish(), before the CTA ends.
 
-  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
+// Stores the product itself.
+template <class Tile, class Element, StoreMode kMode>
+class StoreEpilogue;
+
+// As fp32; kAdd adds into D. 128 accumulators leave no room to defer.
+template <class Tile, StoreMode kMode>
+class StoreEpilogue<Tile, float, kMode> {
+ public:
+  using Params = Output<float>;
+  static constexpr bool kDeferred = false;
+
+  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, std::uint32_t,
+                                           int lane)
       : out_(params), ring_(slots, lane), lane_(lane) {}
 
-  __device__ __forceinline__ void prepare(const Work&, int) {}
-
   // acc: this warp's rows of one wgmma tile, kBlockN columns; `row` their place in the CTA tile.
-  template <class Stages>
   __device__ __forceinline__ void operator()(const float (&acc)[Tile::kBlockN / 2],
-                                             const Work& work, int row, Stages&) {
-    constexpr int kColumns = 128 / sizeof(Element);
+                                             const Work& work, int row) {
     const int rows = min(16, work.rows - row);
     if (rows <= 0) return;
 #pragma unroll
-    for (int column = 0; column < Tile::kBlockN; column += kColumns) {
-      const std::uint32_t slot = ring_.take();
-      if constexpr (sizeof(Element) == 2) {
-        stage_bf16(acc + column / 2, slot, lane_);
-      } else {
-        stage_fp32(acc + column / 2, slot, lane_);
-      }
+    for (int column = 0; column < Tile::kBlockN; column += 32) {
+      stage_fp32(acc + column / 2, ring_.take(), lane_);
       ring_.template put<kMode == StoreMode::kAdd>(out_, work.m + row, rows, work.n + column,
                                                    work.batch_d);
     }
@@ -159,6 +176,51 @@ class StoreEpilogue {
   const Params& out_;
   SlotRing<Tile::kSlots> ring_;
   int lane_;
+};
+
+// As bf16.
+template <class Tile>
+class StoreEpilogue<Tile, __nv_bfloat16, StoreMode::kOverwrite> {
+ public:
+  using Params = Output<__nv_bfloat16>;
+  static constexpr bool kDeferred = true;
+  static constexpr bool kPrefetches = false;
+
+  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, std::uint32_t,
+                                           int lane)
+      : out_(params), ring_(slots, lane), lane_(lane) {}
+
+  __device__ __forceinline__ void take(const float (&acc)[Tile::kBlockN / 2], const Work& work,
+                                       int row) {
+    rows_ = min(16, work.rows - row);
+    if (rows_ <= 0) return;
+    row_ = work.m + row;
+    column_ = work.n;
+    batch_ = work.batch_d;
+    pending_ = kChunks;
+    pack_all(acc, words_);
+  }
+
+  __device__ __forceinline__ bool pending() const { return pending_ > 0; }
+
+  __device__ __forceinline__ void step() {
+    stage_words(words_, ring_.take(), lane_);
+    ring_.put(out_, row_, rows_, column_, batch_);
+    shift_words<kChunks>(words_);
+    column_ += 64;
+    --pending_;
+  }
+
+  __device__ __forceinline__ void finish() { ring_.drain(); }
+
+ private:
+  static constexpr int kChunks = Tile::kBlockN / 64;
+  const Params& out_;
+  SlotRing<Tile::kSlots> ring_;
+  int lane_;
+  std::uint32_t words_[16 * kChunks];  // of 64 columns 16 words each; the next to store first
+  int pending_ = 0;                    // pieces of 64 columns
+  int row_, rows_, column_, batch_;    // of the next piece
 };
 
 }  // namespace dropless::cuda

@@ -1,8 +1,8 @@
 // The main loop of every matrix product here: D = A B^T (+ epilogue), bf16 in, fp32 accumulation.
 //
 // Three warpgroups a CTA, one CTA an SM. One thread of the first loads 64-deep slices of A and B
-// through the copy engine into a ring of stages; the other two warpgroups multiply, each half of
-// the tile's rows, and store. A cluster of two CTAs shares the operand they have in common by
+// through the copy engine into a ring of stages, another announces the tiles; the other two
+// warpgroups multiply, each half of the tile's rows, and store. A cluster of two CTAs shares the operand they have in common by
 // multicast.
 #pragma once
 
@@ -20,13 +20,16 @@ struct Operands {
 };
 
 // The loading thread: one stage after another, across tile borders.
-template <class Tile, class Schedule, class Epilogue>
-__device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, Schedule schedule,
-                                        const typename Epilogue::Params& epilogue,
+template <class Tile>
+__device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, const WorkRing& works,
                                         const Operands& operands, int rank) {
   RingPosition<Tile::kStages> ring;
-  Work work;
-  while (schedule.next(work)) {
+  WorkRing::Position at;
+  for (;;) {
+    works.wait(at);
+    const Work work = works.read(at);
+    works.release(at);
+    if (work.k_length < 0) break;
     // Of two terms each has half of k_length, in whole slices.
     const int length = work.k_length / Tile::kTerms;
 #pragma unroll
@@ -46,13 +49,6 @@ __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, Schedule
               &operands.b[term], full, pipeline.b(ring.stage), work.n, work.k + k, work.batch_b,
               rank, work.share);
         }
-        ring.advance();
-      }
-    }
-    if constexpr (Epilogue::kExtraStages > 0) {
-      for (int i = 0; i < Epilogue::kExtraStages; ++i) {
-        pipeline.wait_empty(ring);
-        Epilogue::load_extra(epilogue, pipeline.full(ring.stage), pipeline.a(ring.stage), work, i);
         ring.advance();
       }
     }
@@ -113,47 +109,55 @@ __device__ __forceinline__ void fence_accumulators(float (&acc)[Tile::kTilesM][T
 template <class Tile, class Schedule, class Epilogue>
 class Consumer {
  public:
-  __device__ __forceinline__ Consumer(const Pipeline<Tile>& pipeline, int consumer, int warp,
-                                      int lane)
-      : pipeline_(pipeline), consumer_(consumer), warp_(warp), lane_(lane) {}
+  __device__ __forceinline__ Consumer(const Pipeline<Tile>& pipeline, const WorkRing& works,
+                                      int consumer, int warp, int lane)
+      : pipeline_(pipeline), works_(works), consumer_(consumer), warp_(warp), lane_(lane) {}
 
-  __device__ __forceinline__ void run(Schedule schedule, Epilogue epilogue) {
+  __device__ __forceinline__ void run(Epilogue epilogue) {
     // The second consumer starts when the first has issued kConsumerLag stages, and stays behind by
     // as much.
     if (consumer_ == 1) ptx::named_barrier_sync(kLagBarrier, 256);
     bool lead = consumer_ == 0;  // and has yet to let the second go
-    Work work;
-    while (schedule.next(work)) {
-      const int row0 = consumer_ * Tile::kRowsPerConsumer;
+    const int row0 = consumer_ * Tile::kRowsPerConsumer;
+    WorkRing::Position at;
+    for (;;) {
+      works_.wait(at);
+      const Work work = works_.read(at);
+      const int k_length = work.k_length;
+      if (k_length < 0) break;
       if (!Schedule::kRaggedK && work.rows <= row0) {
+        works_.release_warp(at, lane_);
         release_follower(lead);
-        skip(work);
+        skip(k_length);
         continue;
       }
       float acc[Tile::kTilesM][Tile::kBlockN / 2];
-      if (Schedule::kRaggedK && work.k_length < kBlockK) zero(acc);
-      epilogue.prepare(work, row0 + warp_ * 16);
-      multiply(acc, work, lead);
+      if (Schedule::kRaggedK && k_length < kBlockK) zero(acc);
+      multiply(acc, k_length, lead, epilogue, at);
       release_follower(lead);  // a first tile shorter than the lag
+      if constexpr (Epilogue::kDeferred) {
+        static_assert(Tile::kTilesM == 1);
+        while (epilogue.pending()) epilogue.step();
+        if constexpr (Epilogue::kPrefetches) {
+          if (!epilogue.prefetched()) epilogue.prefetch(works_.read(at), row0 + warp_ * 16);
+          epilogue.take(acc[0]);
+        } else {
+          epilogue.take(acc[0], works_.read(at), row0 + warp_ * 16);
+        }
+      } else {
+        const Work place = works_.read(at);
 #pragma unroll
-      for (int i = 0; i < Tile::kTilesM; ++i) {
-        epilogue(acc[i], work, row0 + i * 64 + warp_ * 16, *this);
+        for (int i = 0; i < Tile::kTilesM; ++i) {
+          epilogue(acc[i], place, row0 + i * 64 + warp_ * 16);
+        }
       }
+      works_.release_warp(at, lane_);
     }
     release_follower(lead);
+    if constexpr (Epilogue::kDeferred) {
+      while (epilogue.pending()) epilogue.step();
+    }
     epilogue.finish();
-  }
-
-  // For epilogues with stages of their own: the next stage's memory once it is full, and the
-  // release of a stage by its number, by the whole warp.
-  __device__ __forceinline__ std::uint32_t wait_stage(int& stage) {
-    pipeline_.wait_full(ring_);
-    stage = ring_.stage;
-    ring_.advance();
-    return pipeline_.a(stage);
-  }
-  __device__ __forceinline__ void release_stage(int stage) const {
-    pipeline_.release(stage, lane_);
   }
 
  private:
@@ -174,8 +178,8 @@ class Consumer {
   }
 
   // No valid row in this half of the tile: leave the tensor cores to the other warpgroup.
-  __device__ __forceinline__ void skip(const Work& work) {
-    const int stages = (work.k_length + kBlockK - 1) / kBlockK + Epilogue::kExtraStages;
+  __device__ __forceinline__ void skip(int k_length) {
+    const int stages = (k_length + kBlockK - 1) / kBlockK;
     for (int i = 0; i < stages; ++i) {
       pipeline_.wait_full(ring_);
       pipeline_.release(ring_.stage, lane_);
@@ -183,10 +187,10 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ void multiply(Accumulators& acc, const Work& work, bool& lead) {
+  __device__ __forceinline__ void multiply(Accumulators& acc, int k_length, bool& lead,
+                                           Epilogue& epilogue, const WorkRing::Position& at) {
     int previous = -1;
-    const int whole =
-        Schedule::kRaggedK ? work.k_length / kBlockK : (work.k_length + kBlockK - 1) / kBlockK;
+    const int whole = Schedule::kRaggedK ? k_length / kBlockK : (k_length + kBlockK - 1) / kBlockK;
     for (int block = 0; block < whole; ++block) {
       pipeline_.wait_full(ring_);
       fence_accumulators<Tile>(acc);
@@ -203,9 +207,18 @@ class Consumer {
       if (previous >= 0) pipeline_.release(previous, lane_);
       previous = ring_.stage;
       ring_.advance();
+      if constexpr (Epilogue::kDeferred) {
+        if (epilogue.pending()) {
+          epilogue.step();  // of the tile before, under this one's wgmmas
+        } else if constexpr (Epilogue::kPrefetches) {
+          if (!epilogue.prefetched()) {
+            epilogue.prefetch(works_.read(at), consumer_ * Tile::kRowsPerConsumer + warp_ * 16);
+          }
+        }
+      }
     }
-    if (Schedule::kRaggedK && work.k_length % kBlockK != 0) {
-      const int tail = work.k_length % kBlockK;
+    if (Schedule::kRaggedK && k_length % kBlockK != 0) {
+      const int tail = k_length % kBlockK;
       pipeline_.wait_full(ring_);
       if (tail % 16 != 0) zero_k_tail<Tile>(pipeline_, ring_.stage, tail, consumer_);
       fence_accumulators<Tile>(acc);
@@ -227,6 +240,7 @@ class Consumer {
   }
 
   const Pipeline<Tile>& pipeline_;
+  const WorkRing& works_;
   RingPosition<Tile::kStages> ring_;
   int consumer_;
   int warp_;
@@ -241,6 +255,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   const std::uint32_t shared = ptx::shared_address(shared_bytes);
   const Pipeline<Tile> pipeline(shared);
+  const WorkRing works(shared + Tile::kWorkOffset);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0) % 4;
   const int lane = threadIdx.x % 32;
@@ -249,6 +264,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&operands.a[0]);
     ptx::prefetch_tensor_map(&operands.b[0]);
+    works.init();
     pipeline.init();
   }
   if constexpr (Tile::kCluster > 1) {
@@ -260,8 +276,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (warpgroup == 0) {
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
-      produce<Tile, Schedule, Epilogue>(pipeline, Schedule(schedule_params, rank), epilogue_params,
-                                        operands, rank);
+      produce<Tile>(pipeline, works, operands, rank);
+    } else if (warp == 1 && ptx::elect_one()) {
+      works.announce(Schedule(schedule_params, rank));
     }
     __syncwarp();
   } else {
@@ -269,8 +286,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const int consumer = warpgroup - 1;
     const std::uint32_t slots =
         shared + Tile::kSlotsOffset + (consumer * 4 + warp) * Tile::kSlots * kSlotBytes;
-    Consumer<Tile, Schedule, Epilogue>(pipeline, consumer, warp, lane)
-        .run(Schedule(schedule_params, rank), Epilogue(epilogue_params, slots, lane));
+    Consumer<Tile, Schedule, Epilogue>(pipeline, works, consumer, warp, lane)
+        .run(Epilogue(epilogue_params, slots, works.own_barrier(consumer * 4 + warp), lane));
     __syncwarp();
   }
   // A peer may still signal this CTA's barriers: leave together.

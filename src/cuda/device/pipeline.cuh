@@ -7,6 +7,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "scheduler.cuh"
 #include "tile.cuh"
 
 namespace dropless::cuda {
@@ -67,6 +68,73 @@ class Pipeline {
   std::uint32_t shared_;
   std::uint32_t full_;
   std::uint32_t empty_;
+};
+
+// Tiles on their way from the thread that walks the schedule to the loading thread and to the
+// consumer warps of the CTA, which have no registers to spare for it.
+class WorkRing {
+ public:
+  using Position = RingPosition<kWorkEntries>;
+
+  __device__ __forceinline__ explicit WorkRing(std::uint32_t shared) : shared_(shared) {}
+
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < kWorkEntries; ++i) {
+      ptx::mbarrier_init(full(i), 1);
+      ptx::mbarrier_init(empty(i), kConsumerWarps + 1);
+    }
+    for (int warp = 0; warp < kConsumerWarps; ++warp) ptx::mbarrier_init(own_barrier(warp), 1);
+  }
+
+  // By one thread.
+  template <class Schedule>
+  __device__ __forceinline__ void announce(Schedule schedule) const {
+    Position at;
+    Work work{};
+    for (bool more = true; more; at.advance()) {
+      more = schedule.next(work);
+      if (!more) work.k_length = -1;
+      ptx::mbarrier_wait(empty(at.stage), at.phase ^ 1);
+      ptx::store_shared(entry(at), make_int4(work.k_length, work.rows, work.m, work.n));
+      ptx::store_shared(entry(at) + 16, make_int4(work.k, work.batch_b, work.batch_d, work.share));
+      ptx::mbarrier_arrive(full(at.stage));
+    }
+  }
+
+  // By the loading thread, or every lane of a consumer warp: the entry stays until it is released,
+  // by one thread of each.
+  __device__ __forceinline__ void wait(const Position& at) const {
+    ptx::mbarrier_wait(full(at.stage), at.phase);
+  }
+  __device__ __forceinline__ Work read(const Position& at) const {
+    const int4 first = ptx::load_shared_int4(entry(at));
+    const int4 second = ptx::load_shared_int4(entry(at) + 16);
+    return {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+  }
+  __device__ __forceinline__ void release(Position& at) const {
+    ptx::mbarrier_arrive(empty(at.stage));
+    at.advance();
+  }
+  __device__ __forceinline__ void release_warp(Position& at, int lane) const {
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(empty(at.stage));
+    at.advance();
+  }
+
+  __device__ __forceinline__ std::uint32_t own_barrier(int warp) const {
+    return shared_ + kWorkEntries * 48 + warp * 8;
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t entry(const Position& at) const {
+    return shared_ + at.stage * 32;
+  }
+  __device__ __forceinline__ std::uint32_t full(int i) const {
+    return shared_ + kWorkEntries * 32 + i * 8;
+  }
+  __device__ __forceinline__ std::uint32_t empty(int i) const { return full(kWorkEntries) + i * 8; }
+
+  std::uint32_t shared_;
 };
 
 // Loads a tile of kRows (M or N) by 64 (k) of one operand into `destination`.

@@ -1,5 +1,6 @@
 // Which output tile a CTA computes next. The grid is persistent: clusters step through the tiles of
-// the whole problem with a fixed stride, and every warp of a CTA walks the same sequence by itself.
+// the whole problem with a fixed stride. One thread of each CTA walks the sequence and announces
+// the tiles to the others (pipeline.cuh, WorkRing).
 //
 // Sizes that depend on the routing live on the device: the host never waits for them.
 #pragma once
@@ -17,15 +18,15 @@ struct alignas(16) RowTile {
 };
 
 // One unit of work for a CTA: D[m : m + rows, n : n + kBlockN] over k .. k + k_length.
-struct Work {
+struct alignas(16) Work {
+  int k_length;  // may be 0: the tile is zero; < 0: there is no more work
+  int rows;      // valid rows of D; <= 0: nothing to store
   int m;         // coordinate along M of A and D
   int n;         // coordinate along N of B and D
   int k;         // first coordinate along k
-  int k_length;  // may be 0: the tile is zero
-  int rows;      // valid rows of D; <= 0: nothing to store
   int batch_b;   // third coordinate of B
   int batch_d;   // third coordinate of D
-  bool share;    // the cluster's CTAs read the same tile of the shared operand
+  int share;     // the cluster's CTAs read the same tile of the shared operand
 };
 
 // Tile number -> (m, n), in bands of `width` tiles along M that run through all of N: the tiles in
@@ -58,15 +59,31 @@ class RowTileSchedule {
         rank_(rank),
         clusters_m_((count_ + Tile::kClusterM - 1) / Tile::kClusterM),
         clusters_n_((params.tiles_n + Tile::kClusterN - 1) / Tile::kClusterN),
-        index_(blockIdx.x / Tile::kCluster) {
-    fetch();
-  }
+        index_(blockIdx.x / Tile::kCluster) {}
 
   __device__ __forceinline__ bool next(Work& work) {
     if (index_ >= clusters_m_ * clusters_n_) return false;
-    work = ahead_;
+    int m, n;
+    raster(index_, clusters_m_, clusters_n_, params_.width, m, n);
     index_ += gridDim.x / Tile::kCluster;
-    fetch();  // early: the table entry arrives while this tile is computed
+    work.k = 0;
+    work.k_length = params_.k_length;
+    work.batch_d = 0;
+    work.share = true;
+    work.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kStepN;
+    RowTile tile = entry(m * Tile::kClusterM);
+    if constexpr (Tile::kClusterM > 1) {
+      const int first = tile.expert;
+      const int second = m * Tile::kClusterM + 1;
+      // An odd count leaves the last cluster's second CTA a tile outside the tensor: it loads zeros
+      // and stores nothing, but keeps the multicast protocol going.
+      const RowTile peer = second < count_ ? entry(second) : RowTile{first, 1 << 30, 0, 0};
+      work.share = peer.expert == first;
+      if (rank_ == 1) tile = peer;
+    }
+    work.m = tile.row;
+    work.rows = tile.rows;
+    work.batch_b = tile.expert;
     return true;
   }
 
@@ -76,37 +93,12 @@ class RowTileSchedule {
     return {raw.x, raw.y, raw.z, raw.w};
   }
 
-  __device__ __forceinline__ void fetch() {
-    if (index_ >= clusters_m_ * clusters_n_) return;
-    int m, n;
-    raster(index_, clusters_m_, clusters_n_, params_.width, m, n);
-    ahead_.k = 0;
-    ahead_.k_length = params_.k_length;
-    ahead_.batch_d = 0;
-    ahead_.share = true;
-    ahead_.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kStepN;
-    RowTile tile = entry(m * Tile::kClusterM);
-    if constexpr (Tile::kClusterM > 1) {
-      const int first = tile.expert;
-      const int second = m * Tile::kClusterM + 1;
-      // An odd count leaves the last cluster's second CTA a tile outside the tensor: it loads zeros
-      // and stores nothing, but keeps the multicast protocol going.
-      const RowTile peer = second < count_ ? entry(second) : RowTile{first, 1 << 30, 0, 0};
-      ahead_.share = peer.expert == first;
-      if (rank_ == 1) tile = peer;
-    }
-    ahead_.m = tile.row;
-    ahead_.rows = tile.rows;
-    ahead_.batch_b = tile.expert;
-  }
-
-  Params params_;
+  const Params& params_;
   int count_;
   int rank_;
   int clusters_m_;
   int clusters_n_;
   int index_;
-  Work ahead_;
 };
 
 // Tiles of a product per expert whose k runs over the expert's rows: D_e = A_e^T B_e.
@@ -127,42 +119,33 @@ class RaggedKSchedule {
         rank_(rank),
         clusters_m_((params.tiles_m + Tile::kClusterM - 1) / Tile::kClusterM),
         clusters_n_((params.tiles_n + Tile::kClusterN - 1) / Tile::kClusterN),
-        index_(blockIdx.x / Tile::kCluster) {
-    fetch();
-  }
+        index_(blockIdx.x / Tile::kCluster) {}
 
   __device__ __forceinline__ bool next(Work& work) {
     if (index_ >= params_.experts * clusters_m_ * clusters_n_) return false;
-    work = ahead_;
-    index_ += gridDim.x / Tile::kCluster;
-    fetch();
-    return true;
-  }
-
- private:
-  __device__ __forceinline__ void fetch() {
-    if (index_ >= params_.experts * clusters_m_ * clusters_n_) return;
     const int expert = index_ / (clusters_m_ * clusters_n_);
     int m, n;
     raster(index_ - expert * clusters_m_ * clusters_n_, clusters_m_, clusters_n_, params_.width, m,
            n);
-    ahead_.m = (m * Tile::kClusterM + (Tile::kClusterM > 1 ? rank_ : 0)) * Tile::kBlockM;
-    ahead_.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kStepN;
-    ahead_.rows = Tile::kBlockM;  // the copy engine clips at the tensor's edge
-    ahead_.batch_b = 0;
-    ahead_.batch_d = expert;
-    ahead_.share = true;
+    index_ += gridDim.x / Tile::kCluster;
+    work.m = (m * Tile::kClusterM + (Tile::kClusterM > 1 ? rank_ : 0)) * Tile::kBlockM;
+    work.n = (n * Tile::kClusterN + (Tile::kClusterN > 1 ? rank_ : 0)) * Tile::kStepN;
+    work.rows = Tile::kBlockM;  // the copy engine clips at the tensor's edge
+    work.batch_b = 0;
+    work.batch_d = expert;
+    work.share = true;
     const std::int64_t begin = __ldg(params_.offsets + expert);
-    ahead_.k = static_cast<int>(begin);
-    ahead_.k_length = static_cast<int>(__ldg(params_.offsets + expert + 1) - begin);
+    work.k = static_cast<int>(begin);
+    work.k_length = static_cast<int>(__ldg(params_.offsets + expert + 1) - begin);
+    return true;
   }
 
-  Params params_;
+ private:
+  const Params& params_;
   int rank_;
   int clusters_m_;
   int clusters_n_;
   int index_;
-  Work ahead_;
 };
 
 }  // namespace dropless::cuda

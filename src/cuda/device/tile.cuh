@@ -22,6 +22,10 @@ inline constexpr int kConsumerRegisters = 232;
 // still multiplies.
 inline constexpr int kConsumerLag = 1;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
+// Tiles announced to the consumers: two barriers and 32 bytes each; and a barrier of each consumer
+// warp, for loads of its own.
+inline constexpr int kWorkEntries = 4;
+inline constexpr int kWorkBytes = kWorkEntries * (16 + 32) + kConsumerWarps * 8;
 
 // kClusterM CTAs, neighbours along M, share each B tile; kClusterN CTAs along N share each A tile.
 // With kPlanes = 2 the B tile is two halves, the same rows of two weight tensors: a thread then
@@ -52,7 +56,8 @@ struct Tile {
   static constexpr int kStageBytes = kBytesA + kBytesB;
   static constexpr int kSlotsOffset = kStages * kStageBytes;
   static constexpr int kBarriersOffset = kSlotsOffset + kConsumerWarps * kSlots * kSlotBytes;
-  static constexpr int kSharedBytes = kBarriersOffset + 2 * kStages * 8;
+  static constexpr int kWorkOffset = kBarriersOffset + 2 * kStages * 8;
+  static constexpr int kSharedBytes = kWorkOffset + kWorkBytes;
 
   static_assert(kBlockM % (64 * kConsumers) == 0 && kBlockN % 64 == 0);
   static_assert(kSharedBytes <= kMaxSharedBytes);
