@@ -158,6 +158,7 @@ int main(int argc, char** argv) {
   add_info_verb(app);
   add_data_verb(app);
   add_bench_verb(app);
+  add_report_verb(app);
   add_version_verb(app);
   try {
     const int code = run(app, argc, argv);

@@ -15,6 +15,7 @@ void add_data_verb(CLI::App& app);   // data text | cat | info | write | verify
 void add_eval_verb(CLI::App& app);
 void add_generate_verb(CLI::App& app);
 void add_info_verb(CLI::App& app);
+void add_report_verb(CLI::App& app);
 void add_train_verb(CLI::App& app);
 void add_version_verb(CLI::App& app);
 

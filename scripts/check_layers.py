@@ -47,6 +47,7 @@ ROOMS = (
     Room("train/nn", 4, torch=True, sees=LIBRARY + ("train/base", "train/bridge", "train/dist")),
     Room("train/optim", 4, torch=True, sees=LIBRARY + ("train/base", "train/bridge", "train/dist")),
     Room("train/checkpoint", 4, sees=LIBRARY + ("train/base",)),
+    Room("train/report", 4, sees=LIBRARY + ("train/base", "train/checkpoint")),
     Room(
         "train/run",
         5,
@@ -54,7 +55,7 @@ ROOMS = (
         sees=LIBRARY
         + tuple(
             f"train/{room}"
-            for room in ("base", "bridge", "data", "dist", "nn", "optim", "checkpoint")
+            for room in ("base", "bridge", "data", "dist", "nn", "optim", "checkpoint", "report")
         ),
     ),
     Room("apps", 6, torch=True),
