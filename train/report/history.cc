@@ -80,8 +80,8 @@ bool LineReader::read(const Take& take) {
   bool oversized = false;
   std::uint64_t at = offset_;
   while (at < size) {
-    file.read(chunk.data(), static_cast<std::streamsize>(
-                                std::min<std::uint64_t>(chunk.size(), size - at)));
+    file.read(chunk.data(),
+              static_cast<std::streamsize>(std::min<std::uint64_t>(chunk.size(), size - at)));
     const auto got = static_cast<std::size_t>(file.gcount());
     if (got == 0) break;
     std::string_view rest(chunk.data(), got);
@@ -167,7 +167,8 @@ void RunHistory::take_sample(std::string_view line) {
     ++broken_lines_;
     return;
   }
-  const Sample sample{(*json)["step"].get<std::int64_t>(), short_text(*json, "prompt", kMaxSampleText),
+  const Sample sample{(*json)["step"].get<std::int64_t>(),
+                      short_text(*json, "prompt", kMaxSampleText),
                       short_text(*json, "text", kMaxSampleText)};
   // The newest always, of the others every sample_stride_-th.
   if (samples_seen_ > 0 && (samples_seen_ - 1) % sample_stride_ != 0) samples_.pop_back();

@@ -56,7 +56,8 @@ TEST(LoadMap, ShowsLoadRelativeToAnEvenSpread) {
 
 TEST(LoadMap, IgnoresOtherShapes) {
   LoadMap map;
-  for (const char* text : {"7", "[]", "[[]]", "[[1]]", "[[1,2],[3]]", "[[1,\"a\"]]", "[[0,0]]", "[[-1,2]]"}) {
+  for (const char* text :
+       {"7", "[]", "[[]]", "[[1]]", "[[1,2],[3]]", "[[1,\"a\"]]", "[[0,0]]", "[[-1,2]]"}) {
     EXPECT_TRUE(std::isnan(map.add(1, nlohmann::json::parse(text)))) << text;
   }
   EXPECT_TRUE(map.empty());
@@ -101,7 +102,8 @@ class ReportTest : public testing::Test {
 TEST_F(ReportTest, SkipsWhatIsBroken) {
   append("metrics.jsonl",
          "{\"step\":1,\"loss\":3}\nnonsense\n[1]\n{\"loss\":1}\n{\"step\":-1,\"loss\":1}\n\n"
-         "{\"step\":1e3,\"loss\":1}\n{\"step\":2,\"loss\":null}\n{\"step\":3,\"loss\":NaN,\"x\":1,\"n\":\"NaN\"}\n"
+         "{\"step\":1e3,\"loss\":1}\n{\"step\":2,\"loss\":null}\n{\"step\":3,\"loss\":NaN,\"x\":1,"
+         "\"n\":\"NaN\"}\n"
          "{\"step\":4,\"loss\":2}\n{\"step\":5,\"lo");
   const auto json = run();
   EXPECT_EQ(json["series"]["loss"]["step"].dump(), "[1,4]");
@@ -130,8 +132,10 @@ TEST_F(ReportTest, ManyFiguresAndSamplesMakeABoundedPage) {
     nlohmann::json line{{"step", step}};
     for (int i = 0; i < 330; ++i) line["figure" + std::to_string(i)] = std::sin(i * step);
     append("metrics.jsonl", line.dump() + "\n");
-    append("samples.jsonl",
-           nlohmann::json{{"step", step}, {"prompt", "p"}, {"text", std::string(9000, 'x')}}.dump() + "\n");
+    append(
+        "samples.jsonl",
+        nlohmann::json{{"step", step}, {"prompt", "p"}, {"text", std::string(9000, 'x')}}.dump() +
+            "\n");
   }
   RunHistory history(folder_);
   history.read();
@@ -146,10 +150,12 @@ TEST_F(ReportTest, ManyFiguresAndSamplesMakeABoundedPage) {
 
 TEST_F(ReportTest, NothingOfARunBecomesMarkup) {
   append("metrics.jsonl", "{\"step\":1,\"</script><b>\":3}\n");
-  append("samples.jsonl", "{\"step\":1,\"prompt\":\"<!--\",\"text\":\"</script><script>alert(1)</script>\"}\n");
+  append("samples.jsonl",
+         "{\"step\":1,\"prompt\":\"<!--\",\"text\":\"</script><script>alert(1)</script>\"}\n");
   RunHistory history(folder_);
   history.read();
-  const std::string page = report_page({history.json("</script>/*DATA*/", "a: </SCRIPT>\xff", 1000)});
+  const std::string page =
+      report_page({history.json("</script>/*DATA*/", "a: </SCRIPT>\xff", 1000)});
   std::size_t ends = 0;
   for (std::size_t at = 0; (at = page.find("</", at)) != std::string::npos; ++at) {
     ends += page.substr(at + 2, 6) == "script" || page.substr(at + 2, 6) == "SCRIPT";
