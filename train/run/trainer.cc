@@ -82,6 +82,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   // nothing.
   if (config_.save_overwrite) folder_->remove_old_run();
   metrics_ = std::make_unique<MetricsFile>(folder_->path(), step_);
+  report_ = std::make_unique<ReportWriter>(folder_->path(), config_yaml_, step_);
 }
 
 void Trainer::open_data() {
@@ -252,15 +253,20 @@ void Trainer::loop() {
     const bool last = step_ == length_.max_batches;
     if (last || due(config_.eval_interval)) evaluate_all();
     if (last || due(config_.save_interval) || take_save_request()) save(batch);
+    report_->update();
   }
   progress_.reset();
   if (stop_signal() != 0) {
     if (step_ > first_step_) save(batch);
+    report_->event("stop", step_);
+    report_->finish();
     log_info("stopped by a signal after step {} of {}; {}", step_, length_.max_batches,
              last_checkpoint_.empty() ? "nothing to save yet"
                                       : "autoresume=true goes on from " + last_checkpoint_);
     return;
   }
+  report_->event("done", step_);
+  report_->finish();
   log_info(
       "done: {} steps in {} ({} tokens/s); checkpoint {}", step_ - first_step_,
       format_seconds(train_seconds_),
@@ -318,6 +324,13 @@ void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t
     line["mb_moe/all_layers_max_tpe"] = load.max;
     line["mb_moe/all_layers_median_tpe"] = load.median;
     line["mb_moe/all_layers_std_tpe"] = load.std;
+    if (constexpr std::int64_t kEvery = 10; step_ % kEvery == 0) {  // LLM Foundry's log_interval
+      auto& layers = line["mb_moe/tokens_per_expert"] = nlohmann::json::array();
+      for (const at::Tensor& tokens_E : result.tokens_per_expert_LE.unbind()) {
+        const auto* tokens = tokens_E.const_data_ptr<std::int64_t>();
+        layers.push_back(std::vector<std::int64_t>(tokens, tokens + tokens_E.numel()));
+      }
+    }
   }
   line["throughput/tokens_per_sec"] = tokens_per_second;
   line["time/epoch"] = train_loader_->epoch();
@@ -382,6 +395,7 @@ void Trainer::save(const Batch& batch) {
   last_checkpoint_ =
       save_training_checkpoint(folder_->path(), step_, *model_, *optimizer_, state, config_yaml_);
   saved_step_ = step_;
+  report_->event("save", step_);
   folder_->prune();
 }
 

@@ -13,6 +13,7 @@
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
 #include "train/optim/schedule.h"
+#include "train/report/report.h"
 #include "train/run/config.h"
 #include "train/run/metrics.h"
 #include "train/run/run_folder.h"
@@ -58,6 +59,7 @@ class Trainer {
   std::string load_from_;  // the checkpoint that load_path means, verified; may be empty
   std::optional<RunFolder> folder_;
   std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<ReportWriter> report_;
   std::unique_ptr<ProgressLine> progress_;
 
   std::int64_t step_ = 0;  // optimiser steps done
