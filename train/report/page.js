@@ -96,7 +96,7 @@ function drawChart(card, chart) {
     const label = svg('text', {x: left - 6, y: py(value) + 4, 'text-anchor': 'end'}, format(value));
     picture.append(svg('line', {class: 'grid', x1: left, x2: width - right, y1: py(value), y2: py(value)}), label);
   }
-  for (const step of ticks(first, last, Math.max(2, Math.floor(width / 110)))) {
+  for (const step of ticks(first, last, Math.max(3, Math.floor(width / 70)))) {
     picture.append(svg('text', {x: px(step), y: height - 5, 'text-anchor': px(step) > width - 30 ? 'end' : 'middle'}, format(step)));
   }
   for (const run of new Set(chart.curves.map(curve => curve.run))) {

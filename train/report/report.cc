@@ -14,7 +14,6 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/log.h"
-#include "train/checkpoint/checkpoint.h"
 #include "train/report/page.h"
 
 namespace dropless::train {
@@ -34,9 +33,10 @@ std::string utc_now() {
 
 // The config of the newest checkpoint; empty where there is none to read.
 std::string saved_config(const std::string& folder) {
-  const auto steps = list_steps(folder);
+  const auto steps = saved_steps(folder);
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    const std::string path = join_path(join_path(folder, step_folder_name(*step)), "config.yaml");
+    const std::string path =
+        join_path(join_path(folder, "step-" + std::to_string(*step)), "config.yaml");
     if (!path_exists(path)) continue;
     try {
       return read_file(path, 16u << 20);

@@ -1,0 +1,43 @@
+"""The page that a run keeps, and `dropless report`."""
+
+import json
+import re
+import unittest
+
+from command import CommandTest
+
+
+class ReportTest(CommandTest):
+    def data(self, path) -> dict:
+        page = (self.folder / path).read_text()
+        return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
+
+    def test_training_keeps_the_page_and_a_resume_goes_on(self):
+        self.write_data()
+        self.write_config()
+        self.check_command("train", "config.yaml", "max_duration=20ba")
+        (run,) = self.data("run/report.html")["runs"]
+        self.assertEqual(run["series"]["loss/train/total"]["step"], list(range(1, 21)))
+        self.assertEqual([run["load"]["layers"], run["load"]["experts"]], [2, 4])
+        self.assertEqual(run["load"]["step"], [10, 20])
+        self.check_command("train", "config.yaml", "max_duration=24ba", "autoresume=true")
+        (run,) = self.data("run/report.html")["runs"]
+        events = [(event["event"], event["step"]) for event in run["events"]]
+        expected = [("start", 0), ("save", 7), ("save", 14), ("save", 20), ("done", 20), ("resume", 20)]
+        self.assertEqual(events[:6], expected)
+        self.assertEqual(run["series"]["loss/train/total"]["step"][-1], 24)
+        out = self.check_command("report", "run", "run", "--out", "both.html")
+        self.assertEqual(out, "both.html\n")
+        self.assertEqual(len(self.data("both.html")["runs"]), 2)
+        self.assertIn("d_model: 32", self.data("both.html")["runs"][0]["config"])
+
+    def test_refuses_what_is_no_run(self):
+        (self.folder / "empty").mkdir()
+        for arguments in [("none",), ("empty",)]:
+            result = self.run_command("report", *arguments)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertRegex(result.stderr, "^error: .*\nhint: ")
+
+
+if __name__ == "__main__":
+    unittest.main()
