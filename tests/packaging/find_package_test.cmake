@@ -17,3 +17,15 @@ run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/consumer -B ${WORK}/consumer -
 run(${CMAKE_COMMAND} --build ${WORK}/consumer --config ${CONFIG})
 find_program(consumer consumer PATHS ${WORK}/consumer ${WORK}/consumer/${CONFIG} NO_DEFAULT_PATH REQUIRED)
 run(${consumer})
+
+# The same program without CMake: flags from pkg-config, whose file must know of the move too.
+find_program(pkg_config pkg-config)
+file(GLOB_RECURSE pc_file ${WORK}/moved/*/dropless.pc)
+if(pkg_config AND pc_file)
+  get_filename_component(pc_folder ${pc_file} DIRECTORY)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E env PKG_CONFIG_PATH=${pc_folder} ${pkg_config} --cflags --libs dropless
+    OUTPUT_VARIABLE flags COMMAND_ERROR_IS_FATAL ANY)
+  separate_arguments(flags UNIX_COMMAND "${flags}")
+  run(${COMPILER} -std=c++20 ${CMAKE_CURRENT_LIST_DIR}/consumer/main.cc ${flags} -o ${WORK}/by_pkg_config)
+  run(${WORK}/by_pkg_config)
+endif()
