@@ -14,6 +14,7 @@
 #include "train/base/fs.h"
 #include "train/base/signals.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/convert/hf_folder.h"
 #include "train/nn/transformer.h"
 #include "train/run/config.h"
 #include "train/run/model_files.h"
@@ -60,6 +61,22 @@ nlohmann::ordered_json describe_checkpoint(const std::string& path) {
   return json;
 }
 
+// What config.json says; of the files, which may be absent, what their headers say.
+nlohmann::ordered_json describe_hf(const std::string& folder) {
+  nlohmann::ordered_json json = describe(read_hf_folder_config(folder).config, "");
+  if (path_exists(join_path(folder, kModelFile)) || path_exists(join_path(folder, kIndexFile))) {
+    const HfFolder hf = open_hf_folder(folder);
+    json["tensors"] = nlohmann::json::array();
+    for (const auto& [name, entry] : hf.weights.tensors()) {
+      json["tensors"].push_back({{"name", name},
+                                 {"shape", entry.info.shape},
+                                 {"dtype", storage_type_name(entry.info.dtype)},
+                                 {"file", base_name(entry.file->path())}});
+    }
+  }
+  return json;
+}
+
 void print_text(const nlohmann::ordered_json& json) {
   const auto total = json["parameters"]["total"].get<std::int64_t>();
   const auto active = json["parameters"]["active"].get<std::int64_t>();
@@ -80,7 +97,9 @@ void print_text(const nlohmann::ordered_json& json) {
 void run_info(const std::string& path, bool as_json) {
   install_signal_handlers(SignalMode::kExit);
   nlohmann::ordered_json json;
-  if (is_folder(path)) {
+  if (is_hf_folder(path)) {
+    json = describe_hf(path);
+  } else if (is_folder(path)) {
     json = describe_checkpoint(path);
   } else if (path.ends_with(".safetensors")) {
     throw Error(ErrorKind::kInvalidArgument, path + " holds weights without their config",
@@ -104,7 +123,9 @@ void add_info_verb(CLI::App& app) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb = app.add_subcommand("info", "Parameters and tensors of a model or a config");
-  verb->add_option("model", options->path, "checkpoint, run folder or YAML config")->required();
+  verb->add_option("model", options->path,
+                   "checkpoint, run folder, Hugging Face folder or YAML config")
+      ->required();
   verb->add_flag("--json", options->json, "one JSON document");
   verb->footer("Example: dropless info configs/demo.yaml");
   verb->callback([options] { run_info(options->path, options->json); });

@@ -156,6 +156,7 @@ int main(int argc, char** argv) {
   add_eval_verb(app);
   add_generate_verb(app);
   add_info_verb(app);
+  add_convert_verb(app);
   add_data_verb(app);
   add_bench_verb(app);
   add_report_verb(app);

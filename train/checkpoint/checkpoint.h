@@ -18,6 +18,9 @@
 namespace dropless::train {
 
 inline constexpr int kCheckpointVersion = 1;
+// The files that make a checkpoint a model: its weights, and the config that says what they are.
+inline constexpr const char* kModelFile = "model.safetensors";
+inline constexpr const char* kConfigFile = "config.yaml";
 
 struct CheckpointFile {
   std::string name;

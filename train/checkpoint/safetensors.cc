@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <string_view>
 #include <utility>
 
 #include "dropless/error.h"
@@ -20,10 +21,9 @@ constexpr std::uint64_t kLengthBytes = 8;
 // Hashing and writing alternate in pieces that stay in the cache.
 constexpr std::uint64_t kChunk = 4 << 20;
 
-// Sorted as in the file, with offsets; `order[i]` is the tensor's place in `tensors`.
+// Sorted as in the file, with offsets.
 struct Layout {
   std::vector<TensorInfo> infos;
-  std::vector<std::size_t> order;
   std::string header;
   std::uint64_t data_bytes = 0;
 };
@@ -33,15 +33,15 @@ Layout make_layout(const std::vector<NamedTensor>& tensors, const TensorMetadata
     throw Error(ErrorKind::kInvalidArgument, fmt::format("tensor \"{}\" {}", name, why));
   };
   Layout layout;
-  layout.order.resize(tensors.size());
-  for (std::size_t i = 0; i < tensors.size(); ++i) layout.order[i] = i;
-  std::sort(layout.order.begin(), layout.order.end(), [&](std::size_t a, std::size_t b) {
+  std::vector<std::size_t> order(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     if (tensors[a].dtype != tensors[b].dtype) return tensors[a].dtype > tensors[b].dtype;
     return tensors[a].name < tensors[b].name;
   });
   if (tensors.size() > kMaxTensors) refuse(tensors.back().name, "is one too many for one file");
   std::map<std::string, int> seen;
-  for (const std::size_t i : layout.order) {
+  for (const std::size_t i : order) {
     const NamedTensor& tensor = tensors[i];
     const std::string problem = name_problem(tensor.name);
     if (!problem.empty()) refuse(tensor.name, problem);
@@ -50,7 +50,6 @@ Layout make_layout(const std::vector<NamedTensor>& tensors, const TensorMetadata
     if (tensor.shape.size() > kMaxRank) refuse(tensor.name, "has too many dimensions");
     const std::optional<std::uint64_t> bytes = tensor_bytes(tensor.dtype, tensor.shape);
     if (!bytes) refuse(tensor.name, "has a shape that overflows or is no whole number of bytes");
-    if (*bytes > 0 && tensor.data == nullptr) refuse(tensor.name, "has no data");
     layout.infos.push_back(
         {tensor.name, tensor.dtype, tensor.shape, layout.data_bytes, layout.data_bytes + *bytes});
     layout.data_bytes += *bytes;
@@ -191,30 +190,70 @@ std::uint64_t safetensors_bytes(const std::vector<NamedTensor>& tensors,
   return kLengthBytes + layout.header.size() + layout.data_bytes;
 }
 
-WrittenFile write_safetensors(const std::string& path, std::vector<NamedTensor> tensors,
-                              const TensorMetadata& metadata) {
-  const Layout layout = make_layout(tensors, metadata);
-  FileWriter writer(path);
-  Xxh3Hash hash;
-  const auto put = [&](const void* data, std::uint64_t bytes) {
+struct SafetensorsWriter::Output {
+  explicit Output(const std::string& path) : file(path) {}
+  void put(const void* data, std::uint64_t bytes) {
     const char* from = static_cast<const char*>(data);
     for (std::uint64_t at = 0; at < bytes; at += kChunk) {
       const std::size_t piece = std::min(kChunk, bytes - at);
       hash.update(from + at, piece);
-      writer.write(from + at, piece);
+      file.write(from + at, piece);
     }
-  };
+  }
+  FileWriter file;
+  Xxh3Hash hash;
+};
+
+SafetensorsWriter::SafetensorsWriter(const std::string& path,
+                                     const std::vector<NamedTensor>& tensors,
+                                     const TensorMetadata& metadata) {
+  Layout layout = make_layout(tensors, metadata);
+  output_ = std::make_unique<Output>(path);
   unsigned char raw[kLengthBytes];
   for (std::size_t i = 0; i < kLengthBytes; ++i) {
     raw[i] = static_cast<unsigned char>(layout.header.size() >> (8 * i));
   }
-  put(raw, sizeof raw);
-  put(layout.header.data(), layout.header.size());
-  for (std::size_t i = 0; i < layout.order.size(); ++i) {
-    put(tensors[layout.order[i]].data, layout.infos[i].bytes());
+  output_->put(raw, sizeof raw);
+  output_->put(layout.header.data(), layout.header.size());
+  infos_ = std::move(layout.infos);
+  missing_ = layout.data_bytes;
+}
+
+SafetensorsWriter::~SafetensorsWriter() = default;
+
+void SafetensorsWriter::append(const void* data, std::uint64_t bytes) {
+  if (bytes > missing_) {
+    throw Error(ErrorKind::kInternal,
+                fmt::format("{} bytes for a file that lacks {}", bytes, missing_));
   }
-  writer.finish();
-  return {writer.bytes(), hash.hex()};
+  output_->put(data, bytes);
+  missing_ -= bytes;
+}
+
+WrittenFile SafetensorsWriter::finish() {
+  if (missing_ > 0) {
+    throw Error(ErrorKind::kInternal, fmt::format("{} bytes were never appended", missing_));
+  }
+  output_->file.finish();
+  return {output_->file.bytes(), output_->hash.hex()};
+}
+
+WrittenFile write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+                              const TensorMetadata& metadata) {
+  std::map<std::string_view, const void*> data;
+  for (const NamedTensor& tensor : tensors) {
+    data.emplace(tensor.name, tensor.data);
+    const auto bytes = tensor_bytes(tensor.dtype, tensor.shape);
+    if (tensor.data == nullptr && bytes && *bytes > 0) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("tensor \"{}\" has no data", tensor.name));
+    }
+  }
+  SafetensorsWriter writer(path, tensors, metadata);
+  for (const TensorInfo& tensor : writer.tensors()) {
+    writer.append(data.at(tensor.name), tensor.bytes());
+  }
+  return writer.finish();
 }
 
 }  // namespace dropless::train

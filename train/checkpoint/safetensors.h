@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -107,13 +108,35 @@ struct WrittenFile {
   std::string xxh3;  // of the whole file
 };
 
+// A file whose tensors come one after the other, so that memory need not hold them all. Writes,
+// hashes and fsyncs in one pass; for equal input the bytes equal those of the Python package
+// (metadata keys sorted).
+class SafetensorsWriter {
+ public:
+  // Of `tensors` name, dtype and shape are looked at, never data; their order does not matter.
+  // Throws kInvalidArgument for a name or shape that breaks a rule, kResource when the disk
+  // refuses.
+  SafetensorsWriter(const std::string& path, const std::vector<NamedTensor>& tensors,
+                    const TensorMetadata& metadata = {});
+  ~SafetensorsWriter();
+  // In the order in which their bytes must be appended.
+  const std::vector<TensorInfo>& tensors() const { return infos_; }
+  void append(const void* data, std::uint64_t bytes);
+  // Every byte of every tensor must have been appended.
+  WrittenFile finish();
+
+ private:
+  struct Output;
+  std::unique_ptr<Output> output_;
+  std::vector<TensorInfo> infos_;
+  std::uint64_t missing_ = 0;  // bytes still to be appended
+};
+
 // Bytes the file will have.
 std::uint64_t safetensors_bytes(const std::vector<NamedTensor>& tensors,
                                 const TensorMetadata& metadata = {});
-// Writes, hashes and fsyncs in one pass; for equal input the bytes equal those of the Python
-// package (metadata keys sorted). The order of `tensors` does not matter. Throws kInvalidArgument
-// for a name or shape that breaks a rule, kResource when the disk refuses.
-WrittenFile write_safetensors(const std::string& path, std::vector<NamedTensor> tensors,
+// The same file from tensors that are all in memory.
+WrittenFile write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                               const TensorMetadata& metadata = {});
 
 }  // namespace dropless::train

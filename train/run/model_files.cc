@@ -13,6 +13,7 @@
 #include "train/base/log.h"
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/convert/hf_folder.h"
 #include "train/run/config.h"
 #include "train/run/memory.h"
 
@@ -34,15 +35,19 @@ struct HostTensors {
   }
 };
 
-// Reads tensor `name` into `target`, which must have its type and shape.
-void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target) {
+// Reads tensor `name` into `target`, which must have its shape and, unless `any_float`, its type.
+void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target,
+                 bool any_float = false) {
   const TensorInfo* info = file.find(name);
   if (info == nullptr) {
     throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name,
                 "the checkpoint is of another model; check the `model` block of the config");
   }
+  const std::optional<DType> stored = to_dtype(info->dtype);
+  const bool convertible = any_float && stored && at::isFloatingType(scalar_type_of(*stored)) &&
+                           at::isFloatingType(target.scalar_type());
   if (info->shape != target.sizes().vec() ||
-      info->dtype != storage_type(dtype_of(target.scalar_type()))) {
+      (!convertible && info->dtype != storage_type(dtype_of(target.scalar_type())))) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{}: {} is {} [{}], the model needs {} [{}]", file.path(), name,
                             storage_type_name(info->dtype), fmt::join(info->shape, ", "),
@@ -51,9 +56,11 @@ void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tenso
                 "the checkpoint is of another model; check the `model` block of the config");
   }
   at::NoGradGuard no_grad;
-  at::Tensor host = target.is_cpu() && target.is_contiguous()
-                        ? target.detach()
-                        : at::empty(target.sizes(), target.options().device(at::kCPU));
+  const at::ScalarType type = scalar_type_of(*stored);
+  at::Tensor host =
+      target.is_cpu() && target.is_contiguous() && target.scalar_type() == type
+          ? target.detach()
+          : at::empty(target.sizes(), at::TensorOptions().dtype(type).device(at::kCPU));
   file.read_into(name, host.mutable_data_ptr(), info->bytes());
   if (!host.is_alias_of(target)) target.detach().copy_(host);
 }
@@ -90,7 +97,7 @@ void load_model_weights(const std::string& checkpoint, Transformer& model) {
   const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kModelFile));
   std::set<std::string> wanted;
   for (const Parameter& parameter : model.parameters()) {
-    read_tensor(file, parameter.name, parameter.value);
+    read_tensor(file, parameter.name, parameter.value, /*any_float=*/true);
     wanted.insert(parameter.name);
   }
   for (const TensorInfo& tensor : file.tensors()) {
@@ -153,7 +160,51 @@ bool same_parameters(const std::string& checkpoint, const ModelConfig& config) {
   return shapes(load_model_config(checkpoint)) == shapes(config);
 }
 
+namespace {
+
+// The first of the files that hold a tokenizer; empty where there is none.
+std::string find_tokenizer(const std::string& folder) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    if (path_exists(join_path(folder, name))) return join_path(folder, name);
+  }
+  return {};
+}
+
+void load_tokenizer(LoadedModel& loaded, const std::string& name) {
+  try {
+    loaded.tokenizer = make_tokenizer(name);
+  } catch (const Error& error) {
+    log_warning("{}: text needs the tokenizer: {}", loaded.folder, error.what());
+  }
+}
+
+LoadedModel load_hf_model(const std::string& path, at::Device device) {
+  LoadedModel loaded;
+  loaded.folder = path;
+  const HfFolder hf = open_hf_folder(path);
+  require_memory(hf.model.config, device, kWeightBytesPerParameter);
+  with_torch_errors("", [&] {
+    loaded.model = std::make_unique<Transformer>(hf.model.config, /*seed=*/0, device);
+    at::NoGradGuard no_grad;
+    const auto& parameters = loaded.model->parameters();
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      at::Tensor flat = parameters[i].value.detach().view({-1});
+      std::int64_t filled = 0;
+      stream_tensor(hf.weights, hf.map.ours[i], flat.scalar_type(), [&](const at::Tensor& part) {
+        flat.narrow(0, filled, part.numel()).copy_(part.view({-1}));
+        filled += part.numel();
+      });
+    }
+  });
+  const std::string tokenizer = find_tokenizer(path);
+  if (!tokenizer.empty()) load_tokenizer(loaded, tokenizer);
+  return loaded;
+}
+
+}  // namespace
+
 LoadedModel load_model(const std::string& path, at::Device device) {
+  if (is_hf_folder(path)) return load_hf_model(path, device);
   LoadedModel loaded;
   loaded.folder = resolve_checkpoint(path);
   verify_checkpoint(loaded.folder);
@@ -168,12 +219,10 @@ LoadedModel load_model(const std::string& path, at::Device device) {
     loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
     load_model_weights(loaded.folder, *loaded.model);
   });
-  const std::string tokenizer = tokenizer_from_yaml(document.root().map("tokenizer"));
-  try {
-    loaded.tokenizer = make_tokenizer(tokenizer);
-  } catch (const Error& error) {
-    log_warning("{}: text needs the tokenizer: {}", loaded.folder, error.what());
-  }
+  // A converted model brings its tokenizer's file along.
+  const std::string name = tokenizer_from_yaml(document.root().map("tokenizer"));
+  const std::string beside = join_path(loaded.folder, name);
+  load_tokenizer(loaded, path_exists(beside) ? beside : name);
   return loaded;
 }
 

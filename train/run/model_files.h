@@ -14,11 +14,9 @@
 
 namespace dropless::train {
 
-// Files of a checkpoint folder besides its manifest.
-inline constexpr const char* kModelFile = "model.safetensors";
+// Files of a checkpoint folder besides its manifest and those of the model.
 inline constexpr const char* kOptimizerFile = "optimizer.safetensors";
 inline constexpr const char* kStateFile = "state.json";
-inline constexpr const char* kConfigFile = "config.yaml";
 
 // Publishes RUN_FOLDER/step-N and returns its path. `config_yaml` is the resolved config.
 std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
@@ -31,7 +29,8 @@ void load_model_weights(const std::string& checkpoint, Transformer& model);
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);
 nlohmann::json load_training_state(const std::string& checkpoint);
 
-// A model ready to run, from a checkpoint folder or a run folder (its latest).
+// A model ready to run, from a checkpoint folder, a run folder (its latest) or a Hugging Face
+// folder.
 struct LoadedModel {
   std::string folder;  // the checkpoint itself
   std::unique_ptr<Transformer> model;

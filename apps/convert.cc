@@ -1,0 +1,64 @@
+// `dropless convert SRC DST --to dropless|hf [--dtype fp32|bf16|fp16] [--overwrite]`
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <string>
+
+#include "apps/verbs.h"
+#include "apps/whole_number.h"
+#include "dropless/error.h"
+#include "train/base/signals.h"
+#include "train/convert/convert.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+struct ConvertVerb {
+  std::string source, target, to, dtype;
+  ConvertOptions options;
+};
+
+void run_convert(ConvertVerb verb) {
+  install_signal_handlers(SignalMode::kThrow);
+  if (verb.to == "hf") {
+    verb.options.to = Layout::kHf;
+  } else if (verb.to != "dropless") {
+    throw Error(ErrorKind::kInvalidArgument, "--to " + verb.to + " is not supported",
+                "one of: dropless, hf");
+  }
+  if (verb.dtype == "fp32") {
+    verb.options.dtype = at::kFloat;
+  } else if (verb.dtype == "bf16") {
+    verb.options.dtype = at::kBFloat16;
+  } else if (verb.dtype == "fp16") {
+    verb.options.dtype = at::kHalf;
+  } else if (!verb.dtype.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + verb.dtype,
+                "one of: fp32, bf16, fp16");
+  }
+  convert_model(verb.source, verb.target, verb.options);
+}
+
+}  // namespace
+
+void add_convert_verb(CLI::App& app) {
+  auto verb = std::make_shared<ConvertVerb>();
+  CLI::App* cli = app.add_subcommand("convert", "Released models in, trained models out");
+  cli->add_option("source", verb->source, "checkpoint, run folder or Hugging Face folder")
+      ->required();
+  cli->add_option("target", verb->target, "folder to write; absent or empty")->required();
+  cli->add_option("--to", verb->to, "dropless or hf")->required();
+  cli->add_option("--dtype", verb->dtype, "fp32, bf16 or fp16; default: as stored");
+  cli->add_option("--shard-bytes", verb->options.shard_bytes,
+                  "tensor bytes in one file, for --to hf")
+      ->check(whole_number<std::uint64_t>(1))
+      ->capture_default_str();
+  cli->add_flag("--overwrite", verb->options.overwrite, "replace a target that is not empty");
+  cli->footer("Example: dropless convert OLMoE-1B-7B-0924 olmoe --to dropless");
+  cli->callback([verb] { run_convert(*verb); });
+}
+
+}  // namespace dropless::apps

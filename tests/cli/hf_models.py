@@ -1,0 +1,171 @@
+"""Small random models in Hugging Face's layout, one of each family that `dropless` reads: the same bytes
+for the test here and for transformers, whose figures make_hf_logits.py stores."""
+
+import json
+import pathlib
+import struct
+import zlib
+
+import torch
+
+LLAMA = dict(
+    vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=64, hidden_act="silu", tie_word_embeddings=False, eos_token_id=None,
+)
+EXPERTS = dict(intermediate_size=40, num_experts_per_tok=2)
+CONFIGS = {
+    # As their first releases spell it ...
+    "mixtral": dict(
+        LLAMA, **EXPERTS, model_type="mixtral", num_local_experts=4, rope_theta=1e6, rms_norm_eps=1e-5,
+        sliding_window=None, torch_dtype="float32", router_aux_loss_coef=0.02,
+    ),
+    "olmoe": dict(
+        LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, rope_theta=10000.0, rms_norm_eps=1e-3,
+        norm_topk_prob=False, clip_qkv=None, rope_scaling=None, attention_bias=False,
+    ),
+    # ... and as transformers 5 does.
+    "olmoe_normalized": dict(
+        LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, norm_topk_prob=True, rms_norm_eps=1e-5,
+        rope_parameters=dict(rope_theta=500.0, rope_type="default"), dtype="float32",
+    ),
+    "qwen3_moe": dict(
+        LLAMA, model_type="qwen3_moe", head_dim=16, intermediate_size=64, moe_intermediate_size=40,
+        num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=1,
+        mlp_only_layers=[], rms_norm_eps=1e-6, rope_theta=1e6, use_sliding_window=False,
+        sliding_window=None, max_window_layers=2,
+    ),
+    "llama": dict(LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=5e5),
+    "mistral": dict(
+        LLAMA, model_type="mistral", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=1e4,
+        sliding_window=None, head_dim=16,
+    ),
+    "qwen3": dict(
+        dict(LLAMA, tie_word_embeddings=True), model_type="qwen3", head_dim=16, intermediate_size=40,
+        rms_norm_eps=1e-6, rope_theta=1e6, use_sliding_window=False,
+        layer_types=["full_attention"] * 2,
+    ),
+    "dbrx": dict(
+        model_type="dbrx", d_model=48, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=96,
+        tie_word_embeddings=False, eos_token_id=None, rope_parameters=dict(rope_theta=5e5, rope_type="default"),
+        attn_config=dict(kv_n_heads=2, clip_qkv=0.8, rope_theta=5e5),
+        ffn_config=dict(
+            ffn_act_fn=dict(name="silu"), ffn_hidden_size=40, moe_num_experts=4, moe_top_k=2,
+            moe_loss_weight=0.05, moe_normalize_expert_weights=1.0, hidden_size=48,
+        ),
+    ),
+}
+PROMPTS = [[5, 17, 80, 3, 44, 91, 2, 60, 33, 8, 71, 12], [90, 1, 1, 25, 63, 14, 38, 77, 50, 9, 4, 29]]
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def shapes(config: dict, stacked: bool = False) -> dict:
+    """name -> shape, from the papers' layouts and not from dropless."""
+    if config["model_type"] == "dbrx":
+        d, v = config["d_model"], config["vocab_size"]
+        kv = config["attn_config"]["kv_n_heads"] * d // config["n_heads"]
+        ffn = config["ffn_config"]
+        e, f = ffn["moe_num_experts"], ffn["ffn_hidden_size"]
+        out = {"transformer.wte.weight": (v, d), "lm_head.weight": (v, d), "transformer.norm_f.weight": (d,)}
+        for i in range(config["n_layers"]):
+            block = f"transformer.blocks.{i}."
+            out |= {
+                block + "norm_attn_norm.norm_1.weight": (d,),
+                block + "norm_attn_norm.norm_2.weight": (d,),
+                block + "norm_attn_norm.attn.Wqkv.weight": (d + 2 * kv, d),
+                block + "norm_attn_norm.attn.out_proj.weight": (d, d),
+                block + "ffn.router.layer.weight": (e, d),
+            }
+            out |= {block + f"ffn.experts.mlp.{w}": (e * f, d) for w in ("w1", "v1", "w2")}
+        return out
+    d, v, heads = config["hidden_size"], config["vocab_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or d // heads
+    q, kv = heads * head, config["num_key_value_heads"] * head
+    kind = config["model_type"]
+    out = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
+    if not config["tie_word_embeddings"]:
+        out["lm_head.weight"] = (v, d)
+    experts = config.get("num_experts") or config.get("num_local_experts")
+    f = config.get("moe_intermediate_size") or config["intermediate_size"]
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        out |= {
+            layer + "input_layernorm.weight": (d,),
+            layer + "post_attention_layernorm.weight": (d,),
+            layer + "self_attn.q_proj.weight": (q, d),
+            layer + "self_attn.k_proj.weight": (kv, d),
+            layer + "self_attn.v_proj.weight": (kv, d),
+            layer + "self_attn.o_proj.weight": (d, q),
+        }
+        if kind in ("olmoe", "qwen3", "qwen3_moe"):
+            out[layer + "self_attn.q_norm.weight"] = (q if kind == "olmoe" else head,)
+            out[layer + "self_attn.k_norm.weight"] = (kv if kind == "olmoe" else head,)
+        names = ("gate_proj", "up_proj", "down_proj")
+        mlp = layer + "mlp."
+        if kind == "mixtral" and not stacked:
+            names, mlp = ("w1", "w3", "w2"), layer + "block_sparse_moe."
+        if not experts:
+            out |= {mlp + f"{name}.weight": shape for name, shape in zip(names, ((f, d), (f, d), (d, f)))}
+            continue
+        out[mlp + "gate.weight"] = (experts, d)
+        if stacked:
+            out[mlp + "experts.gate_up_proj"] = (experts, 2 * f, d)
+            out[mlp + "experts.down_proj"] = (experts, d, f)
+            continue
+        for e in range(experts):
+            out |= {
+                f"{mlp}experts.{e}.{name}.weight": shape
+                for name, shape in zip(names, ((f, d), (f, d), (d, f)))
+            }
+    return out
+
+
+def weights(config: dict, dtype=torch.float32) -> dict:
+    """Spread so that every part matters: sharp scores, uneven routing, norms away from 1."""
+    out = {}
+    for name, shape in shapes(config).items():
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        out[name] = (1 + 0.3 * noise if len(shape) == 1 else noise * 1.5 / shape[-1] ** 0.5).to(dtype)
+    return out
+
+
+def stack_experts(config: dict, tensors: dict) -> dict:
+    """Per-expert names -> the stacked ones of transformers 5."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    prefix = "mlp."
+    if config["model_type"] == "mixtral":
+        names, prefix = ("w1", "w3", "w2"), "block_sparse_moe."
+    out = {}
+    for name, shape in shapes(config, stacked=True).items():
+        if name in tensors:
+            out[name] = tensors[name]
+            continue
+        layer = name[: name.index("mlp.")]
+        if name.endswith("mlp.gate.weight"):
+            out[name] = tensors[layer + prefix + "gate.weight"]
+            continue
+        each = [
+            [tensors[f"{layer}{prefix}experts.{e}.{part}.weight"] for part in names] for e in range(shape[0])
+        ]
+        up = name.endswith("gate_up_proj")
+        out[name] = torch.stack([torch.cat([gate, v]) if up else down for gate, v, down in each])
+    return out
+
+
+def write_safetensors(path, tensors: dict):
+    header, body, offset = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in tensors.items():
+        data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + len(data)],
+        }
+        body.append(data)
+        offset += len(data)
+    text = json.dumps(header).encode()
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(body))
+
+
+def write_folder(folder, config: dict, tensors: dict):
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    write_safetensors(folder / "model.safetensors", tensors)

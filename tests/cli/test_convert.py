@@ -1,0 +1,277 @@
+"""Hugging Face folders: read directly, converted both ways, refused; figures by transformers in
+tests/data/hf_logits.json (make_hf_logits.py)."""
+
+import json
+import pathlib
+import unittest
+
+import hf_models
+import torch
+from command import CommandTest, read_safetensors
+
+EXPECTED = json.loads((pathlib.Path(__file__).parents[1] / "data/hf_logits.json").read_text())
+
+
+class ConvertTest(CommandTest):
+    def write_model(self, name: str, stacked: bool = False, dtype=torch.float32, folder=None, **keys):
+        config = dict(hf_models.CONFIGS[name], **keys)
+        tensors = hf_models.weights(config, dtype)
+        if stacked:
+            tensors = hf_models.stack_experts(config, tensors)
+        folder = folder or name
+        hf_models.write_folder(self.folder / folder, config, tensors)
+        return folder
+
+    def figures(self, model: str) -> dict:
+        return json.loads(
+            self.check_command(
+                "generate", model, "--prompt-ids", json.dumps(hf_models.PROMPTS), "--temperature", 0,
+                "--max-new-tokens", 24, "--json", "--logits",
+            )
+        )
+
+    def check_figures(self, name: str, model: str):
+        answer, expected = self.figures(model), EXPECTED[name]
+        for ours, theirs in zip(answer["logits_last"], expected["logits_last"], strict=True):
+            ours, theirs = torch.tensor(ours), torch.tensor(theirs)
+            self.assertLess(((ours - theirs).norm() / theirs.norm()).item(), 1e-5, name)
+        self.assertAlmostEqual(answer["cross_entropy"], expected["cross_entropy"], delta=2e-6)
+        self.assertEqual(answer["sequences"], expected["greedy"])
+
+    def check_refused(self, words, *arguments, code=2):
+        result = self.run_command(*arguments)
+        self.assertEqual(result.returncode, code, result.stderr)
+        for word in words:
+            self.assertIn(word, result.stderr)
+
+    def tensors_of(self, folder: str) -> dict:
+        tensors = {}
+        for file in sorted((self.folder / folder).glob("model*.safetensors")):
+            tensors |= read_safetensors(file)
+        return tensors
+
+    def test_every_family_computes_what_transformers_does(self):
+        for name in hf_models.CONFIGS:
+            with self.subTest(name):
+                self.check_figures(name, self.write_model(name))
+
+    def test_stacked_experts_are_the_same_model(self):
+        for name in ("mixtral", "olmoe", "qwen3_moe"):
+            with self.subTest(name):
+                self.check_figures(name, self.write_model(name, stacked=True))
+
+    def test_round_trip_is_bit_equal(self):
+        for name in hf_models.CONFIGS:
+            with self.subTest(name):
+                self.write_model(name)
+                self.check_command("convert", name, f"{name}-ours", "--to", "dropless")
+                self.check_figures(name, f"{name}-ours")
+                self.check_command("convert", f"{name}-ours", f"{name}-back", "--to", "hf")
+                self.assertEqual(self.tensors_of(name), self.tensors_of(f"{name}-back"))
+                self.check_figures(name, f"{name}-back")
+                before = json.loads((self.folder / name / "config.json").read_text())
+                after = json.loads((self.folder / f"{name}-back" / "config.json").read_text())
+                self.assertEqual(after["model_type"], before["model_type"])
+
+    def test_stacked_and_bfloat16_come_back_bit_equal(self):
+        each = self.write_model("olmoe", dtype=torch.bfloat16)
+        stacked = self.write_model("olmoe", dtype=torch.bfloat16, stacked=True, folder="stacked")
+        for source in (each, stacked):
+            self.check_command("convert", source, "ours", "--to", "dropless", "--overwrite")
+            self.check_command("convert", "ours", "back", "--to", "hf", "--overwrite")
+            self.assertEqual(self.tensors_of(each), self.tensors_of("back"))
+        self.assertEqual(self.figures(each), self.figures("ours"))
+        self.assertEqual(json.loads((self.folder / "back/config.json").read_text())["torch_dtype"], "bfloat16")
+
+    def test_dtype_is_torchs_conversion(self):
+        config = hf_models.CONFIGS["mixtral"]
+        self.write_model("mixtral")
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            self.check_command("convert", "mixtral", name, "--to", "dropless", "--dtype", name)
+            self.check_command("convert", name, f"{name}-hf", "--to", "hf")
+            hf_models.write_folder(self.folder / f"{name}-expected", config, hf_models.weights(config, dtype))
+            self.assertEqual(self.tensors_of(f"{name}-hf"), self.tensors_of(f"{name}-expected"))
+
+    def test_shards_and_companions(self):
+        self.write_model("olmoe", eos_token_id=[7, 11])
+        (self.folder / "olmoe/tokenizer_config.json").write_text('{"a": 1}')
+        (self.folder / "olmoe/generation_config.json").write_text('{"eos_token_id": 7}')
+        self.check_command("convert", "olmoe", "ours", "--to", "dropless")
+        self.check_command("convert", "ours", "back", "--to", "hf", "--shard-bytes", 30000)
+        shards = sorted(path.name for path in (self.folder / "back").glob("*.safetensors"))
+        self.assertGreater(len(shards), 3)
+        self.assertEqual(shards[0], f"model-00001-of-{len(shards):05}.safetensors")
+        index = json.loads((self.folder / "back/model.safetensors.index.json").read_text())
+        self.assertEqual(set(index["weight_map"]), set(self.tensors_of("olmoe")))
+        self.assertEqual(self.tensors_of("back"), self.tensors_of("olmoe"))
+        self.check_figures("olmoe", "back")
+        for name in ("tokenizer_config.json", "generation_config.json"):
+            self.assertEqual(
+                (self.folder / "back" / name).read_text(), (self.folder / "olmoe" / name).read_text()
+            )
+        self.assertEqual(json.loads((self.folder / "back/config.json").read_text())["eos_token_id"], [7, 11])
+        # An index that lies, and a shard that is gone.
+        index["weight_map"]["model.extra"] = shards[0]
+        (self.folder / "back/model.safetensors.index.json").write_text(json.dumps(index))
+        self.check_refused(["model.extra", shards[0]], "convert", "back", "x", "--to", "dropless", code=1)
+        del index["weight_map"]["model.extra"]
+        (self.folder / "back/model.safetensors.index.json").write_text(json.dumps(index))
+        (self.folder / "back" / shards[1]).unlink()
+        self.check_refused([shards[1], "missing"], "convert", "back", "x", "--to", "dropless", code=1)
+        self.assertFalse((self.folder / "x").exists())
+
+    def test_a_trained_model_goes_out_or_is_refused_by_name(self):
+        self.write_data()
+        self.write_config()
+        self.check_command("train", "config.yaml", "max_duration=2ba")
+        # LayerNorm, tied embeddings: no family has that.
+        result = self.run_command("convert", "run", "out", "--to", "hf")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("model.", result.stderr)
+        self.assertFalse((self.folder / "out").exists())
+
+    def test_what_config_json_says_is_honoured_or_refused_by_name(self):
+        for number, (keys, word) in enumerate((
+            (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "yarn"),
+            (dict(sliding_window=16), "sliding_window 16"),
+            (dict(attention_bias=True), "attention_bias"),
+            (dict(hidden_act="mish"), "mish"),
+            (dict(attention_multiplier=0.5), "attention_multiplier"),
+            (dict(quantization_config=dict(bits=4)), "quantization_config"),
+            (dict(attention_dropout=0.1), "attention_dropout"),
+            (dict(hidden_size="48"), "hidden_size"),
+            (dict(model_type="deepseek_v3"), "deepseek_v3"),
+        )):
+            with self.subTest(word):
+                folder = f"bad{number}"
+                config = dict(hf_models.CONFIGS["mixtral"])
+                hf_models.write_folder(self.folder / folder, dict(config, **keys), hf_models.weights(config))
+                for verb in (["info"], ["generate"], ["convert"]):
+                    rest = ["x", "--to", "dropless"] if verb == ["convert"] else []
+                    self.check_refused([word, "config.json"], *verb, folder, *rest)
+        self.assertFalse((self.folder / "x").exists())
+        # A window that no position reaches, and an unknown key without a value, change nothing.
+        self.write_model("mixtral", folder="wide", sliding_window=64, mystery=None)
+        self.check_figures("mixtral", "wide")
+
+    def test_tensors_that_are_not_those_of_the_config(self):
+        config = hf_models.CONFIGS["olmoe"]
+        good = hf_models.weights(config)
+        lost = "model.layers.1.mlp.experts.2.up_proj.weight"
+        cases = {
+            "missing": ({name: t for name, t in good.items() if name != lost}, lost),
+            "extra": (dict(good, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}), "q_proj.bias"),
+            "shape": (dict(good, **{"model.norm.weight": torch.ones(47)}), "model.norm.weight is [47]"),
+        }
+        for folder, (tensors, word) in cases.items():
+            with self.subTest(folder):
+                hf_models.write_folder(self.folder / folder, config, tensors)
+                self.check_refused([word], "generate", folder, "--prompt-ids", "[[1]]")
+                self.check_refused([word], "convert", folder, "x", "--to", "dropless")
+        self.assertFalse((self.folder / "x").exists())
+        good["model.norm.weight"][3] = float("nan")
+        hf_models.write_folder(self.folder / "nan", config, good)
+        result = self.run_command("convert", "nan", "with-nan", "--to", "dropless")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("warning", result.stderr)
+        self.assertIn("transformer.norm_f.weight", result.stderr)
+
+    def test_pickles_are_refused_with_the_line_that_converts_them(self):
+        self.write_model("olmoe")
+        (self.folder / "olmoe/model.safetensors").rename(self.folder / "olmoe/pytorch_model.bin")
+        self.check_refused(
+            ["pytorch_model.bin is a pickle", "python -c", "save_pretrained"],
+            "convert", "olmoe", "x", "--to", "dropless",
+        )
+
+    def test_targets(self):
+        self.write_model("olmoe")
+        (self.folder / "full").mkdir()
+        (self.folder / "full/mine").write_text("precious")
+        self.check_refused(["full is not empty"], "convert", "olmoe", "full", "--to", "dropless")
+        self.assertEqual((self.folder / "full/mine").read_text(), "precious")
+        self.check_refused(["one folder"], "convert", "olmoe", "olmoe", "--to", "dropless", "--overwrite")
+        self.check_refused(["one is in the other"], "convert", "olmoe", "olmoe/x", "--to", "dropless")
+        self.check_refused(["onnx"], "convert", "olmoe", "x", "--to", "onnx")
+        self.check_refused(["int8"], "convert", "olmoe", "x", "--to", "dropless", "--dtype", "int8")
+        self.check_refused(["absent"], "convert", "absent", "x", "--to", "dropless")
+        self.check_refused(["already"], "convert", "olmoe", "x", "--to", "hf")
+        self.check_command("convert", "olmoe", "full", "--to", "dropless", "--overwrite")
+        self.assertFalse((self.folder / "full/mine").exists())
+        self.check_figures("olmoe", "full")
+        # A disk that fills up leaves nothing behind, and what was there stays.
+        before = sorted(path.name for path in self.folder.iterdir())
+        result = self.run_command(
+            "convert", "olmoe", "full", "--to", "dropless", "--overwrite", "--dtype", "bf16",
+            env={"DROPLESS_FAIL_AT": "8:ENOSPC"},
+        )
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertEqual(before, sorted(path.name for path in self.folder.iterdir()))
+        self.check_figures("olmoe", "full")
+
+    def test_eval_and_info_of_a_folder(self):
+        folder = self.write_model("qwen3_moe", vocab_size=257)
+        info = json.loads(self.check_command("info", folder, "--json"))
+        tensors = self.tensors_of(folder)
+        self.assertEqual({t["name"] for t in info["tensors"]}, set(tensors))
+        total = sum(torch.Size(shape).numel() for _, shape, _ in tensors.values())
+        self.assertEqual(info["parameters"]["total"], total)
+        self.write_data()
+        answer = json.loads(self.check_command("eval", folder, "--data", "data/val", "--json"))
+        self.check_command("convert", folder, "ours", "--to", "dropless")
+        self.assertEqual(answer, json.loads(self.check_command("eval", "ours", "--data", "data/val", "--json")))
+        self.assertGreater(answer["tokens"], 1000)
+
+
+FULL_SIZE = {
+    "mixtral-8x7b": 46_702_792_704,
+    "olmoe-1b-7b": 6_919_161_856,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "dbrx-132b": 131_596_523_520,
+}
+ACTIVE = {"mixtral-8x7b": 12.88, "olmoe-1b-7b": 1.28, "qwen3-30b-a3b": 3.35, "dbrx-132b": 36.47}
+CONFIG_JSON = {
+    "mixtral-8x7b": dict(
+        model_type="mixtral", hidden_size=4096, intermediate_size=14336, max_position_embeddings=32768,
+        num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32, num_key_value_heads=8,
+        num_local_experts=8, rms_norm_eps=1e-5, rope_theta=1e6, vocab_size=32000,
+    ),
+    "olmoe-1b-7b": dict(
+        model_type="olmoe", hidden_size=2048, intermediate_size=1024, max_position_embeddings=4096,
+        num_attention_heads=16, num_experts=64, num_experts_per_tok=8, num_hidden_layers=16,
+        num_key_value_heads=16, vocab_size=50304,
+    ),
+    "qwen3-30b-a3b": dict(
+        model_type="qwen3_moe", hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
+        max_position_embeddings=40960, num_attention_heads=32, num_experts=128, num_experts_per_tok=8,
+        num_hidden_layers=48, num_key_value_heads=4, head_dim=128, norm_topk_prob=True, vocab_size=151936,
+    ),
+    "dbrx-132b": dict(
+        model_type="dbrx", d_model=6144, n_heads=48, n_layers=40, max_seq_len=32768, vocab_size=100352,
+        attn_config=dict(clip_qkv=8, kv_n_heads=8, model_type="", rope_theta=500000),
+        ffn_config=dict(
+            ffn_act_fn=dict(name="silu"), ffn_hidden_size=10752, model_type="", moe_jitter_eps=0,
+            moe_loss_weight=0.05, moe_num_experts=16, moe_top_k=4,
+        ),
+    ),
+}
+
+
+class FullSizeTest(CommandTest):
+    def test_counts_of_released_models(self):
+        for name, total in FULL_SIZE.items():
+            with self.subTest(name):
+                (self.folder / name).mkdir()
+                (self.folder / name / "config.json").write_text(json.dumps(CONFIG_JSON[name]))
+                recipe = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+                counts = [
+                    json.loads(self.check_command("info", model, "--json"))["parameters"]
+                    for model in (name, recipe)
+                ]
+                self.assertEqual(counts[0], counts[1])
+                self.assertEqual(counts[0]["total"], total)
+                self.assertAlmostEqual(counts[0]["active"] / 1e9, ACTIVE[name], delta=0.005)
+
+
+if __name__ == "__main__":
+    unittest.main()

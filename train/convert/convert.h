@@ -1,0 +1,27 @@
+// `dropless convert`: a model folder of one layout to one of another, tensor by tensor.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "train/bridge/torch.h"
+
+namespace dropless::train {
+
+enum class Layout { kDropless, kHf };
+
+struct ConvertOptions {
+  Layout to = Layout::kDropless;
+  std::optional<at::ScalarType> dtype;  // absent: as stored
+  bool overwrite = false;
+  std::uint64_t shard_bytes = 5'000'000'000;  // of tensors in one file, for kHf
+};
+
+// Writes `target` (complete or not at all) from the checkpoint, run folder or Hugging Face folder
+// `source`. Throws Error: kInvalidArgument for a target that is not empty, kUnsupported where the
+// layout cannot express the model.
+void convert_model(const std::string& source, const std::string& target,
+                   const ConvertOptions& options);
+
+}  // namespace dropless::train

@@ -1,0 +1,580 @@
+#include "train/convert/hf_config.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "dropless/error.h"
+#include "train/base/yaml.h"
+#include "train/nn/ffn.h"
+
+namespace dropless::train {
+namespace {
+
+using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;
+
+constexpr std::pair<const char*, Family> kFamilies[] = {
+    {"mixtral", Family::kMixtral}, {"olmoe", Family::kOlmoe}, {"qwen3_moe", Family::kQwen3Moe},
+    {"dbrx", Family::kDbrx},       {"llama", Family::kLlama}, {"mistral", Family::kMistral},
+    {"qwen3", Family::kQwen3},
+};
+
+// transformers' names of activations first, ours second; for each of ours the first is written.
+constexpr std::pair<const char*, const char*> kActivations[] = {
+    {"silu", "silu"},
+    {"swish", "silu"},
+    {"gelu", "gelu"},
+    {"gelu_pytorch_tanh", "gelu_tanh"},
+    {"gelu_new", "gelu_tanh"},
+    {"relu", "relu"},
+    {"quick_gelu", "quick_gelu"},
+};
+
+// Keys that say nothing about the logits: origin, storage, token ids (generation's affair), and
+// losses that this reader does not take over.
+constexpr const char* kHarmless[] = {"architectures",
+                                     "auto_map",
+                                     "bos_token_id",
+                                     "dtype",
+                                     "eos_token_id",
+                                     "initializer_range",
+                                     "model_type",
+                                     "output_attentions",
+                                     "output_hidden_states",
+                                     "output_router_logits",
+                                     "pad_token_id",
+                                     "pretraining_tp",
+                                     "return_dict",
+                                     "tokenizer_class",
+                                     "torch_dtype",
+                                     "transformers_version",
+                                     "use_cache",
+                                     "_name_or_path",
+                                     "_attn_implementation"};
+
+// One JSON object, of which every key must be asked for.
+class Keys {
+ public:
+  Keys(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
+    if (!object.is_object()) fail("not a JSON object");
+  }
+
+  // Present and not null.
+  bool has(const char* key) const {
+    asked_.insert(key);
+    const auto found = object_.find(key);
+    return found != object_.end() && !found->is_null();
+  }
+  template <class T>
+  T get(const char* key) const {
+    if (!has(key)) fail(fmt::format("no key {}", key));
+    const Json& value = object_.at(key);
+    const bool fits = std::is_same_v<T, bool>          ? value.is_boolean()
+                      : std::is_same_v<T, std::string> ? value.is_string()
+                      : std::is_same_v<T, double>      ? value.is_number()
+                                                       : value.is_number_integer();
+    if (!fits) fail(fmt::format("{} is {}, of another type than it should be", key, value.dump()));
+    return value.get<T>();
+  }
+  template <class T>
+  T get(const char* key, T fallback) const {
+    return has(key) ? get<T>(key) : fallback;
+  }
+  Keys part(const char* key) const { return Keys(object_.at(key), where_ + ": " + key); }
+  bool is_part(const char* key) const { return has(key) && object_.at(key).is_object(); }
+  // Present, but null.
+  bool is_null(const char* key) const { return !has(key) && object_.contains(key); }
+  const Json& raw(const char* key) const { return object_.at(key); }
+
+  const std::string& where() const { return where_; }
+
+  // `supported`: the values of this key that have a counterpart here.
+  void refuse_unless(const char* key, bool supported) const {
+    if (supported || !has(key)) return;
+    throw Error(ErrorKind::kUnsupported, fmt::format("{}: {} {} is not supported by this version",
+                                                     where_, key, object_.at(key).dump()));
+  }
+  [[noreturn]] void fail(const std::string& message, const std::string& hint = {}) const {
+    throw Error(ErrorKind::kInvalidArgument, where_ + ": " + message, hint);
+  }
+  void finish() const {
+    for (const auto& [key, value] : object_.items()) {
+      const bool harmless =
+          std::any_of(std::begin(kHarmless), std::end(kHarmless),
+                      [&, &name = key](const char* known) { return name == known; });
+      if (harmless || value.is_null() || asked_.contains(key)) continue;
+      fail(fmt::format("unknown key {} ({}), which may change the result", key,
+                       value.dump().substr(0, 80)),
+           "remove it if it does not");
+    }
+  }
+
+ private:
+  const Json& object_;
+  std::string where_;
+  mutable std::set<std::string> asked_;
+};
+
+// rope_parameters (transformers 5) or rope_theta and rope_scaling (before).
+double read_rope_theta(const Keys& keys, double fallback) {
+  double theta = keys.get<double>("rope_theta", fallback);
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    if (!keys.has(key)) continue;
+    const Keys rope = keys.part(key);
+    theta = rope.get<double>("rope_theta", theta);
+    for (const char* type : {"rope_type", "type"}) {
+      rope.refuse_unless(type, rope.get<std::string>(type, "default") == "default");
+    }
+    rope.refuse_unless("partial_rotary_factor",
+                       rope.get<double>("partial_rotary_factor", 1.0) == 1.0);
+    rope.finish();
+  }
+  return theta;
+}
+
+std::string read_activation(const Keys& keys, const char* key) {
+  const auto name = keys.get<std::string>(key, "silu");
+  for (const auto& [theirs, ours] : kActivations) {
+    if (name == theirs) return ours;
+  }
+  keys.refuse_unless(key, false);
+  return name;
+}
+
+void refuse_dropout(const Keys& keys, std::initializer_list<const char*> names) {
+  for (const char* key : names) keys.refuse_unless(key, keys.get<double>(key, 0.0) == 0.0);
+}
+
+OrderedJson attention_block(std::int64_t n_heads, std::int64_t kv_n_heads, double rope_theta) {
+  OrderedJson block;
+  if (kv_n_heads == n_heads) {
+    block["attn_type"] = "multihead_attention";
+  } else {
+    block["attn_type"] = "grouped_query_attention";
+    block["kv_n_heads"] = kv_n_heads;
+  }
+  block["rope"] = true;
+  block["rope_theta"] = rope_theta;
+  return block;
+}
+
+OrderedJson moe_block(const std::string& activation, std::int64_t d_ffn, std::int64_t experts,
+                      std::int64_t top_k, double normalize, double loss_weight) {
+  OrderedJson block;
+  block["ffn_type"] = "mb_dmoe";
+  block["mlp_type"] = "glu";
+  block["mlp_impl"] = "grouped";
+  block["ffn_act_fn"] = {{"name", activation}};
+  block["ffn_hidden_size"] = d_ffn;
+  block["moe_num_experts"] = experts;
+  block["moe_top_k"] = top_k;
+  block["moe_world_size"] = 1;
+  block["moe_loss_weight"] = loss_weight;
+  if (normalize != 0) block["moe_normalize_expert_weights"] = normalize;
+  return block;
+}
+
+OrderedJson dbrx_block(const Keys& keys) {
+  OrderedJson model;
+  const auto d_model = keys.get<std::int64_t>("d_model");
+  const auto n_heads = keys.get<std::int64_t>("n_heads");
+  model["name"] = "mpt_causal_lm";
+  model["d_model"] = d_model;
+  model["n_heads"] = n_heads;
+  model["n_layers"] = keys.get<std::int64_t>("n_layers");
+  model["max_seq_len"] = keys.get<std::int64_t>("max_seq_len");
+  model["vocab_size"] = keys.get<std::int64_t>("vocab_size");
+  model["no_bias"] = true;
+  model["norm_type"] = "layernorm";
+  model["tie_word_embeddings"] = false;
+  keys.refuse_unless("tie_word_embeddings", !keys.get<bool>("tie_word_embeddings", false));
+  refuse_dropout(keys, {"emb_pdrop", "resid_pdrop"});
+  keys.has("router_aux_loss_coef");  // the same as ffn_config.moe_loss_weight
+
+  if (!keys.is_part("attn_config") || !keys.is_part("ffn_config")) {
+    keys.fail("attn_config and ffn_config must be objects");
+  }
+  const Keys attention = keys.part("attn_config");
+  const auto kv_heads = attention.get<std::int64_t>("kv_n_heads", 1);
+  keys.refuse_unless("num_key_value_heads",
+                     keys.get<std::int64_t>("num_key_value_heads", kv_heads) == kv_heads);
+  refuse_dropout(attention, {"attn_pdrop"});
+  const double theta = read_rope_theta(keys, attention.get<double>("rope_theta", 10000.0));
+  model["attn_config"] = attention_block(n_heads, kv_heads, theta);
+  if (attention.has("clip_qkv")) {
+    model["attn_config"]["clip_qkv"] = attention.get<double>("clip_qkv");
+  }
+  attention.finish();
+
+  const Keys ffn = keys.part("ffn_config");
+  std::string activation = "silu";
+  if (ffn.has("ffn_act_fn")) {
+    const Keys act = ffn.part("ffn_act_fn");
+    activation = read_activation(act, "name");
+    act.finish();
+  }
+  ffn.refuse_unless("hidden_size", ffn.get<std::int64_t>("hidden_size", d_model) == d_model);
+  ffn.refuse_unless("moe_jitter_eps", ffn.get<double>("moe_jitter_eps", 0.0) == 0.0);
+  ffn.refuse_unless("uniform_expert_assignment",
+                    !ffn.get<bool>("uniform_expert_assignment", false));
+  // Absent and null differ: the class's default is 1.
+  const bool off = ffn.is_null("moe_normalize_expert_weights");
+  const double normalize = off ? 0.0 : ffn.get<double>("moe_normalize_expert_weights", 1.0);
+  model["ffn_config"] =
+      moe_block(activation, ffn.get<std::int64_t>("ffn_hidden_size"),
+                ffn.get<std::int64_t>("moe_num_experts"), ffn.get<std::int64_t>("moe_top_k"),
+                normalize, ffn.get<double>("moe_loss_weight", 0.01));
+  ffn.finish();
+  return model;
+}
+
+// What differs between the families that share Llama's names.
+struct LlamaTraits {
+  double rope_theta = 10000;
+  double norm_eps = 1e-6;
+  const char* experts = nullptr;  // the key of their number; nullptr: dense
+  const char* d_ffn = "intermediate_size";
+  bool sliding_window_switch = false;    // use_sliding_window decides
+  std::optional<std::int64_t> head_dim;  // absent: hidden_size / num_attention_heads
+  const char* qk_norm = nullptr;         // our key
+  double loss_coefficient = 0.001;
+  std::optional<std::int64_t> default_window;  // where config.json does not say `null`
+};
+
+LlamaTraits traits_of(Family family) {
+  LlamaTraits traits;
+  switch (family) {
+    case Family::kMixtral:
+      traits.rope_theta = 1e6;
+      traits.norm_eps = 1e-5;
+      traits.experts = "num_local_experts";
+      break;
+    case Family::kOlmoe:
+      traits.norm_eps = 1e-5;
+      traits.experts = "num_experts";
+      traits.qk_norm = "qk_ln";
+      traits.loss_coefficient = 0.01;
+      break;
+    case Family::kQwen3Moe:
+      traits.experts = "num_experts";
+      traits.d_ffn = "moe_intermediate_size";
+      traits.sliding_window_switch = true;
+      traits.qk_norm = "qk_gn";
+      break;
+    case Family::kMistral:
+      traits.default_window = 4096;
+      break;
+    case Family::kQwen3:
+      traits.sliding_window_switch = true;
+      traits.head_dim = 128;
+      traits.qk_norm = "qk_gn";
+      break;
+    default:
+      break;
+  }
+  return traits;
+}
+
+void read_windows(const Keys& keys, const LlamaTraits& traits) {
+  const bool used = !traits.sliding_window_switch || keys.get<bool>("use_sliding_window", false);
+  if (keys.has("sliding_window") && used) {
+    keys.refuse_unless("sliding_window", keys.get<std::int64_t>("sliding_window") >=
+                                             keys.get<std::int64_t>("max_position_embeddings"));
+  }
+  if (traits.default_window && !keys.has("sliding_window") && !keys.is_null("sliding_window") &&
+      keys.get<std::int64_t>("max_position_embeddings") > *traits.default_window) {
+    throw Error(ErrorKind::kUnsupported,
+                fmt::format("{}: sliding_window, which is {} where the key is absent, is not "
+                            "supported by this version",
+                            keys.where(), *traits.default_window));
+  }
+  keys.has("max_window_layers");  // of no effect without a window
+  if (keys.has("layer_types")) {
+    const Json& types = keys.raw("layer_types");
+    keys.refuse_unless("layer_types", std::all_of(types.begin(), types.end(), [](const Json& type) {
+                         return type == "full_attention";
+                       }));
+  }
+}
+
+OrderedJson llama_moe_block(const Keys& keys, Family family, const LlamaTraits& traits,
+                            const std::string& activation) {
+  // transformers writes either name.
+  const char* other =
+      std::string_view(traits.experts) == "num_experts" ? "num_local_experts" : "num_experts";
+  const char* name = keys.has(traits.experts) ? traits.experts : other;
+  const auto experts = keys.get<std::int64_t>(name);
+  keys.refuse_unless(other, keys.get<std::int64_t>(other, experts) == experts);
+  const auto top_k = keys.get<std::int64_t>("num_experts_per_tok");
+  const bool normalize = family == Family::kMixtral || keys.get<bool>("norm_topk_prob", false);
+  refuse_dropout(keys, {"router_jitter_noise"});
+  if (family == Family::kQwen3Moe) {
+    keys.has("intermediate_size");  // the width of layers that are not mixtures: there are none
+    keys.refuse_unless("decoder_sparse_step",
+                       keys.get<std::int64_t>("decoder_sparse_step", 1) == 1);
+    keys.refuse_unless("mlp_only_layers",
+                       !keys.has("mlp_only_layers") || keys.raw("mlp_only_layers").empty());
+  }
+  // Balanced, transformers' loss is top_k, ours 1.
+  const double loss = keys.get<double>("router_aux_loss_coef", traits.loss_coefficient) *
+                      static_cast<double>(top_k);
+  return moe_block(activation, keys.get<std::int64_t>(traits.d_ffn), experts, top_k,
+                   normalize ? 1.0 : 0.0, loss);
+}
+
+OrderedJson llama_block(const Keys& keys, Family family) {
+  const LlamaTraits traits = traits_of(family);
+  OrderedJson model;
+  const auto d_model = keys.get<std::int64_t>("hidden_size");
+  const auto n_heads = keys.get<std::int64_t>("num_attention_heads");
+  model["name"] = "mpt_causal_lm";
+  model["d_model"] = d_model;
+  model["n_heads"] = n_heads;
+  model["n_layers"] = keys.get<std::int64_t>("num_hidden_layers");
+  if (keys.has("head_dim")) {
+    model["head_dim"] = keys.get<std::int64_t>("head_dim");
+  } else if (traits.head_dim) {
+    model["head_dim"] = *traits.head_dim;
+  }
+  model["max_seq_len"] = keys.get<std::int64_t>("max_position_embeddings");
+  model["vocab_size"] = keys.get<std::int64_t>("vocab_size");
+  model["no_bias"] = true;
+  model["norm_type"] = "rmsnorm";
+  model["norm_eps"] = keys.get<double>("rms_norm_eps", traits.norm_eps);
+  model["tie_word_embeddings"] = keys.get<bool>("tie_word_embeddings", false);
+  for (const char* key : {"attention_bias", "mlp_bias", "qkv_bias"}) {
+    keys.refuse_unless(key, !keys.get<bool>(key, false));
+  }
+  refuse_dropout(keys, {"attention_dropout"});
+  // OLMoE clips behind the norm of queries and keys, this model before it.
+  keys.refuse_unless("clip_qkv", false);
+  read_windows(keys, traits);
+  model["attn_config"] =
+      attention_block(n_heads, keys.get<std::int64_t>("num_key_value_heads", n_heads),
+                      read_rope_theta(keys, traits.rope_theta));
+  if (traits.qk_norm) model["attn_config"][traits.qk_norm] = true;
+  const std::string activation = read_activation(keys, "hidden_act");
+  if (traits.experts) {
+    model["ffn_config"] = llama_moe_block(keys, family, traits, activation);
+  } else {
+    model["ffn_config"] = {{"ffn_type", "mptglu"},
+                           {"ffn_act_fn", {{"name", activation}}},
+                           {"ffn_hidden_size", keys.get<std::int64_t>(traits.d_ffn)}};
+  }
+  return model;
+}
+
+}  // namespace
+
+HfModel read_hf_config(const Json& json, const std::string& path) {
+  const Keys keys(json, path);
+  const auto type = keys.get<std::string>("model_type");
+  const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
+                                    [&](const auto& known) { return type == known.first; });
+  if (family == std::end(kFamilies)) {
+    std::vector<std::string> names;
+    for (const auto& known : kFamilies) names.push_back(known.first);
+    throw Error(ErrorKind::kUnsupported,
+                fmt::format("{}: model_type {} is not supported by this version", path, type),
+                fmt::format("one of: {}", fmt::join(names, ", ")));
+  }
+  const OrderedJson model =
+      family->second == Family::kDbrx ? dbrx_block(keys) : llama_block(keys, family->second);
+  keys.finish();
+  // JSON is YAML; read as a user's block is, with the same bounds.
+  const std::string where = path + ", as a `model` block";
+  const YamlDocument document = YamlDocument::parse(model.dump(), where).without_warnings();
+  return {family->second, ModelConfig::from_yaml(document.root()), model};
+}
+
+// ---- writing ----
+
+namespace {
+
+[[noreturn]] void inexpressible(const std::string& key, const std::string& value,
+                                const std::string& why = {}) {
+  throw Error(ErrorKind::kUnsupported,
+              fmt::format("no family of Hugging Face models that this version writes has {} {}{}",
+                          key, value, why.empty() ? "" : ": " + why));
+}
+
+// Every key of the model that decides its function must be said by config.json or have the one
+// value that all families share. A key that is not listed here is one that this writer does not
+// know.
+void check_expressible(const ModelConfig& config) {
+  static const std::set<std::string> said = {"d_model",
+                                             "n_heads",
+                                             "n_layers",
+                                             "vocab_size",
+                                             "head_dim",
+                                             "tie_word_embeddings",
+                                             "norm_type",
+                                             "norm_eps",
+                                             "attn_config.kv_n_heads",
+                                             "attn_config.clip_qkv",
+                                             "attn_config.qk_ln",
+                                             "attn_config.qk_gn",
+                                             "attn_config.rope_theta",
+                                             "ffn_config.ffn_type",
+                                             "ffn_config.ffn_hidden_size",
+                                             "ffn_config.ffn_act_fn",
+                                             "ffn_config.moe_num_experts",
+                                             "ffn_config.moe_top_k",
+                                             "ffn_config.moe_normalize_expert_weights"};
+  static const std::map<std::string, std::string> fixed = {{"learned_pos_emb", "false"},
+                                                           {"no_bias", "true"},
+                                                           {"attn_config.softmax_scale", "null"},
+                                                           {"attn_config.rope", "true"},
+                                                           {"ffn_config.mlp_type", "glu"}};
+  for (const auto& [name, value] : config.maths()) {
+    const std::string key = name.substr(std::string("model.").size());
+    if (said.contains(key)) continue;
+    const auto only = fixed.find(key);
+    if (only == fixed.end()) inexpressible(name, value);
+    if (value != only->second) inexpressible(name, value, "they have " + only->second);
+  }
+  if (config.moe() && config.moe()->bias) inexpressible("model.no_bias", "false");
+}
+
+std::string their_activation(Activation activation) {
+  for (const auto& [theirs, ours] : kActivations) {
+    if (std::string_view(ours) == activation_name(activation)) return theirs;
+  }
+  inexpressible("model.ffn_config.ffn_act_fn", activation_name(activation));
+}
+
+OrderedJson rope_parameters(const ModelConfig& config) {
+  return {{"rope_theta", config.attention.rope_theta}, {"rope_type", "default"}};
+}
+
+OrderedJson dbrx_config(const ModelConfig& config) {
+  const MoELayerConfig& layer = *config.moe();
+  const AttentionConfig& attention = config.attention;
+  OrderedJson json;
+  json["d_model"] = config.d_model;
+  json["n_heads"] = config.n_heads;
+  json["n_layers"] = config.n_layers;
+  json["max_seq_len"] = config.max_seq_len;
+  json["vocab_size"] = config.vocab_size;
+  json["attn_config"] = {{"kv_n_heads", attention.kv_n_heads},
+                         {"clip_qkv", nullptr},
+                         {"rope_theta", attention.rope_theta}};
+  if (attention.clip_qkv > 0) json["attn_config"]["clip_qkv"] = attention.clip_qkv;
+  json["ffn_config"] = {{"ffn_act_fn", {{"name", their_activation(layer.moe.activation)}}},
+                        {"ffn_hidden_size", layer.moe.d_ffn},
+                        {"hidden_size", config.d_model},
+                        {"moe_num_experts", layer.moe.num_experts},
+                        {"moe_top_k", layer.moe.top_k},
+                        {"moe_loss_weight", layer.loss_weight},
+                        {"moe_normalize_expert_weights", nullptr}};
+  if (layer.moe.route.normalize_p != 0) {
+    json["ffn_config"]["moe_normalize_expert_weights"] = layer.moe.route.normalize_p;
+  }
+  json["router_aux_loss_coef"] = layer.loss_weight;
+  json["rope_parameters"] = rope_parameters(config);
+  return json;
+}
+
+OrderedJson llama_config(const ModelConfig& config, Family family) {
+  const LlamaTraits traits = traits_of(family);
+  const MoELayerConfig* layer = config.moe();
+  const auto* dense = std::get_if<FfnConfig>(&config.ffn);
+  const std::int64_t d_ffn = layer ? layer->moe.d_ffn : dense->d_ffn;
+  OrderedJson json;
+  json["hidden_size"] = config.d_model;
+  json["intermediate_size"] = d_ffn;
+  json[traits.d_ffn] = d_ffn;
+  json["num_hidden_layers"] = config.n_layers;
+  json["num_attention_heads"] = config.n_heads;
+  json["num_key_value_heads"] = config.attention.kv_n_heads;
+  json["head_dim"] = config.attention.head_dim;
+  json["max_position_embeddings"] = config.max_seq_len;
+  json["vocab_size"] = config.vocab_size;
+  json["hidden_act"] = their_activation(layer ? layer->moe.activation : dense->activation);
+  json["rms_norm_eps"] = config.norm.eps;
+  json["tie_word_embeddings"] = config.tie_word_embeddings;
+  // Both spellings: transformers before 5 knows the one, later ones write the other.
+  json["rope_theta"] = config.attention.rope_theta;
+  json["rope_parameters"] = rope_parameters(config);
+  if (family == Family::kMixtral || family == Family::kMistral) json["sliding_window"] = nullptr;
+  if (layer) {
+    json[traits.experts] = layer->moe.num_experts;
+    json["num_experts_per_tok"] = layer->moe.top_k;
+    json["router_aux_loss_coef"] = layer->loss_weight / static_cast<double>(layer->moe.top_k);
+    if (family != Family::kMixtral) json["norm_topk_prob"] = layer->moe.route.normalize_p == 1.0;
+  }
+  return json;
+}
+
+}  // namespace
+
+Family hf_family_of(const ModelConfig& config, const Json& kept) {
+  check_expressible(config);
+  const AttentionConfig& attention = config.attention;
+  const MoELayerConfig* layer = config.moe();
+  const auto* dense = std::get_if<FfnConfig>(&config.ffn);
+  if (config.norm.type == NormType::kLayerNorm) {
+    if (!layer) inexpressible("model.norm_type", "layernorm", "dense ones have rmsnorm");
+    if (config.norm.eps != 1e-5)
+      inexpressible("model.norm_eps", fmt::format("{}", config.norm.eps));
+    if (config.tie_word_embeddings) {
+      inexpressible("model.tie_word_embeddings", "true", "DBRX has false");
+    }
+    if (attention.qk_norm != QkNorm::kNone) {
+      inexpressible("a norm of queries and keys", "beside layernorm");
+    }
+    if (attention.head_dim * config.n_heads != config.d_model) {
+      inexpressible("model.head_dim", fmt::format("{}", attention.head_dim));
+    }
+    return Family::kDbrx;
+  }
+  if (attention.clip_qkv != 0) {
+    inexpressible("model.attn_config.clip_qkv", fmt::format("{}", attention.clip_qkv),
+                  "beside rmsnorm");
+  }
+  if (!layer) {
+    if (!dense->glu) inexpressible("model.ffn_config.ffn_type", "mptmlp", "they have mptglu");
+    if (attention.qk_norm == QkNorm::kWhole) {
+      inexpressible("model.attn_config.qk_ln", "true", "dense ones have qk_gn");
+    }
+    if (attention.qk_norm == QkNorm::kPerHead) return Family::kQwen3;
+    const bool mistral = kept.is_object() && kept.value("model_type", Json()) == "mistral";
+    return mistral ? Family::kMistral : Family::kLlama;
+  }
+  const double p = layer->moe.route.normalize_p;
+  const bool optional = attention.qk_norm != QkNorm::kNone;
+  if (p != 1.0 && !(optional && p == 0.0)) {
+    inexpressible("model.ffn_config.moe_normalize_expert_weights", fmt::format("{}", p));
+  }
+  if (!optional) return Family::kMixtral;
+  return attention.qk_norm == QkNorm::kWhole ? Family::kOlmoe : Family::kQwen3Moe;
+}
+
+OrderedJson make_hf_config(const ModelConfig& config, const std::string& dtype, const Json& kept) {
+  const Family family = hf_family_of(config, kept);
+  static const std::map<Family, const char*> architectures = {
+      {Family::kMixtral, "MixtralForCausalLM"},   {Family::kOlmoe, "OlmoeForCausalLM"},
+      {Family::kQwen3Moe, "Qwen3MoeForCausalLM"}, {Family::kDbrx, "DbrxForCausalLM"},
+      {Family::kLlama, "LlamaForCausalLM"},       {Family::kMistral, "MistralForCausalLM"},
+      {Family::kQwen3, "Qwen3ForCausalLM"}};
+  OrderedJson json;
+  json["architectures"] = {architectures.at(family)};
+  json["model_type"] = family_name(family);
+  json["torch_dtype"] = dtype;
+  json.update(family == Family::kDbrx ? dbrx_config(config) : llama_config(config, family));
+  // Null, where the model came without: the classes' defaults are those of their first models.
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+    json[key] = kept.is_object() && kept.contains(key) ? kept[key] : Json();
+  }
+  return json;
+}
+
+}  // namespace dropless::train

@@ -1,0 +1,213 @@
+#include "train/convert/tensor_folder.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/json.h"
+#include "train/bridge/views.h"
+#include "train/checkpoint/checkpoint.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr std::uint64_t kMaxIndexBytes = 256 << 20;
+constexpr std::int64_t kChunkBytes = 16 << 20;  // of rows that are passed on as they are
+constexpr std::size_t kMostNames = 8;           // in one message
+
+bool is_pickle(const std::string& name) {
+  return name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth") ||
+         name.ends_with(".ckpt");
+}
+
+[[noreturn]] void no_weights(const std::string& folder) {
+  for (const std::string& name : list_folder(folder)) {
+    if (!is_pickle(name)) continue;
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("{} is a pickle, which could run any code when it is read",
+                    join_path(folder, name)),
+        fmt::format("where you trust it: python -c \"from transformers import AutoModelForCausalLM "
+                    "as M; M.from_pretrained('{0}', dtype='auto').save_pretrained("
+                    "'{0}-safetensors')\"",
+                    folder));
+  }
+  throw Error(ErrorKind::kInvalidArgument,
+              fmt::format("{} holds neither {} nor {}", folder, kModelFile, kIndexFile));
+}
+
+// Tensor name -> file name.
+std::map<std::string, std::string> read_index(const std::string& path) {
+  const auto fail = [&](const std::string& message) {
+    throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, message));
+  };
+  const nlohmann::json json =
+      parse_json(read_file(path, kMaxIndexBytes), path, ErrorKind::kDamaged);
+  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+    fail("no weight_map");
+  }
+  std::map<std::string, std::string> map;
+  for (const auto& [tensor, file] : json["weight_map"].items()) {
+    // A name with a slash could lead anywhere.
+    if (!file.is_string() || file.get<std::string>().find('/') != std::string::npos) {
+      fail(fmt::format("{} is in no plain file name", tensor));
+    }
+    map[tensor] = file.get<std::string>();
+  }
+  return map;
+}
+
+std::string list_names(const std::vector<std::string>& names) {
+  const std::size_t shown = std::min(names.size(), kMostNames);
+  std::string text = fmt::format("{}", fmt::join(names.begin(), names.begin() + shown, ", "));
+  if (names.size() > shown) text += fmt::format(" and {} more", names.size() - shown);
+  return text;
+}
+
+std::optional<at::ScalarType> weight_type(StorageType type) {
+  switch (type) {
+    case StorageType::kF32:
+      return at::kFloat;
+    case StorageType::kF64:
+      return at::kDouble;
+    case StorageType::kBF16:
+      return at::kBFloat16;
+    case StorageType::kF16:
+      return at::kHalf;
+    default:
+      return std::nullopt;
+  }
+}
+
+at::ScalarType type_of(const TensorFolder::Entry& entry) {
+  const auto type = weight_type(entry.info.dtype);
+  if (!type) {
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("{}: {} is {}, no type that this version takes weights in", entry.file->path(),
+                    entry.info.name, storage_type_name(entry.info.dtype)),
+        "one of: F64, F32, BF16, F16");
+  }
+  return *type;
+}
+
+}  // namespace
+
+TensorFolder TensorFolder::open(const std::string& folder) {
+  TensorFolder result;
+  result.folder_ = folder;
+  std::map<std::string, std::string> index;
+  std::set<std::string> names;
+  if (path_exists(join_path(folder, kIndexFile))) {
+    index = read_index(join_path(folder, kIndexFile));
+    for (const auto& [tensor, file] : index) names.insert(file);
+  } else if (path_exists(join_path(folder, kModelFile))) {
+    names.insert(kModelFile);
+  } else {
+    no_weights(folder);
+  }
+  for (const std::string& name : names) {
+    const std::string path = join_path(folder, name);
+    if (!path_exists(path)) {
+      throw Error(ErrorKind::kDamaged, fmt::format("{} is missing; {} names it", path, kIndexFile),
+                  "copy the folder again");
+    }
+    result.files_.push_back(std::make_unique<SafetensorsFile>(SafetensorsFile::open(path)));
+    const SafetensorsFile& file = *result.files_.back();
+    for (const TensorInfo& info : file.tensors()) {
+      const auto listed = index.find(info.name);
+      if (!index.empty() && (listed == index.end() || listed->second != name)) {
+        throw Error(ErrorKind::kDamaged,
+                    fmt::format("{} holds {}, which {} has in {}", path, info.name, kIndexFile,
+                                listed == index.end() ? "no file" : listed->second));
+      }
+      result.tensors_[info.name] = {&file, info};
+    }
+  }
+  for (const auto& [tensor, file] : index) {
+    if (!result.contains(tensor)) {
+      throw Error(ErrorKind::kDamaged, fmt::format("{} does not hold {}; {} says so",
+                                                   join_path(folder, file), tensor, kIndexFile));
+    }
+  }
+  return result;
+}
+
+const TensorFolder::Entry& TensorFolder::at(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} holds no tensor {}", folder_, name));
+  }
+  return found->second;
+}
+
+void TensorFolder::check(const std::vector<TensorShape>& wanted,
+                         const std::function<bool(const std::string&)>& optional) const {
+  std::set<std::string> known;
+  std::vector<std::string> missing, extra, wrong;
+  for (const TensorShape& tensor : wanted) {
+    known.insert(tensor.name);
+    const auto found = tensors_.find(tensor.name);
+    if (found == tensors_.end()) {
+      missing.push_back(tensor.name);
+    } else if (found->second.info.shape != tensor.shape) {
+      wrong.push_back(fmt::format("{} is [{}] and not [{}]", tensor.name,
+                                  fmt::join(found->second.info.shape, ", "),
+                                  fmt::join(tensor.shape, ", ")));
+    }
+  }
+  for (const auto& [name, entry] : tensors_) {
+    if (!known.contains(name) && !optional(name)) extra.push_back(name);
+  }
+  std::vector<std::string> problems;
+  if (!missing.empty()) problems.push_back("it lacks " + list_names(missing));
+  if (!extra.empty()) problems.push_back("it has no place for " + list_names(extra));
+  if (!wrong.empty()) problems.push_back("of another shape: " + list_names(wrong));
+  if (problems.empty()) return;
+  throw Error(ErrorKind::kInvalidArgument,
+              fmt::format("{}: the tensors are not those of its config: {}", folder_,
+                          fmt::join(problems, "; ")));
+}
+
+at::ScalarType common_type(const TensorFolder& source, const MappedTensor& target) {
+  std::optional<at::ScalarType> type;
+  for (const Piece& piece : target.pieces) {
+    const TensorFolder::Entry& entry = source.at(piece.source);
+    const at::ScalarType mine = type_of(entry);
+    if (type && *type != mine) {
+      throw Error(
+          ErrorKind::kInvalidArgument,
+          fmt::format("{}: {} is {}, other parts of {} are of another type", entry.file->path(),
+                      piece.source, storage_type_name(entry.info.dtype), target.tensor.name),
+          "give --dtype");
+    }
+    type = mine;
+  }
+  return *type;
+}
+
+void stream_tensor(const TensorFolder& source, const MappedTensor& target, at::ScalarType type,
+                   const std::function<void(const at::Tensor&)>& sink) {
+  for (const Piece& piece : target.pieces) {
+    const TensorFolder::Entry& entry = source.at(piece.source);
+    const at::ScalarType stored = type_of(entry);
+    const std::int64_t row_bytes =
+        piece.columns * static_cast<std::int64_t>(c10::elementSize(stored));
+    const std::int64_t step =
+        piece.transpose ? piece.rows
+                        : std::clamp<std::int64_t>(kChunkBytes / row_bytes, 1, piece.rows);
+    for (std::int64_t row = 0; row < piece.rows; row += step) {
+      const std::int64_t rows = std::min(step, piece.rows - row);
+      const at::Tensor read = at::empty({rows, piece.columns}, stored);
+      entry.file->read_part(entry.info, (piece.first_row + row) * row_bytes,
+                            read.mutable_data_ptr(), rows * row_bytes);
+      sink((piece.transpose ? read.t() : read).to(type).contiguous());
+    }
+  }
+}
+
+}  // namespace dropless::train
