@@ -123,7 +123,7 @@ class ConvertTest(CommandTest):
     def test_a_trained_model_goes_out_or_is_refused_by_name(self):
         self.write_data()
         self.write_config()
-        self.check_command("train", "config.yaml", "max_duration=2ba")
+        self.check_command("train", "config.yaml", "max_duration=8ba")
         # LayerNorm, tied embeddings: no family has that.
         result = self.run_command("convert", "run", "out", "--to", "hf")
         self.assertEqual(result.returncode, 2, result.stderr)
