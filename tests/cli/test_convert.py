@@ -124,11 +124,15 @@ class ConvertTest(CommandTest):
         self.write_data()
         self.write_config()
         self.check_command("train", "config.yaml", "max_duration=8ba")
-        # LayerNorm, tied embeddings: no family has that.
-        result = self.run_command("convert", "run", "out", "--to", "hf")
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("model.", result.stderr)
-        self.assertFalse((self.folder / "out").exists())
+        self.check_command("convert", "run", "out", "--to", "hf")
+        arguments = ("--prompt-ids", "[[5, 80, 3]]", "--temperature", 0, "--json", "--logits")
+        ours, theirs = (json.loads(self.check_command("generate", m, *arguments)) for m in ("run", "out"))
+        self.assertEqual(ours["logits_last"], theirs["logits_last"])
+        self.check_command(
+            "train", "config.yaml", "max_duration=8ba", "model.attn_config.softmax_scale=0.3", "save_folder=scaled"
+        )
+        self.check_refused(["softmax_scale", "0.3"], "convert", "scaled", "refused", "--to", "hf")
+        self.assertFalse((self.folder / "refused").exists())
 
     def test_what_config_json_says_is_honoured_or_refused_by_name(self):
         for number, (keys, word) in enumerate((
