@@ -161,7 +161,8 @@ void run_generate(const GenerateVerb& verb) {
 void add_generate_verb(CLI::App& app) {
   auto verb = std::make_shared<GenerateVerb>();
   CLI::App* cli = app.add_subcommand("generate", "Continue a prompt");
-  cli->add_option("model", verb->model, "checkpoint, run folder or Hugging Face folder")->required();
+  cli->add_option("model", verb->model, "checkpoint, run folder or Hugging Face folder")
+      ->required();
   auto* prompt = cli->add_option_group("prompt");
   prompt->add_option("--prompt", verb->prompt, "text to continue");
   CLI::Option* file =
