@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "apps/model_options.h"
 #include "apps/verbs.h"
 #include "apps/whole_number.h"
 #include "dropless/error.h"
@@ -29,16 +30,7 @@ void run_convert(ConvertVerb verb) {
     throw Error(ErrorKind::kInvalidArgument, "--to " + verb.to + " is not supported",
                 "one of: dropless, hf");
   }
-  if (verb.dtype == "fp32") {
-    verb.options.dtype = at::kFloat;
-  } else if (verb.dtype == "bf16") {
-    verb.options.dtype = at::kBFloat16;
-  } else if (verb.dtype == "fp16") {
-    verb.options.dtype = at::kHalf;
-  } else if (!verb.dtype.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + verb.dtype,
-                "one of: fp32, bf16, fp16");
-  }
+  if (!verb.dtype.empty()) verb.options.dtype = compute_type(parse_dtype(verb.dtype));
   convert_model(verb.source, verb.target, verb.options);
 }
 

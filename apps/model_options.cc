@@ -14,7 +14,7 @@ void ModelOptions::add_to(CLI::App& verb) {
                       ->capture_default_str();
 }
 
-Precision ModelOptions::precision() const {
+Precision parse_dtype(const std::string& dtype) {
   if (dtype == "fp32") return Precision::kFp32;
   if (dtype == "bf16") return Precision::kAmpBf16;
   if (dtype == "fp16") return Precision::kAmpFp16;

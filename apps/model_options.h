@@ -10,6 +10,9 @@
 
 namespace dropless::apps {
 
+// fp32, or autocast to bf16 or fp16. Throws Error(kInvalidArgument).
+train::Precision parse_dtype(const std::string& dtype);
+
 struct ModelOptions {
   std::string device = "cpu";
   std::string dtype = "fp32";
@@ -17,8 +20,7 @@ struct ModelOptions {
   void add_to(CLI::App& verb);
   bool device_given() const { return device_option_->count() > 0; }
   bool dtype_given() const { return dtype_option_->count() > 0; }
-  // fp32, or autocast to bf16 or fp16. Throws Error(kInvalidArgument).
-  train::Precision precision() const;
+  train::Precision precision() const { return parse_dtype(dtype); }
   train::LoadedModel open(const std::string& path) const;
 
  private:

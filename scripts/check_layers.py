@@ -47,7 +47,7 @@ ROOMS = (
     Room("train/nn", 4, torch=True, sees=LIBRARY + ("train/base", "train/bridge", "train/dist")),
     Room("train/optim", 4, torch=True, sees=LIBRARY + ("train/base", "train/bridge", "train/dist")),
     Room("train/checkpoint", 4, sees=LIBRARY + ("train/base",)),
-    Room("train/report", 4, sees=LIBRARY + ("train/base",)),
+    Room("train/report", 5, sees=LIBRARY + ("train/base", "train/checkpoint")),
     Room(
         "train/convert",
         5,

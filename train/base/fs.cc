@@ -241,6 +241,19 @@ bool exchange_paths(const std::string& a, const std::string& b) {
   throw_errno("exchange " + a + " with", b, errno);
 }
 
+std::string publish_folder(const std::string& temporary, const std::string& final_path,
+                           const std::string& aside) {
+  if (!path_exists(final_path)) {
+    rename_path(temporary, final_path);
+    return {};
+  }
+  if (exchange_paths(temporary, final_path)) return temporary;
+  remove_all(aside);
+  rename_path(final_path, aside);
+  rename_path(temporary, final_path);
+  return aside;
+}
+
 void write_file_durable(const std::string& path, std::string_view bytes) {
   const std::string temporary = path + ".tmp";
   try {

@@ -34,6 +34,11 @@ void rename_path(const std::string& from, const std::string& to);  // then fsync
 void replace_symlink(const std::string& link, const std::string& target);
 // Swaps two paths of one file system in one step; false where the file system cannot.
 bool exchange_paths(const std::string& a, const std::string& b);
+// Gives a complete temporary folder its name. Where that name is taken, the two swap in one step,
+// or, on a file system without that, the old one steps aside first, to `aside`. Returns the folder
+// that holds what was replaced, for the caller to remove; empty when nothing was.
+std::string publish_folder(const std::string& temporary, const std::string& final_path,
+                           const std::string& aside);
 
 // Old content or new content, whatever happens: temporary sibling, fsync, rename, fsync of the
 // folder.

@@ -72,22 +72,6 @@ std::vector<Candidate> candidates(const std::string& run_folder) {
   return all;
 }
 
-// Gives a complete temporary folder its name. Where that name is taken, the two swap in one step,
-// or, on a file system without that, the old one steps aside first (sweep_stale knows what to do
-// after a crash). Returns the folder that holds what was replaced; empty when nothing was.
-std::string publish(const std::string& temporary, const std::string& final_path) {
-  if (!path_exists(final_path)) {
-    rename_path(temporary, final_path);
-    return {};
-  }
-  if (exchange_paths(temporary, final_path)) return temporary;
-  const std::string replaced = final_path + kReplaced;
-  remove_all(replaced);
-  rename_path(final_path, replaced);
-  rename_path(temporary, final_path);
-  return replaced;
-}
-
 }  // namespace
 
 std::string step_folder_name(std::int64_t step) { return fmt::format("step-{}", step); }
@@ -170,7 +154,8 @@ std::string CheckpointWriter::commit() {
   fsync_path(temporary_);
 
   const std::string final_path = join_path(run_folder_, step_folder_name(step_));
-  const std::string replaced = publish(temporary_, final_path);
+  // sweep_stale knows what to do with either after a crash.
+  const std::string replaced = publish_folder(temporary_, final_path, final_path + kReplaced);
   committed_ = true;
   replace_symlink(join_path(run_folder_, kLatest), step_folder_name(step_));
   if (!replaced.empty()) {

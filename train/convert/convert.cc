@@ -148,16 +148,8 @@ class FolderWriter {
   }
   void publish() {
     fsync_path(temporary_);
-    if (!path_exists(target_)) {
-      rename_path(temporary_, target_);
-    } else if (exchange_paths(temporary_, target_)) {
-      remove_all(temporary_);
-    } else {
-      const std::string replaced = target_ + ".dropless-old";
-      rename_path(target_, replaced);
-      rename_path(temporary_, target_);
-      remove_all(replaced);
-    }
+    const std::string replaced = publish_folder(temporary_, target_, target_ + ".dropless-old");
+    if (!replaced.empty()) remove_all(replaced);
     published_ = true;
   }
 

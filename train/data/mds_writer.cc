@@ -207,15 +207,11 @@ void MdsWriter::finish() {
   if (shard_.samples > 0) flush_shard();
   write_file_durable(join_path(temporary_, "index.json"), index_.dump());
   fsync_path(temporary_);
-  if (replace_ && path_exists(folder_) && !list_folder(folder_).empty()) {
-    // Swapped where the file system can, so that at no time nothing stands under the final name.
-    if (!exchange_paths(temporary_, folder_)) {
-      remove_all(folder_);
-      rename_path(temporary_, folder_);
-    }
-    remove_all(temporary_);
+  if (replace_) {
+    const std::string replaced = publish_folder(temporary_, folder_, temporary_ + ".old");
+    if (!replaced.empty()) remove_all(replaced);
   } else {
-    rename_path(temporary_, folder_);
+    rename_path(temporary_, folder_);  // refused where files came to stand there meanwhile
   }
   finished_ = true;
 }

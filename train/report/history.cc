@@ -1,7 +1,6 @@
 #include "train/report/history.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <fstream>
 #include <optional>
@@ -9,6 +8,7 @@
 
 #include "train/base/fs.h"
 #include "train/base/utf8.h"
+#include "train/checkpoint/checkpoint.h"
 
 namespace dropless::train {
 namespace {
@@ -63,20 +63,6 @@ std::string short_text(const nlohmann::json& line, const char* key, std::size_t 
 }
 
 }  // namespace
-
-std::vector<std::int64_t> saved_steps(const std::string& folder) {
-  std::vector<std::int64_t> steps;
-  for (const std::string& name : list_folder(folder)) {
-    constexpr std::string_view kPrefix = "step-";
-    if (!name.starts_with(kPrefix)) continue;
-    std::int64_t step = 0;
-    const char* end = name.data() + name.size();
-    const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, step);
-    if (error == std::errc() && stop == end) steps.push_back(step);  // not step-N.tmp
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
 
 template <class Take>
 bool LineReader::read(const Take& take) {
@@ -237,7 +223,7 @@ nlohmann::ordered_json RunHistory::json(const std::string& name, const std::stri
   const bool recorded = std::any_of(events.begin(), events.end(),
                                     [](const auto& event) { return event["event"] == "save"; });
   if (!recorded) {  // a run from before events.jsonl: the checkpoints that still stand
-    for (const std::int64_t step : saved_steps(folder_)) {
+    for (const std::int64_t step : list_steps(folder_)) {
       events.push_back({{"step", step}, {"event", "save"}});
     }
   }

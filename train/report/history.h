@@ -31,9 +31,6 @@ class LineReader {
   std::int64_t oversized_ = 0;
 };
 
-// The N of its checkpoints step-N, ascending.
-std::vector<std::int64_t> saved_steps(const std::string& folder);
-
 class RunHistory {
  public:
   explicit RunHistory(const std::string& folder);

@@ -14,6 +14,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/log.h"
+#include "train/checkpoint/checkpoint.h"
 #include "train/report/page.h"
 
 namespace dropless::train {
@@ -33,10 +34,10 @@ std::string utc_now() {
 
 // The config of the newest checkpoint; empty where there is none to read.
 std::string saved_config(const std::string& folder) {
-  const auto steps = saved_steps(folder);
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    const std::string path =
-        join_path(join_path(folder, "step-" + std::to_string(*step)), "config.yaml");
+  std::vector<std::int64_t> steps = list_steps(folder);
+  std::reverse(steps.begin(), steps.end());
+  for (const std::int64_t step : steps) {
+    const std::string path = join_path(join_path(folder, step_folder_name(step)), "config.yaml");
     if (!path_exists(path)) continue;
     try {
       return read_file(path, 16u << 20);
