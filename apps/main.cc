@@ -2,16 +2,13 @@
 // code (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
 #include <c10/util/Exception.h>
 #include <malloc.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
-#include <climits>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "apps/output.h"
@@ -64,20 +61,6 @@ int report_exception() {
 [[noreturn]] void report_termination() {
   if (!std::current_exception()) std::abort();
   std::_Exit(report_exception());
-}
-
-// OpenMP threads that wait spin, by default for milliseconds: beside another busy program two
-// threads on two cores then train ten times slower. A short spin costs nothing on an idle machine.
-// The runtime reads its environment when it is loaded, before main: hence the second start, under
-// the program's own path, from which the kernel takes the name that ps and top show.
-void limit_spinning(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
-  ::setenv("GOMP_SPINCOUNT", "10000", 1);
-  char path[PATH_MAX];
-  const ssize_t length = ::readlink("/proc/self/exe", path, sizeof path);
-  if (length <= 0 || length == sizeof path) return;
-  path[length] = '\0';
-  ::execv(path, argv);
 }
 
 // Training frees and takes the same tensors in every step: handed back to the kernel in between,
@@ -143,7 +126,6 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
   std::set_terminate(report_termination);
   keep_freed_memory();
-  if (argc > 1 && std::string_view(argv[1]) == "train") limit_spinning(argv);
   CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};
   app.set_version_flag("--version", DROPLESS_VERSION);
   app.require_subcommand(1);

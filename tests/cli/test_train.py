@@ -4,9 +4,12 @@ import fcntl
 import os
 import pty
 import re
+import shutil
+import signal
 import struct
 import subprocess
 import termios
+import time
 import unittest
 
 from command import BINARY, CommandTest
@@ -51,8 +54,31 @@ class TrainTest(CommandTest):
 
     def test_mkl_asks_the_command_for_the_processor(self):
         """Exported, the symbol takes the place of libtorch's own, and MKL its AVX-512 kernels (apps/main.cc)."""
-        exported = subprocess.run(["nm", "-D", "--defined-only", BINARY], capture_output=True, text=True, check=True)
+        command = BINARY.parent.parent / "libexec" / "dropless"
+        exported = subprocess.run(["nm", "-D", "--defined-only", command], capture_output=True, text=True, check=True)
         self.assertIn("mkl_serv_intel_cpu_true", exported.stdout)
+
+    def test_a_signal_while_libtorch_is_loaded_waits_for_the_handlers(self):
+        for delay in [0.005, 0.02, 0.05, 0.1, 0.15]:
+            with self.subTest(delay):
+                process = subprocess.Popen(
+                    [BINARY, "train", self.config, f"save_folder=early-{delay}", "max_duration=10000ba"],
+                    cwd=self.folder, stderr=subprocess.PIPE,
+                )  # fmt: skip
+                time.sleep(delay)
+                process.send_signal(signal.SIGTERM)
+                _, err = process.communicate(timeout=60)
+                self.assertEqual(process.returncode, 0, err)
+                self.assertIn(b"stopped by a signal", err)
+
+    def test_the_launcher_names_what_is_missing(self):
+        alone = self.folder / "bin" / "dropless"
+        alone.parent.mkdir()
+        shutil.copy(BINARY, alone)
+        result = subprocess.run([alone, "version"], capture_output=True, text=True)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"cannot start {self.folder.resolve()}/libexec/dropless", result.stderr)
+        self.assertIn("hint:", result.stderr)
 
     def test_goes_on_when_nobody_reads_the_progress(self):
         reader, writer = os.pipe()

@@ -56,9 +56,15 @@ void install_signal_handlers(SignalMode mode) {
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
+  sigset_t handled;
+  sigemptyset(&handled);
   for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) {
     if (number == SIGUSR1 && mode != SignalMode::kFinishStep) continue;
     if (sigaction(number, &action, nullptr) == -1) throw_errno("handle", "signals", errno);
+    sigaddset(&handled, number);
+  }
+  if (const int failed = pthread_sigmask(SIG_UNBLOCK, &handled, nullptr)) {
+    throw_errno("unblock", "signals", failed);
   }
 }
 

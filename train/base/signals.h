@@ -10,6 +10,8 @@ namespace dropless::train {
 
 enum class SignalMode { kFinishStep, kThrow, kExit };
 
+// Also unblocks the signals it handles: the launcher (apps/launcher.cc) blocks them while the
+// program is being loaded.
 void install_signal_handlers(SignalMode mode);
 // The signal that asked to stop (SIGINT, SIGTERM or SIGHUP), 0 as long as none did.
 int stop_signal() noexcept;
