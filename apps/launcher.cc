@@ -50,7 +50,8 @@ int main(int, char** argv) {
     return 1;
   }
   execv(path, argv);
-  fprintf(stderr, "error: cannot start %s: %s\nhint: it belongs to bin/dropless; build or install both\n",
+  fprintf(stderr,
+          "error: cannot start %s: %s\nhint: it belongs to bin/dropless; build or install both\n",
           path, strerror(errno));
   return 1;
 }

@@ -173,6 +173,15 @@ int OptimizerConfig::moments() const {
 
 std::vector<int> OptimizerConfig::assign_groups(const std::vector<std::string>& names) const {
   std::vector<int> group_of(names.size(), 0);
+  for (const std::string& name : frozen) {
+    const std::string bare = name.starts_with("model.") ? name.substr(6) : name;
+    const auto found = std::find(names.begin(), names.end(), bare);
+    if (found == names.end()) {
+      throw Error(ErrorKind::kInvalidArgument, "no parameter to freeze is called " + name,
+                  names.empty() ? "" : "parameters are called like model." + names.back());
+    }
+    group_of[static_cast<std::size_t>(found - names.begin())] = -1;
+  }
   // disable_grad first, then the groups, each taking from what those before it left.
   const auto take = [&](const std::string& expression, int group) {
     bool any = false, left = false;
@@ -194,7 +203,7 @@ std::vector<int> OptimizerConfig::assign_groups(const std::vector<std::string>& 
     take(groups[i].param_str_match, static_cast<int>(i) + 1);
   }
   if (std::all_of(group_of.begin(), group_of.end(), [](int group) { return group < 0; })) {
-    throw Error(ErrorKind::kInvalidArgument, "disable_grad leaves no parameter to train");
+    throw Error(ErrorKind::kInvalidArgument, "nothing is left to train: all parameters are frozen");
   }
   return group_of;
 }

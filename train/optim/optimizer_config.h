@@ -41,6 +41,7 @@ struct OptimizerConfig {
   GroupConfig all;                        // group 0: of what no other group takes
   std::vector<NamedGroup> groups;         // the first that matches takes a parameter
   std::vector<std::string> disable_grad;  // expressions: what matches is not trained
+  std::vector<std::string> frozen;        // names as in checkpoints, or as LLM Foundry has them
 
   double dampening = 0;  // SGD's
   bool nesterov = false;
@@ -53,7 +54,7 @@ struct OptimizerConfig {
 
   // How many tensors of a parameter's size the optimizer keeps.
   int moments() const;
-  // For each name the group it belongs to, -1 where disable_grad takes it. Throws
+  // For each name the group it belongs to, -1 where disable_grad or frozen takes it. Throws
   // Error(kInvalidArgument) for an expression that takes none, and where nothing is left to train.
   std::vector<int> assign_groups(const std::vector<std::string>& names) const;
 };

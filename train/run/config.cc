@@ -81,37 +81,6 @@ void read_loaders(const YamlMap& root, TrainConfig& config) {
   }
 }
 
-void read_callbacks(const YamlMap& root) {
-  if (const auto callbacks = root.find_map("callbacks")) {
-    for (const char* name : {"speed_monitor", "lr_monitor", "runtime_estimator"}) {
-      callbacks->no_effect(name, "its figures are always in metrics.jsonl and on the console");
-    }
-    callbacks->no_effect("mbmoe_tok_per_expert", "its figures are always in metrics.jsonl");
-    callbacks->no_effect("memory_monitor", "memory is printed at the start");
-    callbacks->no_effect("scheduled_gc", "there is no garbage collector");
-    callbacks->no_effect("nan_monitor", "a loss that is not finite always stops the run");
-    for (const char* name : {"memory_snapshot", "oom_observer"}) {
-      callbacks->no_effect(name, "an allocation that fails is reported with its size");
-    }
-    for (const char* name : {"env_logging", "eval_output_logging", "system_metrics_monitor",
-                             "loss_perp_v_len", "fdiff_metrics", "optimizer_monitor"}) {
-      callbacks->no_effect(name, "it only logs, and this version does not have it");
-    }
-    for (const char* name :
-         {"early_stopper", "global_lr_scaling", "layer_freezing", "mono_checkpoint_saver",
-          "hf_checkpointer", "generate_callback", "run_timeout", "kill_loss_spike",
-          "load_checkpoint", "async_eval", "curriculum_learning", "dataset_swap"}) {
-      callbacks->refuse(name);
-    }
-  }
-  if (const auto loggers = root.find_map("loggers")) {
-    for (const char* name : {"wandb", "mlflow", "mosaicml", "tensorboard", "inmemory"}) {
-      loggers->no_effect(name, "metrics.jsonl in the run folder has every figure");
-    }
-    loggers->finish();
-  }
-}
-
 void accept_without_effect(const YamlMap& root) {
   root.skip("variables");
   for (const char* key : {"expandable_segments", "max_split_size_mb", "cuda_load_lazy"}) {
@@ -140,11 +109,12 @@ void accept_without_effect(const YamlMap& root) {
 void refuse_unsupported(const YamlMap& root) {
   root.refuse("code_paths", root.has("code_paths"), "there is no Python to import");
   root.refuse("tp_config", root.has("tp_config"), "there is one process");
-  for (const char* key : {"save_weights_only", "only_hf_checkpoint", "only_composer_checkpoint"}) {
-    root.refuse(key, root.get<bool>(key, false));
-  }
-  root.refuse("load_strict_model_weights", !root.get<bool>("load_strict_model_weights", true));
-  for (const char* key : {"save_ignore_keys", "load_ignore_keys"}) root.refuse(key);
+  root.refuse("only_hf_checkpoint", root.get<bool>("only_hf_checkpoint", false),
+              "callbacks.hf_checkpointer writes beside the checkpoints");
+  root.no_effect("only_composer_checkpoint", "checkpoints are this program's own");
+  root.refuse("save_ignore_keys", root.has("save_ignore_keys"),
+              "a checkpoint without a part cannot be resumed; save_weights_only leaves the "
+              "optimizer out");
   root.refuse("train_subset_num_batches",
               root.get<std::int64_t>("train_subset_num_batches", -1) != -1,
               "max_duration ends a run early");
@@ -168,7 +138,8 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
         "make it at most the global batch size, or auto");
   }
   config.device_eval_batch_size =
-      count_at(root, "device_eval_batch_size", config.microbatch_samples());
+      count_at(root, "device_eval_batch_size",
+               config.device_train_microbatch_size > 0 ? config.device_train_microbatch_size : 1);
 }
 
 std::string read_run_folder(const YamlMap& root, const std::string& run_name) {
@@ -207,7 +178,23 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
   config.save_overwrite = root.get<bool>("save_overwrite", false);
   config.load_path = root.get<std::string>("load_path", "");
   config.load_weights_only = root.get<bool>("load_weights_only", false);
-  if (config.load_path.empty()) root.no_effect("load_weights_only", "load_path names nothing");
+  config.load_strict_model_weights = root.get<bool>("load_strict_model_weights", true);
+  if (root.has("load_ignore_keys")) {
+    config.load_ignore_keys = root.get<std::vector<std::string>>("load_ignore_keys");
+  } else {
+    root.skip("load_ignore_keys");
+  }
+  if (config.load_path.empty()) {
+    for (const char* key : {"load_weights_only", "load_strict_model_weights", "load_ignore_keys"}) {
+      root.no_effect(key, "load_path names nothing");
+    }
+  } else if (!config.load_weights_only) {
+    const char* why = "the optimizer's memory is of all weights";
+    const char* hint = "it goes with load_weights_only: true";
+    if (!config.load_strict_model_weights) root.fail("load_strict_model_weights", why, hint);
+    if (!config.load_ignore_keys.empty()) root.fail("load_ignore_keys", why, hint);
+  }
+  config.save_weights_only = root.get<bool>("save_weights_only", false);
   config.autoresume = root.get<bool>("autoresume", false);
   if (config.autoresume && config.save_overwrite) {
     root.fail("autoresume", "autoresume goes on with the run that save_overwrite would remove",
@@ -267,7 +254,6 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   check_schedule(root, config);
   read_loaders(root, config);
   read_algorithms(root, config);
-  read_callbacks(root);
   config.eval_interval = interval_at(root, "eval_interval", config.eval_interval);
   config.eval_subset_num_batches = root.get<std::int64_t>("eval_subset_num_batches", -1);
   if (config.eval_subset_num_batches < -1 || config.eval_subset_num_batches == 0) {
@@ -275,6 +261,10 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   }
   config.eval_first = root.get<bool>("eval_first", false);
   read_saving(root, config);
+  std::vector<std::string> labels;
+  for (const TextDatasetConfig& loader : config.eval_loaders) labels.push_back(loader.label);
+  config.callbacks = CallbackConfig::from_yaml(root, config.model, config.run_name, labels);
+  config.skip_nonfinite_steps = root.non_negative<std::int64_t>("skip_nonfinite_steps", 0);
   config.progress_bar = root.get<bool>("progress_bar", true);
   config.log_to_console = root.get<bool>("log_to_console", true);
   root.no_effect("console_log_interval", "the progress line keeps its own pace");

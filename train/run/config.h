@@ -17,6 +17,7 @@
 #include "train/optim/clip.h"
 #include "train/optim/optimizer_config.h"
 #include "train/optim/schedule.h"
+#include "train/run/callbacks.h"
 
 namespace dropless::train {
 
@@ -35,7 +36,7 @@ struct TrainConfig {
   std::int64_t max_seq_len = 0;
   Time max_duration;
   std::int64_t global_train_batch_size = 0;       // samples an optimiser step
-  std::int64_t device_train_microbatch_size = 0;  // 0 (auto): the whole batch
+  std::int64_t device_train_microbatch_size = 0;  // 0 (auto): what fits, from the whole batch down
   std::int64_t device_eval_batch_size = 0;
 
   ModelConfig model;
@@ -43,6 +44,9 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig scheduler;
   std::optional<ClipConfig> clip;
+  // Updates in a row that are left out because loss or gradients are not finite, before that stops
+  // the run.
+  std::int64_t skip_nonfinite_steps = 0;
   TextDatasetConfig train_loader;
   std::vector<TextDatasetConfig> eval_loaders;
 
@@ -56,12 +60,17 @@ struct TrainConfig {
   bool save_overwrite = false;
   std::string load_path;
   bool load_weights_only = false;
+  bool load_strict_model_weights = true;      // false: missing and surplus tensors are warnings
+  std::vector<std::string> load_ignore_keys;  // patterns of tensors that are not loaded
+  bool save_weights_only = false;
   bool autoresume = false;
+
+  CallbackConfig callbacks;
 
   bool progress_bar = true;
   bool log_to_console = true;
 
-  // Samples a forward pass.
+  // Samples a forward pass, of `auto` the first that is tried.
   std::int64_t microbatch_samples() const;
   // The path of eval_loaders[i]'s data set in `source`.
   std::string eval_dataset_path(std::size_t i) const;

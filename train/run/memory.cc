@@ -1,10 +1,14 @@
 #include "train/run/memory.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
+#include <sstream>
 
 #include "train/run/summary.h"
 
@@ -62,6 +66,39 @@ std::optional<double> available_bytes(at::Device device) {
 
 double training_bytes_per_parameter(const OptimizerConfig& optimizer) {
   return 4.0 * (2 + optimizer.moments());
+}
+
+bool is_out_of_memory(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return true;
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return true;
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
+  return torch != nullptr &&
+         std::string(torch->what_without_backtrace()).find("can't allocate memory") !=
+             std::string::npos;
+}
+
+void release_cached_memory(at::Device device) {
+  if (!device.is_cpu()) c10::getDeviceAllocator(device.type())->emptyCache();
+}
+
+std::vector<std::pair<std::string, double>> memory_in_use(at::Device device) {
+  constexpr double kGB = 1e9;
+  if (!device.is_cpu()) {
+    using c10::CachingAllocator::StatType;
+    const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+    const auto& allocated = stats.allocated_bytes[static_cast<std::size_t>(StatType::AGGREGATE)];
+    const auto& reserved = stats.reserved_bytes[static_cast<std::size_t>(StatType::AGGREGATE)];
+    return {{"memory/current_allocated_mem", static_cast<double>(allocated.current) / kGB},
+            {"memory/peak_allocated_mem", static_cast<double>(allocated.peak) / kGB},
+            {"memory/peak_reserved_mem", static_cast<double>(reserved.peak) / kGB}};
+  }
+  std::ifstream file("/proc/self/statm");
+  double total_pages = 0, resident_pages = 0;
+  struct rusage usage = {};
+  if (!(file >> total_pages >> resident_pages) || ::getrusage(RUSAGE_SELF, &usage) != 0) return {};
+  return {{"memory/current_resident_mem",
+           resident_pages * static_cast<double>(::sysconf(_SC_PAGESIZE)) / kGB},
+          {"memory/peak_resident_mem", static_cast<double>(usage.ru_maxrss) * 1024 / kGB}};
 }
 
 std::string torch_message(const c10::Error& error) {

@@ -2,10 +2,12 @@
 // errors, running out of memory above all, as one line.
 #pragma once
 
+#include <exception>
 #include <new>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "dropless/error.h"
 #include "train/nn/model_config.h"
@@ -24,6 +26,14 @@ std::optional<double> available_bytes(at::Device device);
 // Throws Error(kInvalidArgument) with both figures where the parameters alone need more than there
 // is.
 void require_memory(const ModelConfig& config, at::Device device, double bytes_per_parameter);
+
+// Whether libtorch or the system had no memory to give.
+bool is_out_of_memory(const std::exception& error);
+// Gives what libtorch keeps of a GPU's memory for later back to it; a CPU's is not kept.
+void release_cached_memory(at::Device device);
+// What is in use now and was at most, for metrics.jsonl, in GB (1e9 bytes): of a GPU libtorch's
+// figures (Composer's names), of a CPU the process's resident set.
+std::vector<std::pair<std::string, double>> memory_in_use(at::Device device);
 
 // libtorch's message without stack trace, its source line and advice for its Python users.
 std::string torch_message(const c10::Error& error);

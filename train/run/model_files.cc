@@ -2,7 +2,9 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/ranges.h>
+#include <fnmatch.h>
 
+#include <algorithm>
 #include <set>
 #include <utility>
 #include <vector>
@@ -73,13 +75,15 @@ YamlDocument load_config(const std::string& checkpoint) {
 }  // namespace
 
 std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
-                                     const Transformer& model, const Optimizer& optimizer,
+                                     const Transformer& model, const Optimizer* optimizer,
                                      const nlohmann::json& state, const std::string& config_yaml) {
   HostTensors weights, moments;
   for (const Parameter& parameter : model.parameters())
     weights.add(parameter.name, parameter.value);
-  for (const auto& [name, tensor] : optimizer.state()) moments.add(name, tensor);
-  moments.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state());
+  if (optimizer != nullptr) {
+    for (const auto& [name, tensor] : optimizer->state()) moments.add(name, tensor);
+    moments.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state());
+  }
   const TensorMetadata metadata{{"format", "pt"}};
   const std::string state_text = state.dump(2) + "\n";
   const std::uint64_t bytes = safetensors_bytes(weights.named, metadata) +
@@ -87,7 +91,7 @@ std::string save_training_checkpoint(const std::string& run_folder, std::int64_t
                               config_yaml.size();
   CheckpointWriter writer(run_folder, step, bytes);
   writer.add_tensors(kModelFile, weights.named, metadata);
-  writer.add_tensors(kOptimizerFile, moments.named, metadata);
+  if (optimizer != nullptr) writer.add_tensors(kOptimizerFile, moments.named, metadata);
   writer.add_text(kStateFile, state_text);
   writer.add_text(kConfigFile, config_yaml);
   return writer.commit();
@@ -107,6 +111,48 @@ void load_model_weights(const std::string& checkpoint, Transformer& model) {
                   "the checkpoint is of another model; check the `model` block of the config");
     }
   }
+}
+
+void load_some_weights(const std::string& checkpoint, Transformer& model,
+                       const std::vector<std::string>& ignored) {
+  const auto is_ignored = [&](const std::string& name) {
+    return std::any_of(ignored.begin(), ignored.end(), [&](const std::string& pattern) {
+      for (const char* prefix : {"", "state/model/", "state/model/model."}) {
+        if (::fnmatch(pattern.c_str(), (prefix + name).c_str(), 0) == 0) return true;
+      }
+      return false;
+    });
+  };
+  const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kModelFile));
+  std::vector<std::string> missing, surplus;
+  std::set<std::string> wanted;
+  for (const Parameter& parameter : model.parameters()) {
+    wanted.insert(parameter.name);
+    if (is_ignored(parameter.name)) continue;
+    if (file.find(parameter.name) == nullptr) {
+      missing.push_back(parameter.name);
+    } else {
+      read_tensor(file, parameter.name, parameter.value, /*any_float=*/true);
+    }
+  }
+  for (const TensorInfo& tensor : file.tensors()) {
+    if (!wanted.contains(tensor.name) && !is_ignored(tensor.name)) surplus.push_back(tensor.name);
+  }
+  if (!missing.empty()) {
+    log_warning("{} lacks {} of the model's tensors, which keep their initial values: {}",
+                file.path(), missing.size(), fmt::join(missing, ", "));
+  }
+  if (!surplus.empty()) {
+    log_warning("{}: {} tensors are none of this model's: {}", file.path(), surplus.size(),
+                fmt::join(surplus, ", "));
+  }
+}
+
+void require_resumable(const std::string& checkpoint) {
+  if (path_exists(join_path(checkpoint, kOptimizerFile))) return;
+  throw Error(ErrorKind::kInvalidArgument,
+              checkpoint + " holds weights alone (save_weights_only): a run cannot go on from it",
+              "start a new one from them with load_path and load_weights_only=true");
 }
 
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "train/data/tokenizer.h"
 #include "train/nn/transformer.h"
@@ -18,14 +19,21 @@ namespace dropless::train {
 inline constexpr const char* kOptimizerFile = "optimizer.safetensors";
 inline constexpr const char* kStateFile = "state.json";
 
-// Publishes RUN_FOLDER/step-N and returns its path. `config_yaml` is the resolved config.
+// Publishes RUN_FOLDER/step-N and returns its path. `config_yaml` is the resolved config; without an
+// optimizer nothing is saved that a resume would need.
 std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
-                                     const Transformer& model, const Optimizer& optimizer,
+                                     const Transformer& model, const Optimizer* optimizer,
                                      const nlohmann::json& state, const std::string& config_yaml);
 
 // Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
 // model's.
 void load_model_weights(const std::string& checkpoint, Transformer& model);
+// The same without what `ignored` names (shell patterns of NAME, state/model/NAME or
+// state/model/model.NAME), and with a warning for tensors that are missing or left over.
+void load_some_weights(const std::string& checkpoint, Transformer& model,
+                       const std::vector<std::string>& ignored);
+// Throws Error(kInvalidArgument) for a checkpoint that was saved with save_weights_only.
+void require_resumable(const std::string& checkpoint);
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);
 nlohmann::json load_training_state(const std::string& checkpoint);
 

@@ -33,6 +33,10 @@ std::string metrics_path(const std::string& run_folder) {
   return join_path(run_folder, "metrics.jsonl");
 }
 
+std::string samples_path(const std::string& run_folder) {
+  return join_path(run_folder, "samples.jsonl");
+}
+
 std::string RunFolder::name(const std::string& save_folder, const std::string& run_name) {
   if (save_folder.empty()) return "runs/" + (run_name.empty() ? time_stamp() : run_name);
   std::string name = save_folder;
@@ -127,6 +131,7 @@ void RunFolder::remove_old_run() const {
     remove_all(checkpoint + ".tmp");
   }
   remove_all(metrics_path(path_));
+  remove_all(samples_path(path_));
 }
 
 void RunFolder::prune() const { prune_checkpoints(path_, policy_.keep); }

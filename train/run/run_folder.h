@@ -47,7 +47,8 @@ class RunFolder {
   std::optional<FolderLock> lock_;
 };
 
-// RUN_FOLDER/metrics.jsonl
+// RUN_FOLDER/metrics.jsonl, RUN_FOLDER/samples.jsonl
 std::string metrics_path(const std::string& run_folder);
+std::string samples_path(const std::string& run_folder);
 
 }  // namespace dropless::train

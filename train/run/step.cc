@@ -1,5 +1,6 @@
 #include "train/run/step.h"
 
+#include <ATen/Context.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,7 +8,9 @@
 #include <limits>
 
 #include "dropless/error.h"
+#include "train/base/log.h"
 #include "train/run/batches.h"
+#include "train/run/memory.h"
 
 namespace dropless::train {
 namespace {
@@ -25,10 +28,16 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
     : precision_(config.precision),
       clip_(config.clip),
       microbatch_(config.microbatch_samples()),
+      microbatch_is_auto_(config.device_train_microbatch_size == 0),
+      skip_nonfinite_steps_(config.skip_nonfinite_steps),
+      monitor_interval_(config.callbacks.monitor_interval),
       model_(model),
       optimizer_(optimizer),
       loss_scale_(config.precision == Precision::kAmpFp16) {
-  for (const Parameter& parameter : model.parameters()) parameters_.push_back(parameter.value);
+  for (const Parameter& parameter : model.parameters()) {
+    parameters_.push_back(parameter.value);
+    names_.push_back(parameter.name);
+  }
 }
 
 // Backward over all microbatches. Every scored token of the batch weighs the same, however the
@@ -70,18 +79,57 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, StepResult& result)
   return sums;
 }
 
+at::Tensor Stepper::accumulate_within_memory(const Batch& batch, StepResult& result) {
+  if (!microbatch_is_auto_) return accumulate_gradients(batch, result);
+  // What a pass that ran out of memory has drawn is drawn again.
+  at::Generator generator = at::globalContext().defaultGenerator(model_.device());
+  const at::Tensor drawn = generator.get_state();
+  while (true) {
+    try {
+      return accumulate_gradients(batch, result);
+    } catch (const std::exception& error) {
+      if (microbatch_ == 1 || !is_out_of_memory(error)) throw;
+    }
+    microbatch_ = (std::min(microbatch_, batch.batch) + 1) / 2;
+    log_warning("out of memory: device_train_microbatch_size auto goes down to {}", microbatch_);
+    optimizer_.zero_grad();
+    result = {};
+    generator.set_state(drawn);
+    release_cached_memory(model_.device());
+  }
+}
+
+void Stepper::reload_microbatch(std::int64_t samples) {
+  if (microbatch_is_auto_ && samples > 0) microbatch_ = std::min(microbatch_, samples);
+}
+
+void Stepper::skip_or_stop(StepResult& result, const std::string& what) {
+  constexpr const char* kHint =
+      "the weights were not updated; lower optimizer.lr or clip gradients";
+  if (++nonfinite_in_row_ > skip_nonfinite_steps_) {
+    const std::string before =
+        skip_nonfinite_steps_ == 0
+            ? ""
+            : fmt::format(", after {} steps in a row that were skipped", skip_nonfinite_steps_);
+    throw Error(ErrorKind::kNonFinite, what + before, kHint);
+  }
+  result.skipped = true;
+  log_warning("{}: its update is skipped, {} in a row of at most {} (skip_nonfinite_steps)", what,
+              nonfinite_in_row_, skip_nonfinite_steps_);
+}
+
 StepResult Stepper::step(const Batch& batch, std::int64_t number, double multiplier) {
   StepResult result;
-  const at::Tensor sums = accumulate_gradients(batch, result).cpu();
+  const at::Tensor sums = accumulate_within_memory(batch, result).cpu();
   result.cross_entropy = sums[0].item<double>();
   result.load_balance = sums[1].item<double>();
   result.zloss = sums[2].item<double>();
-  if (!std::isfinite(result.total())) {
-    throw Error(ErrorKind::kNonFinite,
-                fmt::format("the loss of step {} is {}", number, result.total()),
-                "the weights were not updated; lower optimizer.lr or clip gradients");
+  if (std::isfinite(result.total())) {
+    apply_gradients(result, number, multiplier);
+  } else {
+    skip_or_stop(result, fmt::format("the loss of step {} is {}", number, result.total()));
   }
-  apply_gradients(result, number, multiplier);
+  if (!result.skipped) nonfinite_in_row_ = 0;
   optimizer_.zero_grad();
   return result;
 }
@@ -98,14 +146,38 @@ void Stepper::apply_gradients(StepResult& result, std::int64_t number, double mu
   if (!loss_scale_.update(std::isfinite(result.grad_norm))) {
     if (loss_scale_.enabled() && !loss_scale_.exhausted()) {
       result.skipped = true;
-      return;
+    } else {
+      skip_or_stop(result,
+                   fmt::format("the gradient norm of step {} is {}", number, result.grad_norm));
     }
-    throw Error(ErrorKind::kNonFinite,
-                fmt::format("the gradient norm of step {} is {}", number, result.grad_norm),
-                "the weights were not updated; lower optimizer.lr or clip gradients");
+    return;
   }
   if (clip_) clip_gradients(*clip_, parameters_, norm);
   optimizer_.step(multiplier);
+  if (monitor_interval_ && number % *monitor_interval_ == 0) measure_norms(result);
+}
+
+// After the update, of clipped gradients, as Composer's OptimizerMonitor measures.
+void Stepper::measure_norms(StepResult& result) const {
+  at::NoGradGuard no_grad;
+  std::vector<std::string> names;
+  std::vector<at::Tensor> tensors;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (!parameters_[i].grad().defined()) continue;
+    names.push_back("l2_norm/grad/" + names_[i]);
+    tensors.push_back(parameters_[i].grad());
+    names.push_back("l2_norm/param/" + names_[i]);
+    tensors.push_back(parameters_[i].detach());
+  }
+  for (const auto& [name, moment] : optimizer_.state()) {
+    names.push_back("l2_norm/" + name);
+    tensors.push_back(moment);
+  }
+  if (tensors.empty()) return;
+  const at::Tensor norms = at::stack(at::_foreach_norm(tensors)).to(at::kDouble).cpu();
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    result.norms.emplace_back(std::move(names[i]), norms.const_data_ptr<double>()[i]);
+  }
 }
 
 void Stepper::check_trainable(const Batch& batch, std::int64_t number) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "train/data/batch.h"
@@ -17,7 +19,9 @@ namespace dropless::train {
 // What a step leaves for the logs; losses in nats per scored token.
 struct StepResult {
   double cross_entropy = 0, load_balance = 0, zloss = 0, grad_norm = 0;
-  bool skipped = false;             // fp16: the gradients overflowed
+  bool skipped = false;  // no update: fp16 gradients overflowed, or loss or gradients not finite
+  // "l2_norm/grad/NAME" ...: what optimizer_monitor asks for.
+  std::vector<std::pair<std::string, double>> norms;
   at::Tensor tokens_per_expert_LE;  // int64 on the CPU; undefined for dense models
   double total() const { return cross_entropy + load_balance + zloss; }
 };
@@ -28,7 +32,9 @@ class Stepper {
   Stepper(const TrainConfig& config, Transformer& model, Optimizer& optimizer);
 
   // Step `number` (from 1) at learning rate lr_0 * multiplier, on a batch with at least one scored
-  // token. Throws Error(kNonFinite) before the update where loss or gradient norm is not finite.
+  // token. Where loss or gradient norm is not finite the update is left out with a warning, and
+  // after skip_nonfinite_steps in a row Error(kNonFinite) is thrown. Where memory runs out and
+  // device_train_microbatch_size is auto, the microbatch is halved and the step begins anew.
   StepResult step(const Batch& batch, std::int64_t number, double multiplier);
 
   // After step `number`: whether the next one could be made from here. The step's own loss and
@@ -37,14 +43,27 @@ class Stepper {
   void check_trainable(const Batch& batch, std::int64_t number);
 
   LossScale& loss_scale() { return loss_scale_; }
+  // Updates that were left out, not being finite, since the last one that was made.
+  std::int64_t nonfinite_in_row() const { return nonfinite_in_row_; }
+  // Samples a forward pass; of `auto` what has fitted so far.
+  std::int64_t microbatch() const { return microbatch_; }
+  void reload_microbatch(std::int64_t samples);
 
  private:
   at::Tensor accumulate_gradients(const Batch& batch, StepResult& result);
+  at::Tensor accumulate_within_memory(const Batch& batch, StepResult& result);
+  void skip_or_stop(StepResult& result, const std::string& what);
+  void measure_norms(StepResult& result) const;
   void apply_gradients(StepResult& result, std::int64_t number, double multiplier);
 
   Precision precision_;
   std::optional<ClipConfig> clip_;
   std::int64_t microbatch_;
+  bool microbatch_is_auto_;
+  std::int64_t skip_nonfinite_steps_;
+  std::int64_t nonfinite_in_row_ = 0;
+  std::optional<std::int64_t> monitor_interval_;
+  std::vector<std::string> names_;  // of parameters_
   Transformer& model_;
   Optimizer& optimizer_;
   std::vector<at::Tensor> parameters_;

@@ -1,15 +1,14 @@
-#include "train/run/metrics.h"
+#include "train/run/step_log.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <sstream>
+#include <utility>
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
-#include "train/run/run_folder.h"
 
 namespace dropless::train {
 namespace {
@@ -38,8 +37,7 @@ std::pair<std::string, bool> lines_up_to(const std::string& text, std::int64_t l
 
 }  // namespace
 
-MetricsFile::MetricsFile(const std::string& run_folder, std::int64_t last_step)
-    : path_(metrics_path(run_folder)) {
+StepLog::StepLog(std::string path, std::int64_t last_step) : path_(std::move(path)) {
   if (path_exists(path_)) {
     const auto [kept, dropped] = lines_up_to(read_file(path_), last_step);
     if (dropped) write_file_durable(path_, kept);
@@ -48,11 +46,11 @@ MetricsFile::MetricsFile(const std::string& run_folder, std::int64_t last_step)
   if (fd_ < 0) throw_errno("open", path_, errno);
 }
 
-MetricsFile::~MetricsFile() {
+StepLog::~StepLog() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-void MetricsFile::append(const nlohmann::ordered_json& line) {
+void StepLog::append(const nlohmann::ordered_json& line) {
   const std::string text = line.dump() + "\n";
   std::size_t done = 0;
   while (done < text.size()) {
@@ -63,7 +61,7 @@ void MetricsFile::append(const nlohmann::ordered_json& line) {
   }
 }
 
-void MetricsFile::sync() {
+void StepLog::sync() {
   struct stat file = {};
   if (::fstat(fd_, &file) == 0 && file.st_nlink == 0) {
     throw Error(ErrorKind::kDamaged, path_ + " was removed while in use",

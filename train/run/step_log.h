@@ -1,4 +1,5 @@
-// `metrics.jsonl`: one JSON object per line, one line per optimiser step and one per evaluation.
+// JSON Lines that belong to steps: `metrics.jsonl`, a line per optimiser step and one per evaluation,
+// and `samples.jsonl`, a line per sampled text. Each line has the key `step`.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +8,14 @@
 
 namespace dropless::train {
 
-class MetricsFile {
+class StepLog {
  public:
-  // Opens RUN_FOLDER/metrics.jsonl for appending and drops all lines of later steps than
-  // `last_step` (and a torn last line), so that a resumed run has each step once.
-  MetricsFile(const std::string& run_folder, std::int64_t last_step);
-  ~MetricsFile();
-  MetricsFile(const MetricsFile&) = delete;
-  MetricsFile& operator=(const MetricsFile&) = delete;
+  // Opens the file for appending and drops all lines of later steps than `last_step` (and a torn
+  // last line), so that a resumed run has each step once.
+  StepLog(std::string path, std::int64_t last_step);
+  ~StepLog();
+  StepLog(const StepLog&) = delete;
+  StepLog& operator=(const StepLog&) = delete;
 
   // Appends one line in one write. Throws Error(kResource) when the disk refuses.
   void append(const nlohmann::ordered_json& line);

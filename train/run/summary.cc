@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <utility>
 #include <variant>
 
 #include "train/bridge/device.h"
@@ -40,6 +41,30 @@ std::string format_bytes(double bytes) {
     ++unit;
   }
   return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, units[unit]);
+}
+
+double training_flops_per_token(const ModelConfig& config, const ParameterCount& count,
+                                std::int64_t seq_len) {
+  double active = static_cast<double>(count.active);
+  if (!config.tie_word_embeddings) {
+    active -= static_cast<double>(config.vocab_size) * static_cast<double>(config.d_model);
+  }
+  const double attention = 4.0 * static_cast<double>(config.n_layers) *
+                           static_cast<double>(config.d_model) * static_cast<double>(seq_len);
+  return 3 * (2 * active + attention);
+}
+
+double peak_bf16_flops(at::Device device) {
+  const std::string name = describe_device(device);
+  constexpr std::pair<const char*, double> kPeaks[] = {{"H100 PCIe", 756e12},
+                                                       {"H100 NVL", 835e12},
+                                                       {"H100", 989.5e12},
+                                                       {"H200", 989.5e12},
+                                                       {"A100", 312e12}};
+  for (const auto& [part, peak] : kPeaks) {
+    if (name.find(part) != std::string::npos) return peak;
+  }
+  return 0;
 }
 
 std::string training_summary(const TrainConfig& config, const Transformer& model,

@@ -10,10 +10,12 @@
 #include <utility>
 
 #include "dropless/error.h"
+#include "train/base/fs.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/convert/convert.h"
 #include "train/run/evaluate.h"
 #include "train/run/expert_load.h"
 #include "train/run/memory.h"
@@ -22,6 +24,8 @@
 
 namespace dropless::train {
 namespace {
+
+constexpr std::int64_t kLogInterval = 10;  // batches, of LLM Foundry's slower figures
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -62,6 +66,10 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
                   [&] { resolve_backend(*layer, compute_type(config_.precision), device_); });
   }
   source.locate("save_folder", [&] { RunFolder::check_name(config_.save_folder); });
+  if (const auto& exports = config_.callbacks.hf_export) {
+    source.locate("callbacks.hf_checkpointer.save_folder",
+                  [&] { RunFolder::check_name(exports->save_folder); });
+  }
   if (!config_.load_path.empty()) {
     source.locate("load_path", [&] { load_from_ = resolve_checkpoint(config_.load_path); });
     verify_checkpoint(load_from_);
@@ -81,7 +89,14 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   // Not before: what load_path names may stand in this folder, and a load that fails removes
   // nothing.
   if (config_.save_overwrite) folder_->remove_old_run();
-  metrics_ = std::make_unique<MetricsFile>(folder_->path(), step_);
+  metrics_ = std::make_unique<StepLog>(metrics_path(folder_->path()), step_);
+  if (config_.callbacks.generate) {
+    samples_log_ = std::make_unique<StepLog>(samples_path(folder_->path()), step_);
+  }
+  if (config_.callbacks.tensorboard) {
+    tensorboard_ =
+        std::make_unique<TensorBoardWriter>(join_path(folder_->path(), "tensorboard"), step_ + 1);
+  }
   report_ = std::make_unique<ReportWriter>(folder_->path(), config_yaml_, step_);
 }
 
@@ -94,6 +109,10 @@ void Trainer::open_data() {
     // LLM Foundry's files name tokenizers of the Hugging Face hub; stored token ids do without.
     log_warning("{}: {}: only sets of token ids can be read", source.where("tokenizer.name"),
                 error.what());
+  }
+  if (!tokenizer_ && config_.callbacks.generate) {
+    source.fail("callbacks.generate_callback", "prompts need the tokenizer",
+                "see the warning above");
   }
   if (tokenizer_ && tokenizer_->vocab_size() > config_.model.vocab_size) {
     source.fail("model.vocab_size",
@@ -128,9 +147,20 @@ void Trainer::build_model() {
   for (const Parameter& parameter : model_->parameters()) {
     named.emplace_back(parameter.name, parameter.value);
   }
-  config_.source.locate("optimizer",
-                        [&] { optimizer_ = make_optimizer(config_.optimizer, named); });
+  const CallbackConfig& callbacks = config_.callbacks;
+  config_.optimizer.frozen = callbacks.frozen_parameters;
+  config_.source.locate(
+      callbacks.frozen_parameters.empty() ? "optimizer" : "callbacks.layer_freezing.layer_names",
+      [&] { optimizer_ = make_optimizer(config_.optimizer, named); });
   stepper_.emplace(config_, *model_, *optimizer_);
+  if (callbacks.early_stopper) {
+    watchers_["early_stopper"] = std::make_unique<EarlyStopper>(*callbacks.early_stopper);
+  }
+  if (callbacks.kill_loss_spike) {
+    watchers_["kill_loss_spike"] = std::make_unique<LossSpikeWatcher>(*callbacks.kill_loss_spike);
+  }
+  flops_per_token_ = training_flops_per_token(config_.model, model_->count(), config_.max_seq_len);
+  peak_flops_ = peak_bf16_flops(device_);
 }
 
 void Trainer::restore() {
@@ -145,7 +175,11 @@ void Trainer::restore() {
   if (checkpoint.empty()) return;
   started_from_ = checkpoint;
   if (weights_only) {
-    load_model_weights(checkpoint, *model_);
+    if (config_.load_strict_model_weights && config_.load_ignore_keys.empty()) {
+      load_model_weights(checkpoint, *model_);
+    } else {
+      load_some_weights(checkpoint, *model_, config_.load_ignore_keys);
+    }
     if (const auto difference = maths_difference(checkpoint, config_.model)) {
       log_warning("the weights were trained as another model: {}", *difference);
     }
@@ -156,6 +190,7 @@ void Trainer::restore() {
 }
 
 void Trainer::restore_from(const std::string& checkpoint) {
+  require_resumable(checkpoint);
   if (const auto difference = maths_difference(checkpoint, config_.model)) {
     std::string hint = "the weights are of another model: give the key its former value, or ";
     hint += same_parameters(checkpoint, config_.model)
@@ -176,6 +211,13 @@ void Trainer::restore_from(const std::string& checkpoint) {
     scale.restore(scale.enabled() ? state.at("loss_scale").get<double>() : 1.0,
                   state.at("loss_scale_good_steps").get<std::int64_t>());
     evaluated_step_ = state.at("evaluated_step").get<std::int64_t>();
+    stepper_->reload_microbatch(state.value("microbatch", std::int64_t{0}));
+    // A watcher that the checkpoint knows nothing of begins anew.
+    if (const auto saved = state.find("watchers"); saved != state.end()) {
+      for (const auto& [name, watcher] : watchers_) {
+        if (saved->contains(name)) watcher->reload(saved->at(name));
+      }
+    }
     train_loader_->reload_position(state.at("data"));
     const int threads = state.value("threads", 0);
     if (device_.is_cpu() && threads > 0 && threads != at::get_num_threads()) {
@@ -241,7 +283,8 @@ void Trainer::loop() {
   if (step_ == 0 ? config_.eval_first : due(config_.eval_interval)) evaluate_all();
   progress_ = std::make_unique<ProgressLine>(options);
   Batch batch;
-  while (step_ < length_.max_batches && stop_signal() == 0) {
+  std::string stop_reason;
+  while (step_ < length_.max_batches && stop_signal() == 0 && stop_reason.empty()) {
     const auto start = std::chrono::steady_clock::now();
     if (!next_batch(batch)) break;
     const double multiplier = schedule_->multiplier(step_);
@@ -249,10 +292,18 @@ void Trainer::loop() {
     ++step_;
     samples_ += batch.batch;
     tokens_ += batch.tokens;
-    log_step(result, multiplier, batch.tokens, seconds_since(start));
-    const bool last = step_ == length_.max_batches;
-    if (last || due(config_.eval_interval)) evaluate_all();
-    if (last || due(config_.save_interval) || take_save_request()) save(batch);
+    log_step(result, multiplier, batch, seconds_since(start));
+    const bool at_end = step_ == length_.max_batches;
+    if (at_end || due(config_.eval_interval)) evaluate_all();
+    for (const auto& [name, watcher] : watchers_) {
+      if (stop_reason.empty()) stop_reason = watcher->stop_reason();
+    }
+    const bool last = at_end || !stop_reason.empty();
+    const bool export_is_due =
+        config_.callbacks.hf_export && (last || due(config_.callbacks.hf_export->interval));
+    if (last || export_is_due || due(config_.save_interval) || take_save_request()) save(batch);
+    if (export_is_due) export_to_hf();
+    if (samples_log_ && (last || due(config_.callbacks.generate->interval))) write_samples();
     report_->update();
   }
   progress_.reset();
@@ -265,8 +316,15 @@ void Trainer::loop() {
                                       : "autoresume=true goes on from " + last_checkpoint_);
     return;
   }
-  report_->event("done", step_);
+  if (saved_step_ != step_) {
+    throw Error(
+        ErrorKind::kNonFinite,
+        fmt::format("the run ends in {} steps that are not finite", stepper_->nonfinite_in_row()),
+        "lower optimizer.lr or clip gradients");
+  }
+  report_->event(stop_reason.empty() ? "done" : "early stop", step_, stop_reason);
   report_->finish();
+  if (!stop_reason.empty()) log_info("stopped early: {}", stop_reason);
   log_info(
       "done: {} steps in {} ({} tokens/s); checkpoint {}", step_ - first_step_,
       format_seconds(train_seconds_),
@@ -291,8 +349,46 @@ bool Trainer::next_batch(Batch& batch) {
   return true;
 }
 
-void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t tokens,
+void Trainer::log(const nlohmann::ordered_json& line) {
+  metrics_->append(line);
+  if (tensorboard_) tensorboard_->take(line);
+  for (const auto& [name, watcher] : watchers_) watcher->take(line);
+}
+
+void Trainer::write_samples() {
+  const SampleConfig& config = *config_.callbacks.generate;
+  for (const std::string& prompt : config.prompts) {
+    try {
+      const GenerateResult result = generate(*model_, {tokenizer_->encode(prompt)}, config.options);
+      samples_log_->append({{"step", step_},
+                            {"prompt", prompt},
+                            {"text", tokenizer_->decode(result.sequences.at(0))}});
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kInvalidArgument) throw;
+      log_warning("no sample of '{}': {}", prompt, error.what());
+    }
+  }
+}
+
+// Of the checkpoint that was saved at this step.
+void Trainer::export_to_hf() {
+  if (saved_step_ != step_) return;
+  const HfExportConfig& config = *config_.callbacks.hf_export;
+  std::string name = config.folder_name;
+  for (const auto& [variable, value] :
+       {std::pair{std::string("{batch}"), step_}, {"{epoch}", train_loader_->epoch()}}) {
+    if (const auto at = name.find(variable); at != std::string::npos) {
+      name.replace(at, variable.size(), std::to_string(value));
+    }
+  }
+  make_folders(config.save_folder);
+  convert_model(last_checkpoint_, join_path(config.save_folder, name),
+                {.to = Layout::kHf, .dtype = config.dtype, .overwrite = config.overwrite});
+}
+
+void Trainer::log_step(const StepResult& result, double multiplier, const Batch& batch,
                        double seconds) {
+  const std::int64_t tokens = batch.tokens, samples = batch.batch;
   train_seconds_ += seconds;
   const double tokens_per_second = static_cast<double>(tokens) / seconds;
   // An exponential mean over about twenty steps is calm enough to read.
@@ -307,6 +403,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t
   if (moe) line["loss/train/lbl"] = result.load_balance;
   if (moe && moe->zloss_weight > 0) line["loss/train/zloss"] = result.zloss;
   line["metrics/train/LanguageCrossEntropy"] = result.cross_entropy;
+  line["metrics/train/LanguagePerplexity"] = std::exp(result.cross_entropy);
   for (std::size_t group = 0; group < optimizer_->num_groups(); ++group) {
     line[fmt::format("lr-{}/group{}", optimizer_->class_name(), group)] =
         optimizer_->lr(group) * multiplier;
@@ -315,7 +412,10 @@ void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t
   if (const LossScale& scale = stepper_->loss_scale(); scale.enabled()) {
     line["loss_scale"] = scale.scale();
     line["skipped"] = result.skipped;
+  } else if (config_.skip_nonfinite_steps > 0) {
+    line["skipped"] = result.skipped;
   }
+  for (const auto& [name, norm] : result.norms) line[name] = norm;
   double balance = 1.0;
   if (moe) {
     const ExpertLoad load = expert_load(result.tokens_per_expert_LE, moe->moe.top_k);
@@ -324,7 +424,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t
     line["mb_moe/all_layers_max_tpe"] = load.max;
     line["mb_moe/all_layers_median_tpe"] = load.median;
     line["mb_moe/all_layers_std_tpe"] = load.std;
-    if (constexpr std::int64_t kEvery = 10; step_ % kEvery == 0) {  // LLM Foundry's log_interval
+    if (step_ % kLogInterval == 0) {
       auto& layers = line["mb_moe/tokens_per_expert"] = nlohmann::json::array();
       for (const at::Tensor& tokens_E : result.tokens_per_expert_LE.unbind()) {
         const auto* tokens = tokens_E.const_data_ptr<std::int64_t>();
@@ -333,10 +433,19 @@ void Trainer::log_step(const StepResult& result, double multiplier, std::int64_t
     }
   }
   line["throughput/tokens_per_sec"] = tokens_per_second;
+  line["throughput/samples_per_sec"] = static_cast<double>(samples) / seconds;
+  line["throughput/batches_per_sec"] = 1 / seconds;
+  line["throughput/flops_per_sec"] = flops_per_token_ * tokens_per_second;
+  if (peak_flops_ > 0) {
+    line["throughput/device/mfu"] = flops_per_token_ * tokens_per_second / peak_flops_;
+  }
+  if (step_ % kLogInterval == 0 || step_ == first_step_ + 1) {
+    for (const auto& [name, gigabytes] : memory_in_use(device_)) line[name] = gigabytes;
+  }
   line["time/epoch"] = train_loader_->epoch();
   line["time/sample"] = samples_;
   line["time/token"] = tokens_;
-  metrics_->append(line);
+  log(line);
   if (progress_->due(static_cast<std::uint64_t>(step_))) {
     std::vector<std::string> figures{
         fmt::format("loss {:.4f}", result.total()),
@@ -371,12 +480,17 @@ void Trainer::evaluate_all() {
              result.tokens);
   }
   line["time/token"] = tokens_;
-  metrics_->append(line);
+  log(line);
   evaluated_step_ = step_;
 }
 
 void Trainer::save(const Batch& batch) {
   if (saved_step_ == step_) return;
+  if (stepper_->nonfinite_in_row() > 0) {
+    log_warning("step {} is not saved: the last {} steps were not finite", step_,
+                stepper_->nonfinite_in_row());
+    return;
+  }
   stepper_->check_trainable(batch, step_);
   folder_->check_in_place();
   metrics_->sync();
@@ -390,10 +504,13 @@ void Trainer::save(const Batch& batch) {
   if (auto record = optimizer_->record(); !record.is_null()) state["optimizer"] = record;
   state["loss_scale"] = stepper_->loss_scale().scale();
   state["loss_scale_good_steps"] = stepper_->loss_scale().good_steps();
+  state["microbatch"] = stepper_->microbatch();
+  for (const auto& [name, watcher] : watchers_) state["watchers"][name] = watcher->record();
   state["threads"] = at::get_num_threads();
   state["data"] = train_loader_->record_position();
-  last_checkpoint_ =
-      save_training_checkpoint(folder_->path(), step_, *model_, *optimizer_, state, config_yaml_);
+  last_checkpoint_ = save_training_checkpoint(
+      folder_->path(), step_, *model_, config_.save_weights_only ? nullptr : optimizer_.get(),
+      state, config_yaml_);
   saved_step_ = step_;
   report_->event("save", step_);
   folder_->prune();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,9 +16,10 @@
 #include "train/optim/schedule.h"
 #include "train/report/report.h"
 #include "train/run/config.h"
-#include "train/run/metrics.h"
 #include "train/run/run_folder.h"
 #include "train/run/step.h"
+#include "train/run/step_log.h"
+#include "train/run/tensorboard.h"
 
 namespace dropless::train {
 
@@ -40,8 +42,12 @@ class Trainer {
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
   bool next_batch(Batch& batch);
-  void log_step(const StepResult& result, double multiplier, std::int64_t tokens, double seconds);
+  void log_step(const StepResult& result, double multiplier, const Batch& batch, double seconds);
   void evaluate_all();
+  // Of a step or an evaluation: to every log and watcher.
+  void log(const nlohmann::ordered_json& line);
+  void write_samples();
+  void export_to_hf();
   void save(const Batch& batch);
   std::string what_still_stands() const;
 
@@ -58,7 +64,10 @@ class Trainer {
   std::optional<Schedule> schedule_;
   std::string load_from_;  // the checkpoint that load_path means, verified; may be empty
   std::optional<RunFolder> folder_;
-  std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<StepLog> metrics_, samples_log_;
+  std::unique_ptr<TensorBoardWriter> tensorboard_;
+  std::map<std::string, std::unique_ptr<Watcher>> watchers_;  // by their names in `callbacks`
+  double flops_per_token_ = 0, peak_flops_ = 0;               // peak_flops_: 0 where it is unknown
   std::unique_ptr<ReportWriter> report_;
   std::unique_ptr<ProgressLine> progress_;
 

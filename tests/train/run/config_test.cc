@@ -71,10 +71,10 @@ TEST(TrainConfig, RefusesContradictions) {
                                "loggers={my_logger: {}}",
                                "callbacks={early_stopper: {}}",
                                "code_paths=[a.py]",
-                               "save_weights_only=true",
-                               "load_ignore_keys=[a]",
+                               "save_ignore_keys=[a]",
+                               "skip_nonfinite_steps=-1",
                                "train_subset_num_batches=5",
-                               "load_strict_model_weights=false",
+                               "only_hf_checkpoint=true",
                                "modle=1",
                                "device=cuda:x",
                                "device=cdua",
@@ -85,6 +85,10 @@ TEST(TrainConfig, RefusesContradictions) {
     EXPECT_THROW(parse(kMinimal, {override}), Error) << override;
   }
   EXPECT_THROW(parse(kMinimal, {"autoresume=true", "save_overwrite=true"}), Error);
+  for (const char* key : {"load_strict_model_weights=false", "load_ignore_keys=[a]"}) {
+    EXPECT_THROW(parse(kMinimal, {"load_path=x", key}), Error) << key;
+    EXPECT_NO_THROW(parse(kMinimal, {"load_path=x", "load_weights_only=true", key})) << key;
+  }
 }
 
 TEST(TrainConfig, NumbersOutOfRange) {

@@ -1,4 +1,4 @@
-#include "train/run/metrics.h"
+#include "train/run/step_log.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@
 namespace dropless::train {
 namespace {
 
-class MetricsFileTest : public testing::Test {
+class StepLogTest : public testing::Test {
  protected:
   void SetUp() override {
     folder_ = testing::TempDir() + "metrics_" + std::to_string(::getpid());
@@ -25,26 +25,26 @@ class MetricsFileTest : public testing::Test {
   std::string folder_;
 };
 
-TEST_F(MetricsFileTest, ResumeKeepsEachStepOnce) {
+TEST_F(StepLogTest, ResumeKeepsEachStepOnce) {
   {
-    MetricsFile file(folder_, 0);
+    StepLog file(folder_ + "/metrics.jsonl", 0);
     for (int step = 1; step <= 4; ++step) file.append({{"step", step}, {"x", 0.1 * step}});
     file.append({{"step", 4}, {"eval", 1}});
     file.sync();
   }
-  MetricsFile file(folder_, 2);
+  StepLog file(folder_ + "/metrics.jsonl", 2);
   file.append({{"step", 3}, {"x", 7}});
   EXPECT_EQ(text(), "{\"step\":1,\"x\":0.1}\n{\"step\":2,\"x\":0.2}\n{\"step\":3,\"x\":7}\n");
 }
 
-TEST_F(MetricsFileTest, TornLastLineIsDropped) {
+TEST_F(StepLogTest, TornLastLineIsDropped) {
   write_file_durable(folder_ + "/metrics.jsonl", "{\"step\":1}\n{\"step\":2,\"lo");
-  MetricsFile file(folder_, 5);
+  StepLog file(folder_ + "/metrics.jsonl", 5);
   EXPECT_EQ(text(), "{\"step\":1}\n");
 }
 
-TEST_F(MetricsFileTest, NonFiniteNumbersAreNull) {
-  MetricsFile file(folder_, 0);
+TEST_F(StepLogTest, NonFiniteNumbersAreNull) {
+  StepLog file(folder_ + "/metrics.jsonl", 0);
   file.append({{"step", 1}, {"loss", std::nan("")}});
   EXPECT_EQ(text(), "{\"step\":1,\"loss\":null}\n");
 }

@@ -1,9 +1,14 @@
 // One step: its gradients do not depend on the cut, and weights that cannot be trained on are seen.
 #include "train/run/step.h"
 
+#include <c10/core/CPUAllocator.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -69,6 +74,77 @@ TEST(Stepper, TheCutDoesNotChangeTheStep) {
   EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-5);
   EXPECT_NEAR(a.grad_norm, b.grad_norm, 1e-5);
   EXPECT_GT(a.grad_norm, 0);
+}
+
+// libtorch's CPU memory, of which there is only so much. Each block has its size in front of it:
+// libtorch wants the block itself for its context.
+class LimitedMemory : public c10::Allocator {
+ public:
+  LimitedMemory() {
+    current = this;
+    c10::SetCPUAllocator(this, 255);
+  }
+
+  c10::DataPtr allocate(std::size_t bytes) override {
+    TORCH_CHECK(in_use_ + bytes <= limit, "DefaultCPUAllocator: can't allocate memory: ", bytes);
+    in_use_ += bytes;
+    peak = std::max(peak, in_use_);
+    auto* front = static_cast<char*>(std::aligned_alloc(kFront, (bytes / kFront + 2) * kFront));
+    std::memcpy(front, &bytes, sizeof bytes);
+    return {front + kFront, front + kFront, &release, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    std::memcpy(to, from, bytes);
+  }
+
+  std::size_t limit = SIZE_MAX, peak = 0;
+
+ private:
+  static constexpr std::size_t kFront = 64;
+  static void release(void* block) {
+    char* front = static_cast<char*>(block) - kFront;
+    std::size_t bytes = 0;
+    std::memcpy(&bytes, front, sizeof bytes);
+    current->in_use_ -= bytes;
+    std::free(front);
+  }
+  static inline LimitedMemory* current = nullptr;
+  std::size_t in_use_ = 0;
+};
+
+Batch full_batch(std::int64_t rows) {
+  Batch batch;
+  batch.batch = rows;
+  batch.seq_len = 8;
+  batch.tokens = rows * batch.seq_len;
+  for (std::int64_t i = 0; i < batch.tokens; ++i) batch.tokens_BS.push_back(i * 37 % 257);
+  batch.lengths_B.assign(rows, batch.seq_len);
+  return batch;
+}
+
+TEST(Stepper, AutoMicrobatchGoesDownToWhatFits) {
+  // Never destroyed: libtorch may keep some of its blocks to the end.
+  LimitedMemory& memory = *new LimitedMemory;
+  const Batch batch = full_batch(64);
+  const std::string whole_batch = "global_train_batch_size=64";
+  const auto measure = [&](const char* microbatch) {
+    Training run({whole_batch, std::string("device_train_microbatch_size=") + microbatch});
+    memory.peak = 0;
+    const StepResult result = run.stepper->step(batch, 1, 1.0);
+    return std::pair(memory.peak, result);
+  };
+  const auto [whole, whole_result] = measure("64");
+  const auto [half, half_result] = measure("32");
+  ASSERT_LT(half, whole);
+  Training automatic({whole_batch}), fixed({whole_batch, "device_train_microbatch_size=64"});
+  memory.limit = (half + whole) / 2;
+  const StepResult result = automatic.stepper->step(batch, 1, 1.0);
+  EXPECT_THROW(fixed.stepper->step(batch, 1, 1.0), c10::Error) << "a size that was asked for";
+  memory.limit = SIZE_MAX;
+  EXPECT_EQ(automatic.stepper->microbatch(), 32);
+  EXPECT_EQ(result.cross_entropy, half_result.cross_entropy);
+  EXPECT_EQ(result.grad_norm, half_result.grad_norm);
 }
 
 TEST(Stepper, LookingChangesNothing) {

@@ -1,0 +1,197 @@
+"""Callbacks and loggers of the config: what they stop, write and export."""
+
+import json
+import os
+import struct
+import unittest
+
+from command import CommandTest, read_safetensors
+
+try:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+except ImportError:
+    EventFileLoader = None
+
+
+class CallbacksTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+        self.config = self.write_config()
+
+    def train(self, *arguments, code=0):
+        result = self.run_command("train", self.config, "eval_interval=0ba", "scheduler.t_warmup=0ba", *arguments)
+        self.assertEqual(result.returncode, code, result.stderr)
+        return result.stderr
+
+    def steps(self, run="run"):
+        return [line["step"] for line in self.metrics(run) if "loss/train/total" in line]
+
+    def test_early_stopper_stops_at_the_same_step_after_a_resume(self):
+        # Perplexity cannot improve by 1e9: the first evaluation stays the best.
+        arguments = [
+            "eval_interval=5ba", "save_interval=6ba",
+            "callbacks={early_stopper: {monitor: LanguagePerplexity, dataloader_label: eval, "
+            "min_delta: 1e9, patience: 8ba}}",
+        ]  # fmt: skip
+        err = self.train(*arguments)
+        self.assertIn("stopped early: early_stopper: metrics/eval/LanguagePerplexity", err)
+        self.assertEqual(self.steps()[-1], 14)
+        self.assertEqual(os.readlink(self.folder / "run" / "latest"), "step-14")
+        self.train("save_folder=cut", "max_duration=40ba", *arguments)
+        cut = self.folder / "cut"
+        for name in ["step-14", "step-12"]:
+            os.rename(cut / name, self.folder / name)
+        os.unlink(cut / "latest")
+        self.assertIn("resumed from cut/step-6", self.train("save_folder=cut", "autoresume=true", *arguments))
+        self.assertEqual(self.steps("cut"), list(range(1, 15)))
+
+    def test_loss_spike_ends_the_run_and_names_the_checkpoint(self):
+        callback = "callbacks={kill_loss_spike: {log_only: %s, window_size: 5, loss_cap: 0.1}}"
+        err = self.train(callback % "false", code=1)
+        self.assertIn("error: kill_loss_spike: 5 of the last 5 losses are above loss_cap 0.1", err)
+        self.assertIn("last good checkpoint: run/step-7", err)
+        err = self.train(callback % "true", "save_folder=logged", "max_duration=12ba")
+        self.assertEqual(err.count("warning: kill_loss_spike"), 1, "said once")
+
+    def test_samples_are_written_as_training_goes(self):
+        callback = (
+            "callbacks={generate_callback: {prompts: ['the', 'a b'], interval: 4ba, max_new_tokens: 5}}"
+        )
+        self.train(callback, "max_duration=10ba")
+        read = lambda: [json.loads(line) for line in (self.folder / "run/samples.jsonl").read_text().splitlines()]
+        lines = read()
+        self.assertEqual(
+            [(line["step"], line["prompt"]) for line in lines],
+            [(step, prompt) for step in [4, 8, 10] for prompt in ["the", "a b"]],
+        )
+        text = self.check_command(
+            "generate", "run", "--prompt", "the", "--max-new-tokens", 5, "--temperature", 0, "--json"
+        )
+        self.assertEqual(json.loads(text)["text"], [lines[4]["text"]])
+        # A resumed run has each once.
+        os.rename(self.folder / "run/step-10", self.folder / "step-10")
+        os.unlink(self.folder / "run/latest")
+        self.train(callback, "max_duration=10ba", "autoresume=true")
+        self.assertEqual(read(), lines)
+
+    def test_hf_checkpointer_exports_what_it_saves(self):
+        self.train(
+            "max_duration=6ba", "model.norm_type=rmsnorm", "model.tie_word_embeddings=false",
+            "callbacks={hf_checkpointer: {save_folder: out, save_interval: 3ba, precision: bfloat16}}",
+        )  # fmt: skip
+        self.assertEqual(sorted(os.listdir(self.folder / "out")), ["ba3", "ba6"])
+        self.check_command("convert", "run/step-6", "by-hand", "--to", "hf", "--dtype", "bf16")
+        for name in os.listdir(self.folder / "by-hand"):
+            same = (self.folder / "by-hand" / name).read_bytes() == (self.folder / "out/ba6" / name).read_bytes()
+            self.assertTrue(same, name)
+        err = self.train(
+            "save_folder=none", "model.norm_type=layernorm", "model.attn_config.softmax_scale=1",
+            "callbacks={hf_checkpointer: {save_folder: out, save_interval: 3ba}}", code=2,
+        )  # fmt: skip
+        self.assertIn("hf_checkpointer", err)
+        self.assertFalse((self.folder / "none").exists())
+
+    def test_frozen_layers_do_not_move(self):
+        name = "transformer.blocks.0.attn.Wqkv.weight"
+        self.train(
+            "max_duration=4ba", "save_interval=1ba",
+            f"callbacks={{layer_freezing: {{layer_names: [model.{name}]}}}}",
+        )  # fmt: skip
+        weights = [read_safetensors(self.folder / f"run/step-{n}/model.safetensors") for n in [1, 4]]
+        self.assertEqual({key for key in weights[0] if weights[0][key] == weights[1][key]}, {name})
+        err = self.train(
+            "save_folder=none", "callbacks={layer_freezing: {layer_names: [model.transformer.wqkv]}}", code=2
+        )
+        self.assertIn("callbacks.layer_freezing.layer_names: no parameter to freeze is called", err)
+
+    def test_optimizer_monitor_logs_the_norm_of_each_tensor(self):
+        self.train("max_duration=4ba", "callbacks={optimizer_monitor: {batch_log_interval: 2}}")
+        lines = self.metrics()
+        self.assertNotIn("l2_norm/param/transformer.wte.weight", lines[0])
+        line = lines[3]
+        for kind, file in [("param", "model"), ("exp_avg", "optimizer")]:
+            stored = read_safetensors(self.folder / f"run/step-4/{file}.safetensors")
+            key = "transformer.norm_f.weight"
+            raw = stored[key if kind == "param" else f"exp_avg/{key}"][2]
+            values = struct.unpack(f"<{len(raw) // 4}f", raw)
+            self.assertAlmostEqual(line[f"l2_norm/{kind}/{key}"], sum(v * v for v in values) ** 0.5, places=5)
+        squares = sum(value**2 for key, value in line.items() if key.startswith("l2_norm/grad/transformer"))
+        self.assertLessEqual(squares**0.5, 1.0 + 1e-5, "clipped to the threshold")
+
+    def test_a_step_that_is_not_finite_is_skipped_when_the_config_says_so(self):
+        # A learning rate without bounds: soon no loss is finite, and stays so.
+        ruin = ["optimizer.lr=1e30", "save_interval=1000ba"]
+        err = self.train(*ruin, code=1)
+        self.assertIn("the weights were not updated", err)
+        err = self.train(*ruin, "save_folder=skips", "skip_nonfinite_steps=3", code=1)
+        self.assertEqual(err.count("its update is skipped"), 3, err)
+        self.assertIn("after 3 steps in a row that were skipped", err)
+        self.assertEqual([line["skipped"] for line in self.metrics("skips")][-3:], [True] * 3)
+        self.assertFalse((self.folder / "skips" / "latest").exists(), "ruined weights are not saved")
+
+    def test_weights_alone(self):
+        self.train("max_duration=4ba", "save_weights_only=true")
+        self.assertFalse((self.folder / "run/step-4/optimizer.safetensors").exists())
+        err = self.train("max_duration=6ba", "autoresume=true", code=2)
+        self.assertIn("holds weights alone", err)
+        self.assertIn("load_weights_only=true", err)
+        load = ["save_folder=next", "load_path=run", "load_weights_only=true", "max_duration=1ba"]
+        self.assertIn("weights of run/step-4", self.train(*load))
+        # Another model's: what fits is taken over.
+        more = [*load, "save_folder=more", "model.n_layers=3"]
+        self.assertIn("transformer.blocks.2", self.train(*more, code=2))
+        err = self.train(*more, "load_strict_model_weights=false")
+        self.assertIn("which keep their initial values: transformer.blocks.2", err)
+        err = self.train(*more, "save_folder=ignore", "load_ignore_keys=[state/model/transformer.blocks.2*]")
+        self.assertNotIn("lacks", err)
+        err = self.train("load_path=run", "save_folder=x", "load_strict_model_weights=false", code=2)
+        self.assertIn("load_weights_only: true", err)
+
+    def test_tensorboard_has_every_scalar(self):
+        self.train("max_duration=12ba", "save_interval=4ba", "loggers={tensorboard: {}}")
+        folder = self.folder / "run" / "tensorboard"
+        self.assertEqual(len(os.listdir(folder)), 1)
+        for name in ["step-12", "step-8"]:
+            os.rename(self.folder / "run" / name, self.folder / name)
+        os.unlink(self.folder / "run/latest")
+        self.train("max_duration=12ba", "loggers={tensorboard: {}}", "autoresume=true")
+        self.assertGreaterEqual(len(os.listdir(folder)), 1)
+        if EventFileLoader is None:
+            self.skipTest("the package tensorboard is not installed (scripts/requirements-full.txt)")
+        scalars, restarts = {}, []
+        for name in sorted(os.listdir(folder)):
+            for event in EventFileLoader(str(folder / name)).Load():
+                if event.HasField("session_log"):
+                    restarts.append(event.step)
+                for value in event.summary.value:
+                    number = value.tensor.float_val[0] if value.HasField("tensor") else value.simple_value
+                    scalars[event.step, value.tag] = number
+        self.assertEqual(restarts, [5])
+        for line in self.metrics():
+            for key, value in line.items():
+                if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    if "throughput" in key or "memory" in key:
+                        self.assertIn((line["step"], key), scalars)
+                    else:
+                        got = scalars[line["step"], key]
+                        self.assertAlmostEqual(got, value, delta=1e-6 * max(1, abs(value)), msg=key)
+
+    def test_callbacks_are_read_strictly(self):
+        for callback, message in [
+            ("{early_stopper: {monitor: x, dataloader_label: eval}}", "there is no metric x"),
+            ("{early_stopper: {monitr: x}}", "monitor"),
+            ("{generate_callback: {prompts: [], interval: 1ba}}", "prompts is empty"),
+            ("{generate_callback: {prompts: [a]}}", "interval is missing"),
+            ("{kill_loss_spike: {window_size: 0}}", "window_size"),
+            ("{kill_loss_spik: {}}", "did you mean"),
+            ("{hf_checkpointer: {save_folder: x, save_interval: 1ba, precision: fp8}}", "unknown precision fp8"),
+        ]:
+            with self.subTest(callback):
+                err = self.train(f"callbacks={callback}", code=2)
+                self.assertIn(message, err)
+                self.assertFalse((self.folder / "run").exists())
+
+
+if __name__ == "__main__":
+    unittest.main()

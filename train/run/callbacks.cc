@@ -1,0 +1,158 @@
+#include "train/run/callbacks.h"
+
+#include <algorithm>
+
+#include "train/convert/hf_config.h"
+#include "train/run/run_folder.h"
+
+namespace dropless::train {
+namespace {
+
+Time interval_of(const YamlMap& map, const char* key, const Time& fallback) {
+  const Time interval = map.time(key, fallback);
+  if (interval.unit == TimeUnit::kSecond) {
+    map.fail(key, std::string(key) + " cannot be in seconds", "use ba, ep, sp, tok or dur");
+  }
+  return interval;
+}
+
+SampleConfig read_generate(const YamlMap& map) {
+  SampleConfig config;
+  config.prompts = map.get<std::vector<std::string>>("prompts");
+  if (config.prompts.empty()) map.fail("prompts", "prompts is empty");
+  for (const std::string& prompt : config.prompts) {
+    if (prompt.empty()) map.fail("prompts", "a prompt is empty");
+  }
+  if (!map.has("interval")) map.fail("interval", "interval is missing", "for example 500ba");
+  config.interval = interval_of(map, "interval", {});
+  GenerateOptions& options = config.options;
+  options.max_new_tokens = map.positive<std::int64_t>("max_new_tokens", 64);
+  // transformers samples only when told to.
+  if (map.get<bool>("do_sample", false)) {
+    options.temperature = map.positive<double>("temperature", 1.0);
+    options.top_k = map.non_negative<std::int64_t>("top_k", 50);
+    options.top_p = map.positive<double>("top_p", 1.0);
+    options.seed = static_cast<std::uint64_t>(map.non_negative<std::int64_t>("seed", 0));
+  } else {
+    options.temperature = 0;
+    for (const char* key : {"temperature", "top_k", "top_p", "seed"}) {
+      map.no_effect(key, "do_sample is false: the likeliest token is taken");
+    }
+  }
+  map.locate("", [&] { options.check(); });
+  map.no_effect("batch_size", "prompts are continued one by one");
+  map.no_effect("use_cache", "keys and values are always cached");
+  map.finish();
+  return config;
+}
+
+HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
+                              const std::string& run_name) {
+  HfExportConfig config;
+  const auto folder = map.get<std::string>("save_folder");
+  map.locate("save_folder", [&] { config.save_folder = RunFolder::name(folder, run_name); });
+  if (!map.has("save_interval")) map.fail("save_interval", "save_interval is missing");
+  config.interval = interval_of(map, "save_interval", {});
+  config.folder_name = map.get<std::string>("huggingface_folder_name", config.folder_name);
+  if (config.folder_name.empty() || config.folder_name.find('/') != std::string::npos) {
+    map.fail("huggingface_folder_name", "huggingface_folder_name is the name of one folder");
+  }
+  const auto precision = map.get<std::string>("precision", "float32");
+  if (precision == "bfloat16") config.dtype = at::kBFloat16;
+  if (precision == "float16") config.dtype = at::kHalf;
+  if (config.dtype == at::kFloat && precision != "float32") {
+    map.fail("precision", "unknown precision " + precision, "one of: float32, bfloat16, float16");
+  }
+  config.overwrite = map.get<bool>("overwrite", true);
+  map.refuse("mlflow_registered_model_name", map.has("mlflow_registered_model_name"),
+             "there is no service to register with");
+  map.no_effect("flatten_imports", "there is no Python to flatten");
+  map.finish();
+  // Now, not at the first export.
+  map.locate("", [&] { hf_family_of(model, nullptr); });
+  return config;
+}
+
+std::optional<std::int64_t> read_optimizer_monitor(const YamlMap& map) {
+  std::int64_t every = map.positive<std::int64_t>("batch_log_interval", 10);
+  if (map.has("interval")) {
+    const Time interval = map.time("interval", {});
+    if (interval.unit != TimeUnit::kBatch || interval.value < 1) {
+      map.fail("interval", "interval must be a number of ba");
+    }
+    every = static_cast<std::int64_t>(interval.value);
+  }
+  const bool metrics = map.get<bool>("log_optimizer_metrics", true);
+  const bool only_global = map.get<bool>("only_global", false);
+  map.finish();
+  // The global gradient norm is logged anyway.
+  return metrics && !only_global ? std::optional(every) : std::nullopt;
+}
+
+void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const std::string& run_name,
+                    const std::vector<std::string>& eval_labels, CallbackConfig& config) {
+  if (const auto map = callbacks.find_map("early_stopper")) {
+    config.early_stopper = EarlyStopperConfig::from_yaml(*map, eval_labels);
+  }
+  if (const auto map = callbacks.find_map("kill_loss_spike")) {
+    config.kill_loss_spike = LossSpikeConfig::from_yaml(*map);
+  }
+  if (const auto map = callbacks.find_map("generate_callback")) config.generate = read_generate(*map);
+  if (const auto map = callbacks.find_map("hf_checkpointer")) {
+    config.hf_export = read_hf_export(*map, model, run_name);
+  }
+  if (const auto map = callbacks.find_map("layer_freezing")) {
+    config.frozen_parameters = map->get<std::vector<std::string>>("layer_names");
+    map->finish();
+  }
+  if (const auto map = callbacks.find_map("optimizer_monitor")) {
+    config.monitor_interval = read_optimizer_monitor(*map);
+  }
+  for (const char* name : {"speed_monitor", "lr_monitor", "runtime_estimator"}) {
+    callbacks.no_effect(name, "its figures are always in metrics.jsonl and on the console");
+  }
+  callbacks.no_effect("mbmoe_tok_per_expert", "its figures are always in metrics.jsonl");
+  callbacks.no_effect("memory_monitor", "its figures are always in metrics.jsonl");
+  callbacks.no_effect("scheduled_gc", "there is no garbage collector");
+  callbacks.no_effect("nan_monitor",
+                      "a loss that is not finite always stops the run (skip_nonfinite_steps)");
+  callbacks.no_effect("run_timeout", "the process ends with the training");
+  for (const char* name : {"memory_snapshot", "oom_observer"}) {
+    callbacks.no_effect(name, "an allocation that fails is reported with its size");
+  }
+  for (const char* name : {"env_logging", "eval_output_logging", "system_metrics_monitor",
+                           "loss_perp_v_len", "fdiff_metrics"}) {
+    callbacks.no_effect(name, "it only logs, and this version does not have it");
+  }
+  for (const char* name : {"global_lr_scaling", "mono_checkpoint_saver", "load_checkpoint",
+                           "async_eval", "curriculum_learning", "dataset_swap"}) {
+    callbacks.refuse(name);
+  }
+}
+
+}  // namespace
+
+CallbackConfig CallbackConfig::from_yaml(const YamlMap& root, const ModelConfig& model,
+                                         const std::string& run_name,
+                                         const std::vector<std::string>& eval_labels) {
+  CallbackConfig config;
+  if (const auto callbacks = root.find_map("callbacks")) {
+    read_callbacks(*callbacks, model, run_name, eval_labels, config);
+  }
+  const auto loggers = root.find_map("loggers");
+  if (!loggers) return config;
+  if (const auto map = loggers->find_map("tensorboard")) {
+    config.tensorboard = true;
+    map->no_effect("log_dir", "events are written to the run folder's tensorboard/");
+    map->no_effect("flush_interval", "every line is written as it comes");
+    map->no_effect("rank_zero_only", "there is one process");
+    map->finish();
+  }
+  for (const char* name : {"wandb", "mlflow", "mosaicml", "inmemory"}) {
+    loggers->no_effect(name, "metrics.jsonl in the run folder has every figure");
+  }
+  loggers->finish();
+  return config;
+}
+
+}  // namespace dropless::train

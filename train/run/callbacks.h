@@ -1,0 +1,50 @@
+// The `callbacks` and `loggers` blocks of a config, with LLM Foundry's names and keys.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/base/time.h"
+#include "train/base/yaml.h"
+#include "train/nn/model_config.h"
+#include "train/run/generate.h"
+#include "train/run/watchers.h"
+
+namespace dropless::train {
+
+// callbacks.generate_callback: samples of a few prompts go to RUN/samples.jsonl every `interval`
+// and at the end.
+struct SampleConfig {
+  std::vector<std::string> prompts;
+  Time interval;
+  GenerateOptions options;
+};
+
+// callbacks.hf_checkpointer: a checkpoint is also written in Hugging Face's layout, every
+// `interval` and at the end.
+struct HfExportConfig {
+  std::string save_folder;
+  Time interval;
+  std::string folder_name = "ba{batch}";
+  at::ScalarType dtype = at::kFloat;
+  bool overwrite = true;
+};
+
+struct CallbackConfig {
+  std::optional<EarlyStopperConfig> early_stopper;
+  std::optional<LossSpikeConfig> kill_loss_spike;
+  std::optional<SampleConfig> generate;
+  std::optional<HfExportConfig> hf_export;
+  std::vector<std::string> frozen_parameters;    // layer_freezing.layer_names
+  std::optional<std::int64_t> monitor_interval;  // optimizer_monitor: every so many batches
+  bool tensorboard = false;                      // loggers.tensorboard
+
+  // Reads both blocks out of the document's root. Throws Error(kInvalidArgument).
+  static CallbackConfig from_yaml(const YamlMap& root, const ModelConfig& model,
+                                  const std::string& run_name,
+                                  const std::vector<std::string>& eval_labels);
+};
+
+}  // namespace dropless::train
