@@ -97,6 +97,24 @@ class ResumeTest(CommandTest):
             self.check_command("train", self.config, f"save_folder={run}", "autoresume=true")
             self.assert_equal_runs(run)
 
+    def test_saving_beside_the_training(self):
+        self.check_command("train", self.config, "save_folder=async", "save_async=true")
+        self.assert_equal_runs("async")
+        process = self.start("save_folder=async-killed", "save_async=true", "save_interval=2ba")
+        self.wait_for_step(process, "async-killed", 25)
+        process.kill()
+        process.wait()
+        self.check_command("train", self.config, "save_folder=async-killed", "autoresume=true", "save_async=true")
+        self.assert_equal_runs("async-killed")
+        # A save that fails in the background ends the run as one in front does.
+        result = self.run_command(
+            "train", self.config, "save_folder=full", "save_async=true",
+            env={**os.environ, "DROPLESS_FAIL_AT": "rename step-14.tmp:ENOSPC"},
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("step-14.tmp", result.stderr)
+        self.assertIn("last good checkpoint: full/step-7", result.stderr)
+
     def test_damaged_checkpoint_falls_back_loudly(self):
         self.check_command("train", self.config, "save_folder=hurt")
         model = self.folder / "hurt" / "step-40" / "model.safetensors"

@@ -97,7 +97,8 @@ void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const st
   if (const auto map = callbacks.find_map("kill_loss_spike")) {
     config.kill_loss_spike = LossSpikeConfig::from_yaml(*map);
   }
-  if (const auto map = callbacks.find_map("generate_callback")) config.generate = read_generate(*map);
+  if (const auto map = callbacks.find_map("generate_callback"))
+    config.generate = read_generate(*map);
   if (const auto map = callbacks.find_map("hf_checkpointer")) {
     config.hf_export = read_hf_export(*map, model, run_name);
   }

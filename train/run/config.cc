@@ -195,6 +195,7 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
     if (!config.load_ignore_keys.empty()) root.fail("load_ignore_keys", why, hint);
   }
   config.save_weights_only = root.get<bool>("save_weights_only", false);
+  config.save_async = root.get<bool>("save_async", false);
   config.autoresume = root.get<bool>("autoresume", false);
   if (config.autoresume && config.save_overwrite) {
     root.fail("autoresume", "autoresume goes on with the run that save_overwrite would remove",

@@ -63,6 +63,7 @@ struct TrainConfig {
   bool load_strict_model_weights = true;      // false: missing and surplus tensors are warnings
   std::vector<std::string> load_ignore_keys;  // patterns of tensors that are not loaded
   bool save_weights_only = false;
+  bool save_async = false;
   bool autoresume = false;
 
   CallbackConfig callbacks;

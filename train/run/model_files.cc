@@ -24,19 +24,6 @@ namespace {
 
 constexpr const char* kRngName = "rng/cpu";
 
-// Named tensors with their bytes on the CPU, alive as long as this is.
-struct HostTensors {
-  std::vector<at::Tensor> storage;
-  std::vector<NamedTensor> named;
-
-  void add(const std::string& name, const at::Tensor& tensor) {
-    storage.push_back(tensor.detach().cpu().contiguous());
-    const at::Tensor& host = storage.back();
-    named.push_back({name, storage_type(dtype_of(host.scalar_type())), host.sizes().vec(),
-                     host.const_data_ptr()});
-  }
-};
-
 // Reads tensor `name` into `target`, which must have its shape and, unless `any_float`, its type.
 void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target,
                  bool any_float = false) {
@@ -74,26 +61,38 @@ YamlDocument load_config(const std::string& checkpoint) {
 
 }  // namespace
 
-std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
-                                     const Transformer& model, const Optimizer* optimizer,
-                                     const nlohmann::json& state, const std::string& config_yaml) {
-  HostTensors weights, moments;
-  for (const Parameter& parameter : model.parameters())
-    weights.add(parameter.name, parameter.value);
-  if (optimizer != nullptr) {
-    for (const auto& [name, tensor] : optimizer->state()) moments.add(name, tensor);
-    moments.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state());
+void CheckpointContent::Tensors::add(const std::string& name, const at::Tensor& tensor, bool copy) {
+  at::Tensor host = tensor.detach().cpu().contiguous();
+  if (copy && host.is_alias_of(tensor)) host = host.clone();
+  storage.push_back(host);
+  named.push_back({name, storage_type(dtype_of(host.scalar_type())), host.sizes().vec(),
+                   host.const_data_ptr()});
+}
+
+CheckpointContent::CheckpointContent(const Transformer& model, const Optimizer* optimizer,
+                                     const nlohmann::json& state, std::string config_yaml,
+                                     bool copy)
+    : resumable_(optimizer != nullptr),
+      state_text_(state.dump(2) + "\n"),
+      config_yaml_(std::move(config_yaml)) {
+  for (const Parameter& parameter : model.parameters()) {
+    weights_.add(parameter.name, parameter.value, copy);
   }
+  if (optimizer == nullptr) return;
+  for (const auto& [name, tensor] : optimizer->state()) moments_.add(name, tensor, copy);
+  moments_.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state(), copy);
+}
+
+std::string CheckpointContent::write(const std::string& run_folder, std::int64_t step) const {
   const TensorMetadata metadata{{"format", "pt"}};
-  const std::string state_text = state.dump(2) + "\n";
-  const std::uint64_t bytes = safetensors_bytes(weights.named, metadata) +
-                              safetensors_bytes(moments.named, metadata) + state_text.size() +
-                              config_yaml.size();
+  const std::uint64_t bytes = safetensors_bytes(weights_.named, metadata) +
+                              safetensors_bytes(moments_.named, metadata) + state_text_.size() +
+                              config_yaml_.size();
   CheckpointWriter writer(run_folder, step, bytes);
-  writer.add_tensors(kModelFile, weights.named, metadata);
-  if (optimizer != nullptr) writer.add_tensors(kOptimizerFile, moments.named, metadata);
-  writer.add_text(kStateFile, state_text);
-  writer.add_text(kConfigFile, config_yaml);
+  writer.add_tensors(kModelFile, weights_.named, metadata);
+  if (resumable_) writer.add_tensors(kOptimizerFile, moments_.named, metadata);
+  writer.add_text(kStateFile, state_text_);
+  writer.add_text(kConfigFile, config_yaml_);
   return writer.commit();
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "train/checkpoint/safetensors.h"
 #include "train/data/tokenizer.h"
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
@@ -19,11 +20,26 @@ namespace dropless::train {
 inline constexpr const char* kOptimizerFile = "optimizer.safetensors";
 inline constexpr const char* kStateFile = "state.json";
 
-// Publishes RUN_FOLDER/step-N and returns its path. `config_yaml` is the resolved config; without an
-// optimizer nothing is saved that a resume would need.
-std::string save_training_checkpoint(const std::string& run_folder, std::int64_t step,
-                                     const Transformer& model, const Optimizer* optimizer,
-                                     const nlohmann::json& state, const std::string& config_yaml);
+// What a checkpoint of a run holds, on the CPU.
+class CheckpointContent {
+ public:
+  // `copy`: of its own, so that training may go on while it is written; otherwise what lies on the
+  // CPU is only referred to. Without an optimizer nothing is held that a resume would need.
+  CheckpointContent(const Transformer& model, const Optimizer* optimizer,
+                    const nlohmann::json& state, std::string config_yaml, bool copy);
+  // Publishes RUN_FOLDER/step-N and returns its path. Throws Error(kResource).
+  std::string write(const std::string& run_folder, std::int64_t step) const;
+
+ private:
+  struct Tensors {
+    std::vector<at::Tensor> storage;
+    std::vector<NamedTensor> named;
+    void add(const std::string& name, const at::Tensor& tensor, bool copy);
+  };
+  Tensors weights_, moments_;
+  bool resumable_;
+  std::string state_text_, config_yaml_;
+};
 
 // Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
 // model's.

@@ -28,7 +28,8 @@ constexpr std::array<std::uint32_t, 256> kCrcTable = [] {
 // TFRecord's mask: a CRC of bytes that hold CRCs would be weak.
 std::uint32_t masked_crc(std::string_view bytes) {
   std::uint32_t crc = 0xFFFFFFFFu;
-  for (const char c : bytes) crc = kCrcTable[(crc ^ static_cast<unsigned char>(c)) & 0xFF] ^ (crc >> 8);
+  for (const char c : bytes)
+    crc = kCrcTable[(crc ^ static_cast<unsigned char>(c)) & 0xFF] ^ (crc >> 8);
   return std::rotr(~crc, 15) + 0xA282EAD8u;
 }
 
@@ -48,7 +49,9 @@ std::string varint(std::uint64_t value) {
   for (; value >= 0x80; value >>= 7) bytes += static_cast<char>(value | 0x80);
   return bytes + static_cast<char>(value);
 }
-std::string tag(int field, Wire wire) { return varint(static_cast<std::uint64_t>(field << 3 | wire)); }
+std::string tag(int field, Wire wire) {
+  return varint(static_cast<std::uint64_t>(field << 3 | wire));
+}
 std::string bytes_field(int field, std::string_view bytes) {
   return tag(field, kBytes) + varint(bytes.size()) + std::string(bytes);
 }
@@ -67,8 +70,8 @@ std::string event_head(std::int64_t step) {
 
 std::string scalar(const std::string& name, double value) {
   const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
-  return bytes_field(kValue, bytes_field(kTag, name) + tag(kSimpleValue, kFixed32) +
-                                 little_endian(bits));
+  return bytes_field(kValue,
+                     bytes_field(kTag, name) + tag(kSimpleValue, kFixed32) + little_endian(bits));
 }
 
 std::string host_name() {
@@ -83,8 +86,8 @@ TensorBoardWriter::TensorBoardWriter(const std::string& folder, std::int64_t fir
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(
                            std::chrono::system_clock::now().time_since_epoch())
                            .count();
-  path_ = join_path(folder, fmt::format("events.out.tfevents.{:010}.{}.{}.0", seconds, host_name(),
-                                        ::getpid()));
+  path_ = join_path(
+      folder, fmt::format("events.out.tfevents.{:010}.{}.{}.0", seconds, host_name(), ::getpid()));
   errno = 0;
   file_.open(path_, std::ios::binary | std::ios::trunc);
   if (!file_) throw_errno("create", path_, errno);

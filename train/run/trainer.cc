@@ -97,6 +97,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     tensorboard_ =
         std::make_unique<TensorBoardWriter>(join_path(folder_->path(), "tensorboard"), step_ + 1);
   }
+  saver_.emplace(folder_->path(), config_.save_async);
   report_ = std::make_unique<ReportWriter>(folder_->path(), config_yaml_, step_);
 }
 
@@ -251,6 +252,9 @@ void Trainer::run() {
     with_torch_errors("if memory ran out, lower device_train_microbatch_size", [&] { loop(); });
   } catch (const Error& error) {
     progress_.reset();
+    // What is being saved in the background may still become the last good checkpoint.
+    saver_->wait();
+    if (const auto published = saver_->take_saved()) last_checkpoint_ = *published;
     const std::string hint = error.hint().empty() ? "" : error.hint() + "; ";
     throw Error(error.kind(), error.what(), hint + what_still_stands(), error.file(), error.line());
   }
@@ -302,13 +306,16 @@ void Trainer::loop() {
     const bool export_is_due =
         config_.callbacks.hf_export && (last || due(config_.callbacks.hf_export->interval));
     if (last || export_is_due || due(config_.save_interval) || take_save_request()) save(batch);
+    note_published();
     if (export_is_due) export_to_hf();
     if (samples_log_ && (last || due(config_.callbacks.generate->interval))) write_samples();
     report_->update();
   }
   progress_.reset();
+  if (stop_signal() != 0 && step_ > first_step_) save(batch);
+  saver_->wait();
+  note_published();
   if (stop_signal() != 0) {
-    if (step_ > first_step_) save(batch);
     report_->event("stop", step_);
     report_->finish();
     log_info("stopped by a signal after step {} of {}; {}", step_, length_.max_batches,
@@ -373,6 +380,8 @@ void Trainer::write_samples() {
 // Of the checkpoint that was saved at this step.
 void Trainer::export_to_hf() {
   if (saved_step_ != step_) return;
+  saver_->wait();
+  note_published();
   const HfExportConfig& config = *config_.callbacks.hf_export;
   std::string name = config.folder_name;
   for (const auto& [variable, value] :
@@ -508,11 +517,17 @@ void Trainer::save(const Batch& batch) {
   for (const auto& [name, watcher] : watchers_) state["watchers"][name] = watcher->record();
   state["threads"] = at::get_num_threads();
   state["data"] = train_loader_->record_position();
-  last_checkpoint_ = save_training_checkpoint(
-      folder_->path(), step_, *model_, config_.save_weights_only ? nullptr : optimizer_.get(),
-      state, config_yaml_);
+  saver_->save(step_, *model_, config_.save_weights_only ? nullptr : optimizer_.get(), state,
+               config_yaml_);
   saved_step_ = step_;
-  report_->event("save", step_);
+  note_published();
+}
+
+void Trainer::note_published() {
+  const auto published = saver_->take_published();
+  if (!published) return;
+  last_checkpoint_ = published->checkpoint;
+  report_->event("save", published->step);
   folder_->prune();
 }
 

@@ -17,6 +17,7 @@
 #include "train/report/report.h"
 #include "train/run/config.h"
 #include "train/run/run_folder.h"
+#include "train/run/saver.h"
 #include "train/run/step.h"
 #include "train/run/step_log.h"
 #include "train/run/tensorboard.h"
@@ -49,6 +50,7 @@ class Trainer {
   void write_samples();
   void export_to_hf();
   void save(const Batch& batch);
+  void note_published();  // of a save that has ended
   std::string what_still_stands() const;
 
   TrainConfig config_;
@@ -64,6 +66,7 @@ class Trainer {
   std::optional<Schedule> schedule_;
   std::string load_from_;  // the checkpoint that load_path means, verified; may be empty
   std::optional<RunFolder> folder_;
+  std::optional<CheckpointSaver> saver_;
   std::unique_ptr<StepLog> metrics_, samples_log_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::map<std::string, std::unique_ptr<Watcher>> watchers_;  // by their names in `callbacks`

@@ -167,10 +167,10 @@ void LossSpikeWatcher::take(const nlohmann::ordered_json& line) {
     outliers_ = *loss >= mean * config_.outlier_multiplier ? outliers_ + 1 : 0;
     if (outliers_ == 0) spike_warned_ = false;
     if (outliers_ > config_.patience) {
-      found(spike_warned_, fmt::format("{} losses in a row, the last {:.4g}, are at least {} times the "
-                                       "mean {:.4g} of the {} before",
-                                       outliers_, *loss, config_.outlier_multiplier, mean,
-                                       config_.window_size));
+      found(spike_warned_,
+            fmt::format("{} losses in a row, the last {:.4g}, are at least {} times the "
+                        "mean {:.4g} of the {} before",
+                        outliers_, *loss, config_.outlier_multiplier, mean, config_.window_size));
     } else if (number_at(line, "step").value_or(0) >= 2 * size) {
       const auto high = std::count_if(window_.begin(), window_.end(),
                                       [&](double value) { return value > config_.loss_cap; });

@@ -51,7 +51,8 @@ TEST(TensorBoardWriter, FramesEventsThatCanBeReadBack) {
   std::filesystem::remove_all(folder);
   {
     TensorBoardWriter writer(folder, /*first_step=*/300);
-    writer.take({{"step", 300}, {"a/loss", 1.5}, {"text", "no number"}, {"list", {1, 2}}, {"count", 7}});
+    writer.take(
+        {{"step", 300}, {"a/loss", 1.5}, {"text", "no number"}, {"list", {1, 2}}, {"count", 7}});
   }
   const std::vector<std::string> files = list_folder(folder);
   ASSERT_EQ(files.size(), 1u);
@@ -62,8 +63,14 @@ TEST(TensorBoardWriter, FramesEventsThatCanBeReadBack) {
   EXPECT_EQ(all[0].substr(9), std::string("\x10\x00\x1a\x0d", 4) + "brain.Event:2");
   EXPECT_EQ(all[1].substr(9), std::string("\x10\xac\x02\x3a\x02\x08\x01", 7));
   EXPECT_EQ(all[2].substr(9), std::string("\x10\xac\x02\x2a\x1d", 5) +
-                                  std::string("\x0a\x0d\x0a\x06" "a/loss" "\x15\x00\x00\xc0\x3f", 15) +
-                                  std::string("\x0a\x0c\x0a\x05" "count" "\x15\x00\x00\xe0\x40", 14));
+                                  std::string("\x0a\x0d\x0a\x06"
+                                              "a/loss"
+                                              "\x15\x00\x00\xc0\x3f",
+                                              15) +
+                                  std::string("\x0a\x0c\x0a\x05"
+                                              "count"
+                                              "\x15\x00\x00\xe0\x40",
+                                              14));
   std::filesystem::remove_all(folder);
 }
 

@@ -19,7 +19,8 @@ EarlyStopper stopper(const std::string& text) {
 }
 
 // One step, and its evaluation where there is one.
-void feed(Watcher& watcher, std::int64_t step, std::int64_t epoch, double train, double eval = NAN) {
+void feed(Watcher& watcher, std::int64_t step, std::int64_t epoch, double train,
+          double eval = NAN) {
   watcher.take(Json{{"step", step},
                     {"loss/train/total", train},
                     {"metrics/train/LanguageCrossEntropy", train},
@@ -38,9 +39,10 @@ TEST(EarlyStopper, StopsWhenAnEvaluationHasNotImprovedForLongerThanPatience) {
   feed(watcher, 50, 0, 1.0, 1.8);
   EXPECT_EQ(watcher.stop_reason(), "");
   feed(watcher, 51, 0, 1.0);
-  EXPECT_EQ(watcher.stop_reason(),
-            "early_stopper: metrics/eval/LanguageCrossEntropy has not improved on 1.8 of step 30 for "
-            "more than 20ba");
+  EXPECT_EQ(
+      watcher.stop_reason(),
+      "early_stopper: metrics/eval/LanguageCrossEntropy has not improved on 1.8 of step 30 for "
+      "more than 20ba");
 }
 
 TEST(EarlyStopper, ComparesATrainingMetricByEpochMeans) {
@@ -60,8 +62,7 @@ TEST(EarlyStopper, ComparesATrainingMetricByEpochMeans) {
 }
 
 TEST(EarlyStopper, GoesOnFromItsRecord) {
-  const std::string text =
-      "{monitor: LanguagePerplexity, dataloader_label: code, patience: 3ba}";
+  const std::string text = "{monitor: LanguagePerplexity, dataloader_label: code, patience: 3ba}";
   EarlyStopper straight = stopper(text), resumed = stopper(text);
   const auto line = [](int step) {
     return Json{{"step", step}, {"metrics/eval/code/LanguagePerplexity", step == 2 ? 5.0 : 7.0}};
