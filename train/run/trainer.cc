@@ -255,6 +255,8 @@ void Trainer::run() {
     // What is being saved in the background may still become the last good checkpoint.
     saver_->wait();
     if (const auto published = saver_->take_saved()) last_checkpoint_ = *published;
+    report_->event("failed", step_, error.what());
+    report_->finish();
     const std::string hint = error.hint().empty() ? "" : error.hint() + "; ";
     throw Error(error.kind(), error.what(), hint + what_still_stands(), error.file(), error.line());
   }
