@@ -1,5 +1,8 @@
 #include "train/nn/moe.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "dropless/error.h"
 #include "train/bridge/moe.h"
 #include "train/nn/ffn.h"
@@ -107,6 +110,14 @@ const char* moe_backend_name(MoEBackend backend) {
   return "unknown";
 }
 
+at::Tensor router_entropy(const at::Tensor& x_TD, const at::Tensor& router_ED) {
+  at::NoGradGuard no_grad;
+  const at::Tensor log_p_TE = at::log_softmax(at::matmul(x_TD, router_ED.t()).to(at::kFloat), 1);
+  // One expert: 0, not 0 / 0.
+  const double most = std::log(static_cast<double>(std::max<std::int64_t>(router_ED.size(0), 2)));
+  return (log_p_TE.exp() * log_p_TE).sum(1).mean() / -most;
+}
+
 MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker)
     : config_(config) {
   const MoEConfig& moe = config.moe;
@@ -134,6 +145,7 @@ at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
           : moe_layer(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_));
   record.losses_2.push_back(result.losses_2);
   record.tokens_per_expert_E.push_back(result.tokens_per_expert_E);
+  if (record.want_entropy) record.entropy.push_back(router_entropy(x_TD, router));
   at::Tensor out = result.out_TD;
   if (bias_.defined()) out = out + bias_;
   return out.view(x_BSD.sizes());

@@ -32,9 +32,15 @@ struct MoELayerConfig {
 
 // What the routers of one forward pass leave for the loss and the logs, one entry a layer.
 struct RouterRecord {
+  bool want_entropy = false;
   std::vector<at::Tensor> losses_2;             // load-balancing loss and z-loss, unweighted
   std::vector<at::Tensor> tokens_per_expert_E;  // int32
+  std::vector<at::Tensor> entropy;              // router_entropy, where it is wanted
 };
+
+// How undecided a router is: the entropy of its probabilities over log E, averaged over tokens; 0:
+// always one expert, 1: all alike. fp32, without gradient.
+at::Tensor router_entropy(const at::Tensor& x_TD, const at::Tensor& router_ED);
 
 struct BackendChoice {
   MoEBackend backend;  // never kAuto

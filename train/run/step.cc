@@ -42,12 +42,13 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
 
 // Backward over all microbatches. Every scored token of the batch weighs the same, however the
 // batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
-// rule). Returns fp32 [3] on the device: cross-entropy, load-balancing loss, z-loss, as in the
-// total.
-at::Tensor Stepper::accumulate_gradients(const Batch& batch, StepResult& result) {
+// rule). Returns fp32 [4] on the device: cross-entropy, load-balancing loss, z-loss, as in the
+// total, and the routers' entropy where it is wanted.
+at::Tensor Stepper::accumulate_gradients(const Batch& batch, bool want_entropy,
+                                         StepResult& result) {
   const std::int64_t scored = batch.scored_tokens();
   const MoELayerConfig* moe = model_.config().moe();
-  at::Tensor sums = at::zeros({3}, at::TensorOptions(at::kFloat).device(model_.device()));
+  at::Tensor sums = at::zeros({4}, at::TensorOptions(at::kFloat).device(model_.device()));
   at::Tensor tokens_per_expert;
   for (std::int64_t first = 0; first < batch.batch; first += microbatch_) {
     const std::int64_t rows = std::min(microbatch_, batch.batch - first);
@@ -57,6 +58,7 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, StepResult& result)
     {
       AutocastGuard autocast(precision_, model_.device());
       RouterRecord record;
+      record.want_entropy = want_entropy;
       const at::Tensor logits = model_.forward(tensors.tokens_BS, record);
       loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
       sums[0].add_(loss.detach());
@@ -68,6 +70,7 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, StepResult& result)
         loss = loss + balance + z;
         sums[1].add_(balance.detach());
         sums[2].add_(z.detach());
+        if (want_entropy) sums[3].add_(at::stack(record.entropy).mean() * share);
         const at::Tensor load = at::stack(record.tokens_per_expert_E).to(at::kLong);
         tokens_per_expert = tokens_per_expert.defined() ? tokens_per_expert + load : load;
       }
@@ -79,14 +82,15 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, StepResult& result)
   return sums;
 }
 
-at::Tensor Stepper::accumulate_within_memory(const Batch& batch, StepResult& result) {
-  if (!microbatch_is_auto_) return accumulate_gradients(batch, result);
+at::Tensor Stepper::accumulate_within_memory(const Batch& batch, bool want_entropy,
+                                             StepResult& result) {
+  if (!microbatch_is_auto_) return accumulate_gradients(batch, want_entropy, result);
   // What a pass that ran out of memory has drawn is drawn again.
   at::Generator generator = at::globalContext().defaultGenerator(model_.device());
   const at::Tensor drawn = generator.get_state();
   while (true) {
     try {
-      return accumulate_gradients(batch, result);
+      return accumulate_gradients(batch, want_entropy, result);
     } catch (const std::exception& error) {
       if (microbatch_ == 1 || !is_out_of_memory(error)) throw;
     }
@@ -120,10 +124,11 @@ void Stepper::skip_or_stop(StepResult& result, const std::string& what) {
 
 StepResult Stepper::step(const Batch& batch, std::int64_t number, double multiplier) {
   StepResult result;
-  const at::Tensor sums = accumulate_within_memory(batch, result).cpu();
+  const at::Tensor sums = accumulate_within_memory(batch, number % kLogInterval == 0, result).cpu();
   result.cross_entropy = sums[0].item<double>();
   result.load_balance = sums[1].item<double>();
   result.zloss = sums[2].item<double>();
+  result.router_entropy = sums[3].item<double>();
   if (std::isfinite(result.total())) {
     apply_gradients(result, number, multiplier);
   } else {
@@ -192,7 +197,8 @@ void Stepper::check_trainable(const Batch& batch, std::int64_t number) {
   if (!all_finite(state)) refuse("a weight or a moment of the optimizer is not finite");
   StepResult result;
   const Batch head = first_rows(batch, microbatch_);
-  const at::Tensor sums = accumulate_gradients(head.scored_tokens() > 0 ? head : batch, result);
+  const at::Tensor sums =
+      accumulate_gradients(head.scored_tokens() > 0 ? head : batch, /*want_entropy=*/false, result);
   const double loss = sums.sum().item<double>();
   const double norm = global_grad_norm(parameters_).item<double>();
   optimizer_.zero_grad();

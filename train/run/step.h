@@ -16,12 +16,16 @@
 
 namespace dropless::train {
 
+// The steps between those of which the slower figures are logged (LLM Foundry's log_interval).
+constexpr std::int64_t kLogInterval = 10;
+
 // What a step leaves for the logs; losses in nats per scored token.
 struct StepResult {
   double cross_entropy = 0, load_balance = 0, zloss = 0, grad_norm = 0;
   bool skipped = false;  // no update: fp16 gradients overflowed, or loss or gradients not finite
   // "l2_norm/grad/NAME" ...: what optimizer_monitor asks for.
   std::vector<std::pair<std::string, double>> norms;
+  double router_entropy = 0;        // of every kLogInterval-th step of a mixture of experts
   at::Tensor tokens_per_expert_LE;  // int64 on the CPU; undefined for dense models
   double total() const { return cross_entropy + load_balance + zloss; }
 };
@@ -50,8 +54,8 @@ class Stepper {
   void reload_microbatch(std::int64_t samples);
 
  private:
-  at::Tensor accumulate_gradients(const Batch& batch, StepResult& result);
-  at::Tensor accumulate_within_memory(const Batch& batch, StepResult& result);
+  at::Tensor accumulate_gradients(const Batch& batch, bool want_entropy, StepResult& result);
+  at::Tensor accumulate_within_memory(const Batch& batch, bool want_entropy, StepResult& result);
   void skip_or_stop(StepResult& result, const std::string& what);
   void measure_norms(StepResult& result) const;
   void apply_gradients(StepResult& result, std::int64_t number, double multiplier);

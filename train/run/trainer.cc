@@ -25,8 +25,6 @@
 namespace dropless::train {
 namespace {
 
-constexpr std::int64_t kLogInterval = 10;  // batches, of LLM Foundry's slower figures
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -436,6 +434,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
     line["mb_moe/all_layers_median_tpe"] = load.median;
     line["mb_moe/all_layers_std_tpe"] = load.std;
     if (step_ % kLogInterval == 0) {
+      line["mb_moe/router_entropy"] = result.router_entropy;
       auto& layers = line["mb_moe/tokens_per_expert"] = nlohmann::json::array();
       for (const at::Tensor& tokens_E : result.tokens_per_expert_LE.unbind()) {
         const auto* tokens = tokens_E.const_data_ptr<std::int64_t>();

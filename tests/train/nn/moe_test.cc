@@ -4,6 +4,8 @@
 #include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "dropless/error.h"
 #include "train/nn/moe_torch.h"
 #include "train/nn/precision.h"
@@ -46,6 +48,32 @@ Outcome run(const MoELayerConfig& config, Precision precision = Precision::kFp32
 
 double relative(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).norm() / (b.norm() + 1e-30)).item<double>();
+}
+
+TEST(MoE, RouterEntropyIsRelativeToAnUndecidedRouter) {
+  const at::Tensor x_TD = at::eye(3);
+  const auto entropy = [&](const at::Tensor& router_ED) {
+    return router_entropy(x_TD, router_ED).item<double>();
+  };
+  EXPECT_NEAR(entropy(at::zeros({4, 3})), 1.0, 1e-6);
+  EXPECT_NEAR(entropy(at::eye(4, 3) * 1e4), 0.0, 1e-6);
+  EXPECT_EQ(entropy(at::ones({1, 3})), 0.0);
+  // Logits ln 3 and 0: probabilities 3/4 and 1/4.
+  const at::Tensor router_ED = at::tensor({std::log(3.0f), 0.0f}).view({2, 1}).expand({2, 3});
+  const double expected = -(0.75 * std::log(0.75) + 0.25 * std::log(0.25)) / std::log(2.0);
+  EXPECT_NEAR(entropy(router_ED), expected, 1e-6);
+}
+
+TEST(MoE, RecordsTheEntropyOnlyWhereItIsWanted) {
+  ParameterMaker maker({}, 16, 2, 11, at::kCPU);
+  MoE moe(parse(""), "ffn", maker);
+  RouterRecord record;
+  moe.forward(at::randn({1, 4, 16}), record);
+  EXPECT_TRUE(record.entropy.empty());
+  record.want_entropy = true;
+  moe.forward(at::randn({1, 4, 16}), record);
+  ASSERT_EQ(record.entropy.size(), 1u);
+  EXPECT_FALSE(record.entropy[0].requires_grad());
 }
 
 TEST(MoE, BackendsAgree) {
