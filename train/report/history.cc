@@ -14,8 +14,11 @@ namespace dropless::train {
 namespace {
 
 constexpr std::size_t kMaxLine = 16u << 20;
-constexpr std::size_t kMaxSeries = 300, kMaxSamples = 64, kMaxEvents = 400;
-constexpr std::size_t kMaxSampleText = 4000, kMaxConfig = 200'000;
+constexpr std::size_t kMaxSeries = 300, kMaxEvents = 400, kMaxConfig = 200'000;
+constexpr std::size_t kMaxSampleSteps = 64, kMaxTextsOfAStep = 8, kMaxSampleText = 2000;
+constexpr std::size_t kMaxDetail = 300;  // of an event
+// Enough of a line to tell two files apart: a step's speed is never the same twice.
+constexpr std::size_t kTail = 512;
 constexpr std::int64_t kMaxStep = 9007199254740992;  // 2^53: all that JavaScript counts exactly
 
 // Python's json writes NaN and Infinity, which are no JSON: as null they leave the line's other
@@ -67,14 +70,15 @@ std::string short_text(const nlohmann::json& line, const char* key, std::size_t 
 template <class Take>
 bool LineReader::read(const Take& take) {
   std::ifstream file(path_, std::ios::binary | std::ios::ate);
-  if (!file) return true;
-  const auto size = static_cast<std::uint64_t>(file.tellg());
-  const bool same = size >= offset_;
-  if (!same) {
+  if (!file && offset_ == 0) return true;
+  const auto size = static_cast<std::uint64_t>(std::max<std::streamoff>(file.tellg(), 0));
+  std::string tail(tail_.size(), '\0');
+  file.seekg(static_cast<std::streamoff>(offset_ - tail.size()));
+  if (!file.read(tail.data(), static_cast<std::streamsize>(tail.size())) || tail != tail_) {
     offset_ = 0;
+    tail_.clear();
     return false;
   }
-  file.seekg(static_cast<std::streamoff>(offset_));
   std::string pending;
   std::vector<char> chunk(1u << 20);
   bool oversized = false;
@@ -99,6 +103,10 @@ bool LineReader::read(const Take& take) {
       rest.remove_prefix(end + 1);
       offset_ = at + got - rest.size();
     }
+    if (const std::size_t whole = got - rest.size(); whole > 0) {
+      const std::size_t begin = whole - std::min(whole, kTail);
+      tail_.assign(chunk.data() + begin, whole - begin);
+    }
     if (!oversized) pending += rest;
     if (pending.size() > kMaxLine) {
       oversized = true;
@@ -115,15 +123,19 @@ RunHistory::RunHistory(const std::string& folder)
       samples_file_(join_path(folder, "samples.jsonl")),
       events_file_(join_path(folder, "events.jsonl")) {}
 
+// False where one of them is another file than before.
+bool RunHistory::read_files() {
+  return metrics_file_.read([&](std::string_view line) { take_metrics(line); }) &&
+         samples_file_.read([&](std::string_view line) { take_sample(line); }) &&
+         events_file_.read([&](std::string_view line) { take_event(line); });
+}
+
 void RunHistory::read() {
-  const bool same = metrics_file_.read([&](std::string_view line) { take_metrics(line); }) &&
-                    samples_file_.read([&](std::string_view line) { take_sample(line); }) &&
-                    events_file_.read([&](std::string_view line) { take_event(line); });
-  if (same) return;
-  *this = RunHistory(folder_);  // a file was replaced: all of them from the start
-  metrics_file_.read([&](std::string_view line) { take_metrics(line); });
-  samples_file_.read([&](std::string_view line) { take_sample(line); });
-  events_file_.read([&](std::string_view line) { take_event(line); });
+  if (read_files()) return;
+  const std::int64_t version = version_;
+  *this = RunHistory(folder_);  // all of them from the start
+  version_ = version + 1;
+  read_files();
 }
 
 void RunHistory::add_value(const std::string& key, std::int64_t step, double value) {
@@ -139,6 +151,7 @@ void RunHistory::add_value(const std::string& key, std::int64_t step, double val
 }
 
 void RunHistory::take_metrics(std::string_view line) {
+  ++version_;
   const auto json = parse_line(line);
   if (!json) {
     ++broken_lines_;
@@ -146,36 +159,53 @@ void RunHistory::take_metrics(std::string_view line) {
   }
   const auto step = (*json)["step"].get<std::int64_t>();
   last_step_ = step;
+  std::string not_finite;
+  bool skipped = false;
   for (const auto& [key, value] : json->items()) {
     if (key == "step") continue;
     if (value.is_number()) {
       add_value(key, step, value.get<double>());
     } else if (value.is_null()) {
-      add_event({{"step", step}, {"event", "not finite"}, {"detail", key}});
-    } else if (key == "skipped" && value.is_boolean() && value.get<bool>()) {
-      add_event({{"step", step}, {"event", "skip"}, {"detail", "the gradients overflowed"}});
+      not_finite += not_finite.empty() ? key : ", " + key;
+    } else if (key == "skipped" && value.is_boolean()) {
+      skipped = value.get<bool>();
     } else if (key == "mb_moe/tokens_per_expert") {
       const double entropy = load_.add(step, value);
       if (std::isfinite(entropy)) add_value("report/load_entropy", step, entropy);
     }
   }
+  if (!skipped && not_finite.empty()) return;
+  std::string detail =
+      not_finite.empty() ? "the gradients overflowed" : "not finite: " + not_finite;
+  add_event({{"step", step},
+             {"event", skipped ? "skip" : "not finite"},
+             {"detail", cut_to_width(detail, kMaxDetail)}});
 }
 
 void RunHistory::take_sample(std::string_view line) {
+  ++version_;
   const auto json = parse_line(line);
   if (!json) {
     ++broken_lines_;
     return;
   }
-  const Sample sample{(*json)["step"].get<std::int64_t>(),
-                      short_text(*json, "prompt", kMaxSampleText),
-                      short_text(*json, "text", kMaxSampleText)};
-  // The newest always, of the others every sample_stride_-th.
-  if (samples_seen_ > 0 && (samples_seen_ - 1) % sample_stride_ != 0) samples_.pop_back();
-  samples_.push_back(sample);
-  ++samples_seen_;
-  if (samples_.size() <= kMaxSamples) return;
-  std::vector<Sample> kept;
+  const auto step = (*json)["step"].get<std::int64_t>();
+  // A run that was resumed from an older checkpoint writes them again.
+  while (!samples_.empty() && samples_.back().step > step) samples_.pop_back();
+  if (samples_.empty() || samples_.back().step < step) {
+    // The newest always, of the others every sample_stride_-th.
+    if (sample_steps_ > 0 && (sample_steps_ - 1) % sample_stride_ != 0 && !samples_.empty()) {
+      samples_.pop_back();
+    }
+    samples_.push_back({step, {}});
+    ++sample_steps_;
+  }
+  if (samples_.back().texts.size() < kMaxTextsOfAStep) {
+    samples_.back().texts.emplace_back(short_text(*json, "prompt", kMaxSampleText),
+                                       short_text(*json, "text", kMaxSampleText));
+  }
+  if (samples_.size() <= kMaxSampleSteps) return;
+  std::vector<Samples> kept;
   for (std::size_t i = 0; i < samples_.size(); i += 2) kept.push_back(std::move(samples_[i]));
   if (samples_.size() % 2 == 0) kept.push_back(std::move(samples_.back()));
   samples_ = std::move(kept);
@@ -183,6 +213,7 @@ void RunHistory::take_sample(std::string_view line) {
 }
 
 void RunHistory::take_event(std::string_view line) {
+  ++version_;
   const auto json = parse_line(line);
   if (!json) {
     ++broken_lines_;
@@ -191,7 +222,8 @@ void RunHistory::take_event(std::string_view line) {
   nlohmann::ordered_json event{{"step", (*json)["step"]},
                                {"event", short_text(*json, "event", 40)}};
   for (const char* key : {"time", "detail"}) {
-    if (const std::string text = short_text(*json, key, 300); !text.empty()) event[key] = text;
+    if (const std::string text = short_text(*json, key, kMaxDetail); !text.empty())
+      event[key] = text;
   }
   add_event(std::move(event));
 }
@@ -233,9 +265,12 @@ nlohmann::ordered_json RunHistory::json(const std::string& name, const std::stri
   json["events"] = std::move(events);
   json["events_dropped"] = events_dropped_;
   json["samples"] = nlohmann::json::array();
-  for (const Sample& sample : samples_) {
-    json["samples"].push_back(
-        {{"step", sample.step}, {"prompt", sample.prompt}, {"text", sample.text}});
+  for (const Samples& samples : samples_) {
+    auto texts = nlohmann::json::array();
+    for (const auto& [prompt, text] : samples.texts) {
+      texts.push_back({{"prompt", prompt}, {"text", text}});
+    }
+    json["samples"].push_back({{"step", samples.step}, {"texts", std::move(texts)}});
   }
   return json;
 }

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "train/report/series.h"
@@ -18,8 +19,8 @@ class LineReader {
  public:
   explicit LineReader(std::string path) : path_(std::move(path)) {}
   // Calls `take(std::string_view line)` for each; nothing where the file is absent. Returns false,
-  // before the first of them, where the file has become shorter: it is another one, read from its
-  // start.
+  // before the first of them, where what was read is no longer there: it is another file, read from
+  // its start.
   template <class Take>
   bool read(const Take& take);
   // Complete lines that are longer than any true one.
@@ -28,6 +29,7 @@ class LineReader {
  private:
   std::string path_;
   std::uint64_t offset_ = 0;  // of the first line not yet taken
+  std::string tail_;          // what stands before it
   std::int64_t oversized_ = 0;
 };
 
@@ -38,15 +40,18 @@ class RunHistory {
   // skipped and counted.
   void read();
   bool has_metrics() const { return !series_.empty(); }
+  // Grows whenever read() has found something new.
+  std::int64_t version() const { return version_; }
   // One run of the page's data, from at most `most_points` buckets over all curves.
   nlohmann::ordered_json json(const std::string& name, const std::string& config_yaml,
                               std::size_t most_points) const;
 
  private:
-  struct Sample {
+  struct Samples {
     std::int64_t step = 0;
-    std::string prompt, text;
+    std::vector<std::pair<std::string, std::string>> texts;  // prompt, what follows
   };
+  bool read_files();
   void take_metrics(std::string_view line);
   void take_sample(std::string_view line);
   void take_event(std::string_view line);
@@ -57,11 +62,12 @@ class RunHistory {
   LineReader metrics_file_, samples_file_, events_file_;
   std::map<std::string, Series> series_;
   LoadMap load_;
-  std::vector<Sample> samples_;
-  std::int64_t samples_seen_ = 0, sample_stride_ = 1;
+  std::vector<Samples> samples_;
+  std::int64_t sample_steps_ = 0, sample_stride_ = 1;
   std::vector<nlohmann::ordered_json> events_;
   std::int64_t events_dropped_ = 0;
   std::int64_t last_step_ = 0, broken_lines_ = 0, series_left_out_ = 0;
+  std::int64_t version_ = 0;
 };
 
 }  // namespace dropless::train

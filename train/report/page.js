@@ -1,8 +1,6 @@
 'use strict';
 // Everything from a run reaches the page as text nodes and attributes, never as markup.
-const data = JSON.parse(document.getElementById('data').textContent);
-const runs = data.runs;
-const several = runs.length > 1;
+let data, runs, several, charts;
 const byId = id => document.getElementById(id);
 
 function node(name, attributes = {}, ...children) {
@@ -22,7 +20,7 @@ function svg(name, attributes = {}, ...children) {
 function format(value) {
   if (value === undefined || value === null) return '–';
   const size = Math.abs(value);
-  if (size !== 0 && size < 1e-3) return value.toExponential(2).replace('.00e', 'e');
+  if (size !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0*e/, 'e');
   for (const [unit, name] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e4, 'k']]) {
     if (size >= unit) return +(value / (name === 'k' ? 1e3 : unit)).toPrecision(4) + ' ' + name;
   }
@@ -34,20 +32,28 @@ const dashes = ['', '6 3', '2 3', '8 3 2 3', '12 4', '1 4'];
 
 // ---- curves ----
 
-// Mean over about 1 / (1 - weight) points, the first ones not drawn towards zero.
+// The mean around each value, weighed by `weight` to the power of the distance: on both sides, so
+// that a falling curve is not drawn late.
 function smoothed(values, weight) {
-  let sum = 0, total = 0;
-  return values.map(value => {
-    sum = weight * sum + (1 - weight) * value;
-    total = weight * total + (1 - weight);
-    return sum / total;
-  });
+  if (weight === 0) return values;
+  const sums = new Array(values.length).fill(0), totals = new Array(values.length).fill(0);
+  for (const way of [1, -1]) {
+    let sum = 0, total = 0;
+    for (let k = 0; k < values.length; ++k) {
+      const i = way > 0 ? k : values.length - 1 - k;
+      sums[i] += sum;
+      totals[i] += total;
+      sum = weight * (sum + values[i]);
+      total = weight * (total + 1);
+    }
+  }
+  return values.map((value, i) => (sums[i] + value) / (totals[i] + 1));
 }
 
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map(k => k * power).find(s => s >= rough);
+  const step = [1, 2, 2.5, 5, 10].map(k => k * power).find(s => s >= rough);
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step) found.push(+at.toPrecision(12));
   return found;
@@ -58,17 +64,39 @@ function logTicks(low, high) {
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); ++power) {
     for (const k of [1, 2, 5]) if (k * 10 ** power >= low && k * 10 ** power <= high) found.push(k * 10 ** power);
   }
-  if (found.length < 2) return ticks(low, high, 4).filter(v => v > 0);
+  if (found.length < 3) return ticks(low, high, 4).filter(v => v > 0);
   return found.length > 7 ? found.filter(v => Math.abs(Math.log10(v) % 1) < 1e-9) : found;
 }
 
-// A chart: {title, smooth, curves: [{name, run, series, colour, dash}]}.
+// Tokens that the run had seen after each of these steps.
+function tokensAt(run, steps) {
+  const {step, max, mean} = run.series['time/token'];
+  const known = [0, ...step], tokens = [0, ...(max || mean)];
+  let k = 1;
+  return steps.map(at => {
+    while (k < known.length - 1 && known[k] < at) ++k;
+    return tokens[k - 1] + (tokens[k] - tokens[k - 1]) * (at - known[k - 1]) / (known[k] - known[k - 1]);
+  });
+}
+
+const axis = () => byId('axis').value;
+const positions = (run, steps) => axis() === 'tokens' ? tokensAt(run, steps) : steps;
+
+// One range for all charts, so that what stands below one another is of one time.
+function range() {
+  return [0, Math.max(...runs.map(run => positions(run, [run.step])[0]), 1)];
+}
+
+// A chart: {title, curves: [{name, run, series, smooth, colour, dash}]}.
 function drawChart(card, chart) {
-  const weight = chart.smooth ? byId('smooth').value / 100 : 0;
-  const width = card.clientWidth - 24, height = 210;
-  const left = 54, right = 8, top = 8, bottom = 22;
-  const curves = chart.curves.map(curve => ({...curve, y: smoothed(curve.series.mean, weight)}));
-  let low = Infinity, high = -Infinity, first = Infinity, last = -Infinity;
+  const strength = byId('smooth').value / 100;
+  const width = Math.max(card.clientWidth - 24, 120), height = 210;
+  const left = 54, right = 10, top = 8, bottom = 22;
+  const curves = chart.curves.map(curve => {
+    const weight = curve.smooth ? strength : 0;
+    return {...curve, weight, x: positions(curve.run, curve.series.step), y: smoothed(curve.series.mean, weight)};
+  });
+  let low = Infinity, high = -Infinity;
   const log = byId('log').checked && curves.every(c => c.series.mean.some(v => v > 0));
   for (const curve of curves) {
     const sorted = [...curve.series.mean, ...curve.y].filter(v => !log || v > 0).sort((a, b) => a - b);
@@ -76,15 +104,13 @@ function drawChart(card, chart) {
     const spare = sorted.length > 200 ? Math.floor(sorted.length / 200) : 0;
     low = Math.min(low, sorted[spare]);
     high = Math.max(high, sorted[sorted.length - 1 - spare]);
-    first = Math.min(first, curve.series.step[0]);
-    last = Math.max(last, curve.series.step.at(-1));
   }
-  if (first === last) { first -= 1; last += 1; }
+  const [first, last] = range();
   if (low === high) { const pad = Math.abs(low) * 0.1 || 1; low -= log ? 0 : pad; high += pad; }
   const scale = v => log ? Math.log(Math.max(v, 1e-300)) : v;
-  const pad = (scale(high) - scale(low)) * 0.04;
+  const pad = (scale(high) - scale(low)) * 0.06;
   const from = scale(low) - pad, to = scale(high) + pad;
-  const px = step => left + (step - first) / (last - first) * (width - left - right);
+  const px = x => left + (x - first) / (last - first) * (width - left - right);
   const py = v => {
     const at = height - bottom - (scale(v) - from) / (to - from) * (height - top - bottom);
     return Math.min(Math.max(at, -1e4), 1e4);
@@ -92,51 +118,48 @@ function drawChart(card, chart) {
   const clip = `clip${chart.index}`;
   const picture = svg('svg', {class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': chart.title},
     svg('clipPath', {id: clip}, svg('rect', {x: left, y: 0, width: Math.max(width - left, 1), height: height - bottom + 1})));
-  for (const value of log ? logTicks(low, high) : ticks(low, high, 4)) {
+  for (const value of log ? logTicks(Math.exp(from), Math.exp(to)) : ticks(from, to, 5)) {
     const label = svg('text', {x: left - 6, y: py(value) + 4, 'text-anchor': 'end'}, format(value));
     picture.append(svg('line', {class: 'grid', x1: left, x2: width - right, y1: py(value), y2: py(value)}), label);
   }
-  for (const step of ticks(first, last, Math.max(3, Math.floor(width / 70)))) {
-    picture.append(svg('text', {x: px(step), y: height - 5, 'text-anchor': px(step) > width - 30 ? 'end' : 'middle'}, format(step)));
+  const unit = axis() === 'tokens' ? 'tokens' : 'step';
+  for (const x of ticks(first, last, Math.max(3, Math.floor(width / 80)))) {
+    const text = format(x), most = width - 3.3 * text.length;
+    picture.append(svg('text', {x: Math.min(px(x), most), y: height - 5, 'text-anchor': 'middle'}, text));
   }
-  for (const run of new Set(chart.curves.map(curve => curve.run))) {
-    for (const event of run.events.filter(e => e.event === 'resume').slice(-20)) {
-      if (event.step < first || event.step > last) continue;
-      picture.append(svg('line', {class: 'mark', x1: px(event.step), x2: px(event.step), y1: top, y2: height - bottom},
-        svg('title', {}, `${run.name}: resumed at step ${event.step}`)));
-    }
-  }
+  picture.append(svg('text', {x: left - 12, y: height - 5, 'text-anchor': 'end', class: 'unit'}, unit));
+  drawEvents(picture, chart, px, top, height - bottom);
   const path = (xs, ys) => xs.map((x, i) => `${i ? 'L' : 'M'}${px(x).toFixed(1)} ${py(ys[i]).toFixed(1)}`).join('');
   const lines = svg('g', {'clip-path': `url(#${clip})`});
-  for (const {series, y, colour, dash} of curves) {
+  for (const {series, weight, x, y, colour, dash} of curves) {
     if (series.min) {
-      const outline = path(series.step, series.max) + path([...series.step].reverse(), [...series.min].reverse()).replace('M', 'L');
+      const outline = path(x, series.max) + path([...x].reverse(), [...series.min].reverse()).replace('M', 'L');
       lines.append(svg('path', {class: 'band', d: outline + 'Z', style: `fill:${colour}`}));
     }
-    if (weight > 0) lines.append(svg('path', {class: 'raw', d: path(series.step, series.mean), style: `stroke:${colour}`}));
-    lines.append(svg('path', {class: 'curve', d: path(series.step, y), style: `stroke:${colour}`, 'stroke-dasharray': dash}));
-    if (series.step.length <= 30) {
-      series.step.forEach((step, i) => lines.append(svg('circle', {cx: px(step), cy: py(y[i]), r: 2.5, style: `fill:${colour}`})));
-    }
+    if (weight > 0) lines.append(svg('path', {class: 'raw', d: path(x, series.mean), style: `stroke:${colour}`}));
+    lines.append(svg('path', {class: 'curve', d: path(x, y), style: `stroke:${colour}`, 'stroke-dasharray': dash}));
+    if (x.length <= 30) x.forEach((at, i) => lines.append(svg('circle', {cx: px(at), cy: py(y[i]), r: 2.5, style: `fill:${colour}`})));
   }
   const cross = svg('line', {class: 'cross', y1: top, y2: height - bottom, visibility: 'hidden'});
   picture.append(lines, cross);
   picture.addEventListener('pointermove', event => {
     const box = picture.getBoundingClientRect();
-    const step = first + ((event.clientX - box.left) / box.width * width - left) / (width - left - right) * (last - first);
+    const pointed = first + ((event.clientX - box.left) / box.width * width - left) / (width - left - right) * (last - first);
     const rows = [];
-    let at = null;
+    let nearest = null;
     for (const curve of curves) {
       let best = 0;
-      curve.series.step.forEach((s, i) => { if (Math.abs(s - step) < Math.abs(curve.series.step[best] - step)) best = i; });
-      at = at === null || Math.abs(curve.series.step[best] - step) < Math.abs(at - step) ? curve.series.step[best] : at;
+      curve.x.forEach((x, i) => { if (Math.abs(x - pointed) < Math.abs(curve.x[best] - pointed)) best = i; });
+      if (!nearest || Math.abs(curve.x[best] - pointed) < Math.abs(nearest.x - pointed)) {
+        nearest = {x: curve.x[best], step: curve.series.step[best]};
+      }
       const spread = curve.series.min ? ` (${format(curve.series.min[best])} to ${format(curve.series.max[best])})` : '';
       rows.push(node('div', {style: `color:${curve.colour}`}, `${curve.name}: ${format(curve.y[best])}${spread}`));
     }
-    cross.setAttribute('x1', px(at));
-    cross.setAttribute('x2', px(at));
+    cross.setAttribute('x1', px(nearest.x));
+    cross.setAttribute('x2', px(nearest.x));
     cross.setAttribute('visibility', 'visible');
-    showTip(event, node('div', {}, `step ${at}`), ...rows);
+    showTip(event, node('div', {}, `step ${nearest.step}${unit === 'tokens' ? `, ${format(nearest.x)} tokens` : ''}`), ...rows);
   });
   picture.addEventListener('pointerleave', () => { cross.setAttribute('visibility', 'hidden'); byId('tip').hidden = true; });
   const legend = node('div', {class: 'legend'});
@@ -149,6 +172,20 @@ function drawChart(card, chart) {
   card.replaceChildren(node('h3', {}, chart.title), legend, picture);
 }
 
+// Resumes and failures cross the chart; saves are ticks on its axis, where one run is shown.
+function drawEvents(picture, chart, px, top, bottom) {
+  for (const run of new Set(chart.curves.map(curve => curve.run))) {
+    const kinds = {resume: ['mark', top], failed: ['mark failed', top], ...(several ? {} : {save: ['tick', bottom - 6]})};
+    const shown = run.events.filter(event => kinds[event.event]).slice(-200);
+    const at = positions(run, shown.map(event => event.step));
+    shown.forEach((event, i) => {
+      const [style, y1] = kinds[event.event];
+      picture.append(svg('line', {class: style, x1: px(at[i]), x2: px(at[i]), y1, y2: bottom},
+        svg('title', {}, `${run.name}: ${event.event} at step ${event.step}`)));
+    });
+  }
+}
+
 function showTip(event, ...content) {
   const tip = byId('tip');
   tip.replaceChildren(...content);
@@ -158,70 +195,90 @@ function showTip(event, ...content) {
   tip.style.top = `${Math.max(Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 6), 4)}px`;
 }
 
-// [title, keys, smoothed]; a key belongs to the first that takes it.
-const plan = [
-  ['Training loss', /^loss\/train\/total$/, true],
-  ['Evaluation, cross-entropy', /^metrics\/eval\/.*CrossEntropy$/, false],
-  ['Training cross-entropy', /^loss\/train\/loss$/, true],
-  ['Load-balancing loss', /^loss\/train\/lbl$/, true],
-  ['Router z-loss', /^loss\/train\/zloss$/, true],
-  ['Tokens per second', /^throughput\/(device\/)?tokens_per_sec$/, true],
-  ['Learning rate', /^lr-/, false],
-  ['Gradient norm', /^l2_norm\/grad\/global$/, true],
-  ['Memory', /^memory\//, false],
-  ['Tokens per expert, all layers', /^mb_moe\/all_layers_/, true],
-  ['Entropy of the expert load (1 = even)', /^report\/load_entropy$/, true],
-  ['Router entropy', /router_entropy/, true],
-  ['Loss scale', /^loss_scale$/, false],
+// [title, keys, the keys whose curves are smoothed]; a key belongs to the first that takes it.
+const all = /./, none = /$^/;
+const trainEntropy = /^loss\/train\/loss$/, evalEntropy = /^metrics\/eval\/.*CrossEntropy$/;
+const lossPlan = () => several
+  ? [['Training cross-entropy, nats per token', trainEntropy, all], ['Evaluation cross-entropy, nats per token', evalEntropy, none]]
+  : [['Cross-entropy, nats per token', /^loss\/train\/loss$|^metrics\/eval\/.*CrossEntropy$/, trainEntropy]];
+const plan = () => [
+  ['Training loss, the router’s losses included', /^loss\/train\/total$/, all],
+  ...lossPlan(),
+  ['Load-balancing loss', /^loss\/train\/lbl$/, all],
+  ['Router z-loss', /^loss\/train\/zloss$/, all],
+  ['Tokens per second', /^throughput\/(device\/)?tokens_per_sec$/, all],
+  ['Learning rate', /^lr-/, none],
+  ['Gradient norm', /^l2_norm\/grad\/global$/, all],
+  ['Share of the device’s peak FLOPs in use', /^throughput\/device\/mfu$/, all],
+  ['Memory, GB', /^memory\//, none],
+  several ? ['The busiest expert’s share of the tokens', /^mb_moe\/all_layers_max/, all]
+    : ['Share of the tokens that an expert gets', /^mb_moe\/all_layers_/, all],
+  ['Entropy of the expert load (1: even)', /^report\/load_entropy$/, all],
+  ['Entropy of the router (1: undecided, 0: certain)', /router_entropy/, all],
+  ['Loss scale', /^loss_scale$/, none],
 ];
 const duplicates = /^metrics\/train\/LanguageCrossEntropy$|^time\//;
-const shortName = key => key.replace(/^mb_moe\/all_layers_(.*)_tpe$/, '$1').replace(/^metrics\/eval\//, '').replace(/LanguageCrossEntropy$/, 'cross-entropy');
+const routerLoss = /^loss\/train\/(lbl|zloss)$/;
+const shortName = key => key.replace(/^memory\/(.*)_mem$/, (_, what) => what.replace('_', ' ')).replace(/^mb_moe\/all_layers_(.*)_tpe$/, '$1').replace(/^loss\/train\/loss$/, 'training')
+  .replace(/^metrics\/eval\/(.*)LanguageCrossEntropy$/, (_, label) => `evaluation ${label.replace(/\/$/, '')}`.trim());
 
 function planCharts() {
-  const keys = [...new Set(runs.flatMap(run => Object.keys(run.series)))].filter(key => !duplicates.test(key)).sort();
-  const taken = new Set(), charts = [];
+  const found = [...new Set(runs.flatMap(run => Object.keys(run.series)))].filter(key => !duplicates.test(key)).sort();
+  // The total of a dense model is its cross-entropy.
+  const keys = found.some(key => routerLoss.test(key)) ? found : found.filter(key => key !== 'loss/train/total');
+  const taken = new Set(), made = [];
   const add = (title, members, smooth, main) => {
     const curves = [];
     members.forEach((key, k) => runs.forEach((run, r) => {
       if (!run.series[key]) return;
       const label = [several ? run.name : '', members.length > 1 || !several ? shortName(key) : ''].filter(Boolean).join(' · ');
-      curves.push({name: label, run, series: run.series[key], colour: colour(several ? r : k), dash: several ? dashes[k % dashes.length] : ''});
+      curves.push({name: label, run, series: run.series[key], smooth: smooth.test(key), colour: colour(several ? r : k),
+        dash: several ? dashes[k % dashes.length] : ''});
     }));
-    charts.push({title, smooth, main, curves, index: charts.length});
+    made.push({title, main, curves, index: made.length});
   };
-  for (const [title, pattern, smooth] of plan) {
+  for (const [title, pattern, smooth] of plan()) {
     const members = keys.filter(key => !taken.has(key) && pattern.test(key));
     members.forEach(key => taken.add(key));
     if (members.length) add(title, members, smooth, true);
   }
-  for (const key of keys) if (!taken.has(key)) add(key, [key], true, false);
-  return charts;
+  for (const key of keys) if (!taken.has(key)) add(key, [key], all, false);
+  return made;
 }
 
 // ---- tables, heat maps, texts ----
 
+const utc = time => time.replace('T', ' ').replace('Z', '');
+
 function summary() {
   const lastOf = series => series && series.mean.at(-1);
   const calm = series => series && smoothed(series.mean, 0.95).at(-1);
-  const evalKeys = [...new Set(runs.flatMap(run => Object.keys(run.series)))].filter(key => /^metrics\/eval\/.*CrossEntropy$/.test(key)).sort();
+  const evalKeys = [...new Set(runs.flatMap(run => Object.keys(run.series)))].filter(key => evalEntropy.test(key)).sort();
   const columns = [
     ['step', run => run.step], ['tokens', run => lastOf(run.series['time/token'])],
-    ['loss (smoothed)', run => calm(run.series['loss/train/total'])],
-    ...evalKeys.map(key => [shortName(key).replace(/^cross-entropy/, 'evaluation'), run => lastOf(run.series[key])]),
+    ['training loss', run => calm(run.series['loss/train/total'])],
+    ...evalKeys.map(key => [shortName(key), run => lastOf(run.series[key])]),
     ['tokens/s', run => calm(run.series['throughput/tokens_per_sec'])],
   ];
   const head = node('tr', {}, node('th', {}, 'run'), ...columns.map(([name]) => node('th', {}, name)), node('th', {}, 'last event'));
   const rows = runs.map((run, r) => {
     const event = run.events.at(-1);
     return node('tr', {}, node('td', {style: several ? `color:${colour(r)};font-weight:600` : ''}, run.name),
-      ...columns.map(([, get]) => node('td', {}, format(get(run)))), node('td', {}, event ? `${event.event} at ${event.step}` : '–'));
+      ...columns.map(([, get]) => node('td', {}, format(get(run)))),
+      node('td', event && event.event === 'failed' ? {class: 'bad'} : {}, event ? `${event.event} at ${event.step}` : '–'));
   });
-  byId('summary').append(node('div', {class: 'scroll'}, node('table', {}, head, ...rows)),
-    node('p', {class: 'note'}, `Written ${data.written.replace('T', ' ').replace('Z', ' UTC')}. Bands are minimum to maximum where a point stands for many steps; dotted lines are resumes.`));
+  const parts = [node('div', {class: 'scroll'}, node('table', {}, head, ...rows))];
   for (const run of runs) {
-    if (run.broken_lines) byId('summary').append(node('p', {class: 'note'}, `${run.name}: ${run.broken_lines} unreadable lines were skipped.`));
-    if (run.series_left_out) byId('summary').append(node('p', {class: 'note'}, `${run.name}: more than 300 figures; the rest is left out.`));
+    const last = run.events.at(-1);
+    if (last && last.event === 'failed' && last.detail) parts.push(node('p', {class: 'bad'}, `${several ? run.name + ': ' : ''}${last.detail}`));
   }
+  const marks = several ? 'dotted lines are resumes' : 'ticks on the axis are saves, dotted lines resumes';
+  parts.push(node('p', {class: 'note'}, `Written ${utc(data.written)} UTC. Pale lines are not smoothed, bands are smallest to largest of the steps that a point stands for; ${marks}.`));
+  for (const run of runs) {
+    if (run.broken_lines) parts.push(node('p', {class: 'note'}, `${run.name}: ${run.broken_lines} unreadable lines were skipped.`));
+    if (run.series_left_out) parts.push(node('p', {class: 'note'}, `${run.name}: more than 300 figures; the rest is left out.`));
+  }
+  byId('summary').replaceChildren(...parts);
 }
 
 // 0: an eighth of the even load or less, 0.5: even, 1: eight times and more.
@@ -260,80 +317,120 @@ function heatMaps(load) {
       node('div', {class: 'axis'}, node('span', {}, `step ${load.step[0]}`), node('span', {}, String(load.step.at(-1))))));
   }
   const scale = node('span', {class: 'scale', style: `background:linear-gradient(90deg,${stops.join(',')})`});
-  return [node('h2', {}, 'Expert load'),
-    node('p', {class: 'note'}, 'One row an expert; tokens relative to an even spread. 1/8', scale, '8×'), maps];
+  return [node('h2', {}, 'Expert load over time'),
+    node('p', {class: 'note'}, `One row for each of the ${load.experts} experts; tokens relative to an even spread: `,
+      node('span', {class: 'key'}, '1/8', scale, '8×')), maps];
 }
 
-function configText(run) {
-  const lines = run.config.split('\n');
-  const text = node('pre', {});
-  const others = runs.filter(other => other !== run && other.config).map(other => new Set(other.config.split('\n')));
-  for (const line of lines) {
-    const differs = others.some(other => !other.has(line));
-    text.append(differs ? node('span', {class: 'differs'}, line) : line, '\n');
-  }
-  return text;
+// The texts of one step, the newest at first; in a page that refreshes, the newest stays the newest.
+let sampleBack = 0;
+function sampleTexts(samples) {
+  const newest = samples.length - 1;
+  const slider = node('input', {type: 'range', min: 0, max: newest, value: Math.max(newest - sampleBack, 0), 'aria-label': 'step of the samples'});
+  const label = node('output'), texts = node('div', {class: 'box'});
+  const show = () => {
+    const at = samples[slider.value];
+    sampleBack = newest - slider.value;
+    label.textContent = `step ${at.step}`;
+    texts.replaceChildren(...at.texts.map(({prompt, text}) => node('pre', {}, node('span', {class: 'prompt'}, prompt), text)));
+  };
+  slider.addEventListener('input', show);
+  show();
+  const control = node('label', {class: 'steps'}, 'after', label);
+  if (newest > 0) control.append(slider);
+  return [node('h2', {}, 'Samples'), node('div', {class: 'card'}, control, texts)];
 }
 
-function showRun(run) {
-  const parts = [];
-  if (run.load) parts.push(...heatMaps(run.load));
-  if (run.samples.length) {
-    const slider = node('input', {type: 'range', min: 0, max: run.samples.length - 1, value: run.samples.length - 1, 'aria-label': 'sample'});
-    const label = node('span', {class: 'note'}), text = node('pre', {class: 'box'});
-    const show = () => {
-      const sample = run.samples[slider.value];
-      label.textContent = ` step ${sample.step}`;
-      text.replaceChildren(node('span', {class: 'prompt'}, sample.prompt), sample.text);
-    };
-    slider.addEventListener('input', show);
-    show();
-    parts.push(node('h2', {}, 'Samples'), node('div', {class: 'card'}, slider, label, text));
-  }
-  if (run.events.length) {
-    const rows = [...run.events].reverse().map(e => node('tr', {}, node('td', {}, String(e.step)), node('td', {}, e.event),
-      node('td', {}, (e.time || '').replace('T', ' ').replace('Z', '')), node('td', {}, e.detail || '')));
-    const head = node('tr', {}, ...['step', 'event', 'UTC', ''].map(name => node('th', {}, name)));
-    parts.push(node('h2', {}, 'Events'), node('div', {class: 'card box'}, node('table', {class: 'texts'}, head, ...rows)));
-    if (run.events_dropped) parts.push(node('p', {class: 'note'}, `${run.events_dropped} earlier ones are left out.`));
-  }
-  if (run.config) {
-    parts.push(node('h2', {}, 'Config'), node('div', {class: 'card box'}, configText(run)));
-    if (several) parts.push(node('p', {class: 'note'}, 'Marked lines are not in every run.'));
-  }
+function eventTable(run) {
+  const rows = [...run.events].reverse().map(e => node('tr', e.event === 'failed' ? {class: 'bad'} : {}, node('td', {}, String(e.step)),
+    node('td', {}, e.event), node('td', {class: 'time'}, utc(e.time || '')), node('td', {}, e.detail || '')));
+  const head = node('tr', {}, ...['step', 'event', 'UTC', ''].map(name => node('th', {}, name)));
+  const parts = [node('h2', {}, 'Events'), node('div', {class: 'card box'}, node('table', {class: 'texts'}, head, ...rows))];
+  if (run.events_dropped) parts.push(node('p', {class: 'note'}, `${run.events_dropped} earlier ones are left out.`));
   return parts;
 }
 
-// ---- the page ----
-
-document.title = `${runs.map(run => run.name).join(', ')} · dropless`;
-byId('title').textContent = several ? `${runs.length} runs` : runs[0].name;
-summary();
-const charts = planCharts();
-for (const chart of charts) {
-  chart.card = node('div', {class: 'card'});
-  (chart.main ? byId('charts') : byId('more').lastElementChild).append(chart.card);
+function configText(run) {
+  const text = node('pre', {});
+  const others = runs.filter(other => other !== run && other.config).map(other => new Set(other.config.split('\n')));
+  for (const line of run.config.replace(/\n$/, '').split('\n')) {
+    const differs = others.some(other => !other.has(line));
+    text.append(differs ? node('span', {class: 'differs'}, line) : line, '\n');
+  }
+  const parts = [node('h2', {}, 'Config'), node('div', {class: 'card box'}, text)];
+  if (several) parts.push(node('p', {class: 'note'}, 'Marked lines are not in every run.'));
+  return parts;
 }
-byId('more').hidden = charts.every(chart => chart.main);
+
+let shown = 0;
+function drawRun() {
+  const run = runs[shown], parts = [], pair = node('div', {class: 'pair'});
+  if (several) {
+    const choice = node('select', {'aria-label': 'run'}, ...runs.map((other, r) => node('option', r === shown ? {value: r, selected: ''} : {value: r}, other.name)));
+    choice.addEventListener('change', () => { shown = +choice.value; drawRun(); });
+    parts.push(node('h2', {}, 'One run: ', choice));
+  }
+  if (run.load) parts.push(...heatMaps(run.load));
+  if (run.samples.length) parts.push(...sampleTexts(run.samples));
+  if (run.events.length) pair.append(node('div', {}, ...eventTable(run)));
+  if (run.config) pair.append(node('div', {}, ...configText(run)));
+  byId('run').replaceChildren(...parts, pair);
+}
+
+// ---- the page ----
 
 function draw() {
   byId('smooth-value').textContent = `${byId('smooth').value} %`;
   for (const chart of charts) if (chart.card.clientWidth > 0) drawChart(chart.card, chart);
 }
-let shown = 0;
-const runBody = node('div');
-function drawRun() { runBody.replaceChildren(...showRun(runs[shown])); }
-if (several) {
-  const choice = node('select', {'aria-label': 'run'}, ...runs.map((run, r) => node('option', {value: r}, run.name)));
-  choice.addEventListener('change', () => { shown = +choice.value; drawRun(); });
-  byId('run').append(node('h2', {}, 'One run: ', choice));
+
+function show(newData) {
+  data = newData;
+  runs = data.runs;
+  several = runs.length > 1;
+  document.title = `${runs.map(run => run.name).join(', ')} · dropless`;
+  byId('title').textContent = several ? `${runs.length} runs` : runs[0].name;
+  byId('axis-choice').hidden = !runs.every(run => run.series['time/token']);
+  if (byId('axis-choice').hidden) byId('axis').value = 'step';
+  summary();
+  charts = planCharts();
+  for (const chart of charts) chart.card = node('div', {class: 'card'});
+  byId('charts').replaceChildren(...charts.filter(chart => chart.main).map(chart => chart.card));
+  byId('more').lastElementChild.replaceChildren(...charts.filter(chart => !chart.main).map(chart => chart.card));
+  byId('more').hidden = charts.every(chart => chart.main);
+  if (!charts.length) byId('charts').append(node('p', {class: 'note'}, 'No figures yet.'));
+  drawRun();
+  draw();
 }
-byId('run').append(runBody);
-drawRun();
-draw();
+
+show(JSON.parse(byId('data').textContent));
 byId('smooth').addEventListener('input', draw);
 byId('log').addEventListener('change', draw);
+byId('axis').addEventListener('change', draw);
 byId('more').addEventListener('toggle', draw);
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawRun);
 let drawnWidth = innerWidth;
 addEventListener('resize', () => { if (innerWidth !== drawnWidth) { drawnWidth = innerWidth; draw(); } });
+
+// ---- a page that `train --serve` shows asks for news; one in a file has nobody to ask ----
+
+const kNews = 5, kPatience = 60;  // seconds between questions, and at most after failed ones
+let wait = kNews, tag = '';
+async function refresh() {
+  if (!document.hidden) {
+    try {
+      const answer = await fetch('data.json', {headers: {'If-None-Match': tag}, cache: 'no-store'});
+      if (answer.status === 200) {
+        tag = answer.headers.get('ETag');
+        show(await answer.json());
+      }
+      wait = kNews;
+      byId('live').textContent = 'live';
+    } catch {
+      wait = Math.min(2 * wait, kPatience);
+      byId('live').textContent = 'no answer: the run has ended (its report.html has all of it), or its machine is out of reach';
+    }
+  }
+  setTimeout(refresh, wait * 1000);
+}
+if (data.live) refresh();

@@ -59,15 +59,19 @@ void replace_mark(std::string& page, std::string_view mark, std::string_view tex
 
 }  // namespace
 
-std::string report_page(const std::vector<nlohmann::ordered_json>& runs) {
+std::string report_data(const std::vector<nlohmann::ordered_json>& runs, bool live) {
   nlohmann::ordered_json data;
   data["written"] = utc_now();
+  data["live"] = live;
   data["runs"] = runs;
-  std::string json = data.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return data.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+std::string report_page(const std::string& data, bool live) {
   // "</script>" and "<!--" would end or change the element that holds the data.
   std::string safe;
-  safe.reserve(json.size());
-  for (const char c : json) {
+  safe.reserve(data.size());
+  for (const char c : data) {
     if (c == '<') {
       safe += "\\u003c";
     } else {
@@ -75,6 +79,7 @@ std::string report_page(const std::vector<nlohmann::ordered_json>& runs) {
     }
   }
   std::string page(kPageHtml);
+  replace_mark(page, "/*CONNECT*/", live ? "'self'" : "'none'");
   replace_mark(page, "/*STYLE*/", kPageCss);
   replace_mark(page, "/*SCRIPT*/", kPageJs);
   replace_mark(page, "/*DATA*/", safe);
@@ -101,7 +106,7 @@ std::string report_of_folders(const std::vector<std::string>& folders) {
     runs.push_back(history.json(distinct ? base_name(folder) : folder, saved_config(folder),
                                 kMostPoints / folders.size()));
   }
-  return report_page(runs);
+  return report_page(report_data(runs));
 }
 
 void write_report(const std::string& path, const std::string& page) {
@@ -165,8 +170,9 @@ void ReportWriter::update() {
 void ReportWriter::finish() {
   attempt([&] {
     history_.read();
-    write_report(join_path(folder_, "report.html"),
-                 report_page({history_.json(base_name(folder_), config_yaml_, kMostPoints)}));
+    write_report(
+        join_path(folder_, "report.html"),
+        report_page(report_data({history_.json(base_name(folder_), config_yaml_, kMostPoints)})));
   });
   written_ = std::chrono::steady_clock::now();
 }

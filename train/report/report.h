@@ -11,8 +11,12 @@
 
 namespace dropless::train {
 
-// The page of `runs` (RunHistory::json). Nothing in them can become markup.
-std::string report_page(const std::vector<nlohmann::ordered_json>& runs);
+// What a page shows of `runs` (RunHistory::json), as one JSON document. A `live` page keeps asking
+// its server for a newer one, under data.json.
+std::string report_data(const std::vector<nlohmann::ordered_json>& runs, bool live = false);
+
+// The page itself. Nothing in the data can become markup.
+std::string report_page(const std::string& data, bool live = false);
 
 // The page of what stands in these run folders, for all of them together at most some megabytes.
 // Throws Error(kInvalidArgument) for a folder without metrics.

@@ -112,6 +112,37 @@ TEST_F(ReportTest, SkipsWhatIsBroken) {
   EXPECT_EQ(json["events"].size(), 2u);
 }
 
+TEST_F(ReportTest, AStepWithoutUpdateIsOneEvent) {
+  append("metrics.jsonl",
+         "{\"step\":1,\"loss\":null,\"norm\":null,\"skipped\":true}\n"
+         "{\"step\":2,\"loss\":1,\"skipped\":true}\n{\"step\":3,\"loss\":1,\"skipped\":false}\n");
+  const auto events = run()["events"];
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0]["event"], "skip");
+  EXPECT_EQ(events[0]["detail"], "not finite: loss, norm");
+  EXPECT_EQ(events[1]["detail"], "the gradients overflowed");
+}
+
+TEST_F(ReportTest, SamplesOfAStepStayTogether) {
+  const auto sample = [&](int step, const std::string& prompt) {
+    append("samples.jsonl",
+           nlohmann::json{{"step", step}, {"prompt", prompt}, {"text", "t"}}.dump() + "\n");
+  };
+  for (int step = 5; step <= 1000; step += 5) {
+    sample(step, "a");
+    sample(step, "b");
+  }
+  auto samples = run()["samples"];
+  EXPECT_LE(samples.size(), 64u);
+  EXPECT_EQ(samples[0]["step"], 5);
+  EXPECT_EQ(samples.back()["step"], 1000);
+  for (const auto& step : samples) EXPECT_EQ(step["texts"].size(), 2u) << step;
+  // A resume from an older checkpoint writes later ones again.
+  sample(800, "c");
+  samples = run()["samples"];
+  EXPECT_EQ(samples.back()["step"], 800);
+}
+
 TEST_F(ReportTest, ReadsOnFromWhereItWas) {
   append("metrics.jsonl", "{\"step\":1,\"loss\":3}\n{\"step\":2,\"lo");
   RunHistory history(folder_);
@@ -125,6 +156,24 @@ TEST_F(ReportTest, ReadsOnFromWhereItWas) {
   write_file_durable(folder_ + "/metrics.jsonl", "{\"step\":1,\"loss\":7}\n");
   history.read();
   EXPECT_EQ(history.json("run", "", 1000)["series"]["loss"]["mean"].dump(), "[7.0]");
+}
+
+TEST_F(ReportTest, SeesThatAFileWasReplacedByALongerOne) {
+  append("metrics.jsonl", "{\"step\":1,\"loss\":3}\n");
+  append("samples.jsonl", "{\"step\":1,\"prompt\":\"p\",\"text\":\"t\"}\n");
+  RunHistory history(folder_);
+  history.read();
+  const std::int64_t version = history.version();
+  history.read();
+  EXPECT_EQ(history.version(), version);
+  write_file_durable(folder_ + "/metrics.jsonl",
+                     "{\"step\":1,\"loss\":4}\n{\"step\":2,\"loss\":5}\n");
+  std::filesystem::remove(folder_ + "/samples.jsonl");
+  history.read();
+  const auto json = history.json("run", "", 1000);
+  EXPECT_EQ(json["series"]["loss"]["mean"].dump(), "[4.0,5.0]");
+  EXPECT_TRUE(json["samples"].empty());
+  EXPECT_GT(history.version(), version);
 }
 
 TEST_F(ReportTest, ManyFiguresAndSamplesMakeABoundedPage) {
@@ -145,7 +194,7 @@ TEST_F(ReportTest, ManyFiguresAndSamplesMakeABoundedPage) {
   EXPECT_GE(json["samples"].size(), 32u);
   EXPECT_EQ(json["samples"][0]["step"], 1);
   EXPECT_EQ(json["samples"].back()["step"], 3000);
-  EXPECT_LT(report_page({json}).size(), 4'000'000u);
+  EXPECT_LT(report_page(report_data({json})).size(), 4'000'000u);
 }
 
 TEST_F(ReportTest, NothingOfARunBecomesMarkup) {
@@ -155,7 +204,7 @@ TEST_F(ReportTest, NothingOfARunBecomesMarkup) {
   RunHistory history(folder_);
   history.read();
   const std::string page =
-      report_page({history.json("</script>/*DATA*/", "a: </SCRIPT>\xff", 1000)});
+      report_page(report_data({history.json("</script>/*DATA*/", "a: </SCRIPT>\xff", 1000)}));
   std::size_t ends = 0;
   for (std::size_t at = 0; (at = page.find("</", at)) != std::string::npos; ++at) {
     ends += page.substr(at + 2, 6) == "script" || page.substr(at + 2, 6) == "SCRIPT";
