@@ -1,6 +1,9 @@
 // Which GPU the calling thread works on, and whether it runs the kernels built here.
 #include <cuda_runtime_api.h>
 
+#include <string>
+#include <vector>
+
 #include "src/cuda/check.h"
 #include "src/cuda/kernels.h"
 
@@ -15,14 +18,9 @@ CurrentDevice::~CurrentDevice() {
   if (index_ != previous_) cudaSetDevice(previous_);
 }
 
-std::string device_problem(int index) {
-  int count = 0;
-  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
-    return std::string("no GPU can be used: ") + cudaGetErrorString(status);
-  }
-  if (index < 0 || index >= count) {
-    return "there is no GPU " + std::to_string(index) + " among " + std::to_string(count);
-  }
+namespace {
+
+std::string find_problem(int index) {
   int major = 0, minor = 0;
   DROPLESS_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   DROPLESS_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
@@ -31,6 +29,27 @@ std::string device_problem(int index) {
            std::to_string(index) + " has " + std::to_string(major) + "." + std::to_string(minor);
   }
   return "";
+}
+
+}  // namespace
+
+// Asked by every call of the layer: found out once.
+std::string device_problem(int index) {
+  static std::string no_gpu;
+  static const std::vector<std::string> problems = [] {
+    int count = 0;
+    if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
+      no_gpu = std::string("no GPU can be used: ") + cudaGetErrorString(status);
+    }
+    std::vector<std::string> found;
+    for (int i = 0; i < count; ++i) found.push_back(find_problem(i));
+    return found;
+  }();
+  if (!no_gpu.empty()) return no_gpu;
+  if (index < 0 || static_cast<std::size_t>(index) >= problems.size()) {
+    return "there is no GPU " + std::to_string(index) + " among " + std::to_string(problems.size());
+  }
+  return problems[index];
 }
 
 }  // namespace dropless::cuda

@@ -81,7 +81,12 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
 
 BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type,
                               at::Device device) {
-  if (config.backend == MoEBackend::kTorch) return {MoEBackend::kTorch, ""};
+  const std::string torch_problem = moe_torch_problem(config.moe);
+  if (config.backend == MoEBackend::kTorch) {
+    if (torch_problem.empty()) return {MoEBackend::kTorch, ""};
+    throw Error(ErrorKind::kUnsupported, "ffn_config.backend torch: " + torch_problem,
+                "use ffn_config.backend auto");
+  }
   MoEConfig moe = config.moe;
   if (config.backend == MoEBackend::kReference) moe.backend = Backend::kReference;
   const std::string problem = moe_layer_problem(moe, type, device);
@@ -89,11 +94,15 @@ BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type,
     const bool reference = config.backend == MoEBackend::kReference;
     return {reference ? MoEBackend::kReference : MoEBackend::kDropless, ""};
   }
-  if (config.backend == MoEBackend::kAuto) return {MoEBackend::kTorch, problem};
+  if (config.backend == MoEBackend::kAuto && torch_problem.empty()) {
+    return {MoEBackend::kTorch, problem};
+  }
   throw Error(
       ErrorKind::kUnsupported,
-      std::string("ffn_config.backend ") + moe_backend_name(config.backend) + ": " + problem,
-      "use ffn_config.backend auto or torch");
+      std::string("ffn_config.backend ") + moe_backend_name(config.backend) + ": " + problem +
+          (torch_problem.empty() ? "" : "; " + torch_problem),
+      torch_problem.empty() ? "use ffn_config.backend auto or torch"
+                            : "train on the CPU, where libdropless has every option");
 }
 
 const char* moe_backend_name(MoEBackend backend) {
@@ -132,7 +141,11 @@ MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& 
 at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
   MoEConfig moe = config_.moe;
   const at::Tensor x_TD = to_compute_dtype(x_BSD).reshape({-1, moe.d_model});
-  const MoEBackend backend = resolve_backend(config_, x_TD.scalar_type(), x_TD.device()).backend;
+  if (!resolved_ || resolved_->type != x_TD.scalar_type() || resolved_->device != x_TD.device()) {
+    resolved_ = {x_TD.scalar_type(), x_TD.device(),
+                 resolve_backend(config_, x_TD.scalar_type(), x_TD.device()).backend};
+  }
+  const MoEBackend backend = resolved_->backend;
   moe.backend = backend == MoEBackend::kReference ? Backend::kReference : Backend::kAuto;
   const std::int64_t E = moe.num_experts, F = moe.d_ffn, D = moe.d_model;
   const auto experts = [&](const at::Tensor& w) {

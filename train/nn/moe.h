@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,7 +49,7 @@ struct BackendChoice {
 };
 
 // What runs products of `type` on `device`; the one place where the choice is made. Throws
-// Error(kUnsupported) where libdropless is demanded and has no kernels.
+// Error(kUnsupported) where what is demanded, or with kAuto everything, cannot run the layer.
 BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type, at::Device device);
 const char* moe_backend_name(MoEBackend backend);
 
@@ -60,7 +61,14 @@ class MoE {
   at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record) const;
 
  private:
+  struct Resolved {
+    at::ScalarType type;
+    at::Device device;
+    MoEBackend backend;
+  };
+
   MoELayerConfig config_;
+  mutable std::optional<Resolved> resolved_;  // by the last forward pass
   at::Tensor router_, w1_, v1_, w2_, bias_;
 };
 

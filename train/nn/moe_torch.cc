@@ -41,14 +41,23 @@ at::Tensor router_losses(const at::Tensor& logits_TE, const at::Tensor& scores_T
 
 }  // namespace
 
+std::string moe_torch_problem(const MoEConfig& config) {
+  if (config.route != RouteConfig{.normalize_p = config.route.normalize_p} ||
+      config.selection_bias) {
+    return "libtorch's layer routes by softmax scores and plain top-k only";
+  }
+  if (config.expert_bias || config.capacity_factor != 0 || config.shared_d_ffn != 0) {
+    return "libtorch's layer has no expert bias, capacity factor or shared expert";
+  }
+  return "";
+}
+
 MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                           const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
-  if (config.route != RouteConfig{.normalize_p = config.route.normalize_p} ||
-      config.selection_bias) {
-    throw Error(ErrorKind::kUnsupported,
-                "libtorch's layer routes by softmax scores and plain top-k only",
-                "run the layer on the CPU, where libdropless has the other routers");
+  if (const std::string problem = moe_torch_problem(config); !problem.empty()) {
+    throw Error(ErrorKind::kUnsupported, problem,
+                "run the layer on the CPU, where libdropless has every option");
   }
   const std::int64_t T = x_TD.size(0), E = config.num_experts, K = config.top_k;
   // The router and the combination are fp32 whatever autocast says; fp64 stays fp64.

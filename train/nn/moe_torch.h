@@ -3,12 +3,17 @@
 // widths that our kernels do not take.
 #pragma once
 
+#include <string>
+
 #include "train/bridge/moe.h"
 
 namespace dropless::train {
 
-// Same contract as moe_layer (train/bridge/moe.h), for routers of softmax scores and plain top-k:
-// throws Error(kUnsupported) for other options of MoEConfig::route.
+// Why libtorch cannot run this layer; empty where it can.
+std::string moe_torch_problem(const MoEConfig& config);
+
+// Same contract as moe_layer (train/bridge/moe.h). Throws Error(kUnsupported) with what
+// moe_torch_problem says.
 MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                           const at::Tensor& v1_EFD, const at::Tensor& w2_EFD);

@@ -131,6 +131,20 @@ TEST(MoE, BackendFollowsDeviceAndType) {
   EXPECT_EQ(resolve_backend(config, at::kFloat, gpu).reason, "");
 }
 
+TEST(MoE, BackendThatNothingCanRunIsRefusedAtOnce) {
+  const at::Device cpu = at::kCPU, gpu(at::kCUDA, 0);
+  MoELayerConfig sigmoid = parse(""), biased = parse(""), shared = parse("");
+  sigmoid.moe.route.score = RouteScore::kSigmoid;
+  biased.moe.expert_bias = true;
+  shared.moe.shared_d_ffn = 8;
+  for (MoELayerConfig config : {sigmoid, biased, shared}) {
+    EXPECT_EQ(resolve_backend(config, at::kFloat, cpu).backend, MoEBackend::kDropless);
+    EXPECT_THROW(resolve_backend(config, at::kFloat, gpu), Error);
+    config.backend = MoEBackend::kTorch;
+    EXPECT_THROW(resolve_backend(config, at::kFloat, cpu), Error);
+  }
+}
+
 TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
   for (const char* extra :
        {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",
