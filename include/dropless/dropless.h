@@ -9,6 +9,7 @@
 #include "dropless/grouped_gemm.h"
 #include "dropless/index.h"
 #include "dropless/moe.h"
+#include "dropless/moe_stages.h"
 #include "dropless/permute.h"
 #include "dropless/route.h"
 #include "dropless/version.h"

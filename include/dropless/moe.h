@@ -1,4 +1,5 @@
-// The whole dropless mixture-of-experts layer.
+// The whole dropless mixture-of-experts layer. In stages, for programs that put something of their
+// own between them: moe_stages.h.
 //
 // For each token x (a row of x_TD), with router weights Wr and K selected experts e_1..e_K:
 //
@@ -10,7 +11,8 @@
 //   out      = sum_k s_k * (h_k W2_{e_k})             in the order k = 1..K, accumulated in fp32
 //
 // With expert_bias: W1_e x + b1_e, V1_e x + bv1_e, and s_k * (h_k W2_{e_k} + b2_{e_k}). With a shared
-// expert of width S (shared_d_ffn > 0), h_S its activation as above and y_S = h_S W2_S:
+// expert of width S (shared_d_ffn > 0), h_S its activation as above and y_S = h_S W2_S (+ b2_S with
+// shared_bias, which gives it biases as expert_bias does the others):
 //
 //   out      = y_S + sum_k ...                        or, with shared_weighted,
 //   out      = y_S / (K + 1) + K / (K + 1) * sum_k ...
@@ -24,8 +26,8 @@
 // rows.
 //
 // On a GPU (compute capability 9.0) the tensors are bf16, the widths multiples of 8 and of `route`
-// only normalize_p is free, without bias, capacity and shared expert; a call only queues work on the given stream: it never waits and can be
-// captured into a CUDA graph.
+// only normalize_p is free, without bias, capacity and shared expert; a call only queues work on the
+// given stream: it never waits and can be captured into a CUDA graph.
 //
 // Memory: the caller owns everything. Between forward and backward only x, the pre-activations and
 // 12 bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are
@@ -57,6 +59,7 @@ struct MoEConfig {
   double capacity_factor = 0;     // 0: dropless
   std::int64_t shared_d_ffn = 0;  // width of the shared expert; 0: none
   bool shared_weighted = false;
+  bool shared_bias = false;  // MoEWeights::shared_b1_S, shared_bv1_S, shared_b2_D
   Backend backend = Backend::kAuto;
 };
 
@@ -72,6 +75,7 @@ struct MoEWeights {
   ConstTensorView b1_EF = {}, bv1_EF = {}, b2_ED = {};
   // With MoEConfig::shared_d_ffn, else absent; v1 for GLU. Laid out as an expert's.
   ConstTensorView shared_w1_SD = {}, shared_v1_SD = {}, shared_w2_SD = {};
+  ConstTensorView shared_b1_S = {}, shared_bv1_S = {}, shared_b2_D = {};  // with shared_bias
 };
 
 // What backward needs besides x and the weights. Routed rows are sorted by expert, in token order
@@ -97,6 +101,7 @@ struct MoEGradients {
   TensorView w2_EFD;
   TensorView b1_EF = {}, bv1_EF = {}, b2_ED = {};
   TensorView shared_w1_SD = {}, shared_v1_SD = {}, shared_w2_SD = {};
+  TensorView shared_b1_S = {}, shared_bv1_S = {}, shared_b2_D = {};
 };
 
 // Why no kernel runs this layer on tensors of `dtype` on `device`; empty where one does.

@@ -47,55 +47,76 @@ std::int64_t count_blocks(const char* op, const BlockTopology& t) {
   return t.row_indices.shape[0];
 }
 
+// One way through the blocks: by block row, or by block column.
+struct Walk {
+  const char *indices_name, *offsets_name, *line_name, *other_name;
+  const ConstTensorView indices, offsets;
+  std::int64_t lines, others;  // block rows and columns, or columns and rows
+};
+
+Walk row_walk(const BlockTopology& t) {
+  return {"column_indices", "offsets", "block row",   "block columns",
+          t.column_indices, t.offsets, block_rows(t), block_cols(t)};
+}
+Walk column_walk(const BlockTopology& t) {
+  return {"column_indices_t", "offsets_t", "block column", "block rows",
+          t.column_indices_t, t.offsets_t, block_cols(t),  block_rows(t)};
+}
+
+void expect_walk(const char* op, const Walk& walk, std::int64_t blocks, Device device) {
+  expect_tensor(op, walk.indices_name, walk.indices, {{blocks}, DType::kInt32}, device);
+  expect_tensor(op, walk.offsets_name, walk.offsets, {{walk.lines + 1}, DType::kInt32}, device);
+}
+
+// Offsets that cover all blocks, and within a line indices that increase; check_entry(line, n) after
+// the walk's own checks of entry n.
+template <class CheckEntry>
+void check_walk(const char* op, const Walk& walk, std::int64_t blocks, const char* hint,
+                CheckEntry&& check_entry) {
+  const std::int32_t *offsets = int32s(walk.offsets), *indices = int32s(walk.indices);
+  DROPLESS_CHECK(offsets[0] == 0 && offsets[walk.lines] == blocks,
+                 concat(op, ": ", walk.offsets_name, " run from ", offsets[0], " to ",
+                        offsets[walk.lines], ", expected from 0 to the ", blocks, " blocks"));
+  for (std::int64_t l = 0; l < walk.lines; ++l) {
+    DROPLESS_CHECK(offsets[l] <= offsets[l + 1],
+                   concat(op, ": ", walk.offsets_name, " decrease from ", offsets[l], " to ",
+                          offsets[l + 1], " at line ", l));
+  }
+  for (std::int64_t l = 0; l < walk.lines; ++l) {
+    for (std::int64_t n = offsets[l]; n < offsets[l + 1]; ++n) {
+      check_entry(l, n);
+      DROPLESS_CHECK(indices[n] >= 0 && indices[n] < walk.others,
+                     concat(op, ": ", walk.indices_name, "[", n, "] is ", indices[n],
+                            ", outside of the ", walk.others, " ", walk.other_name));
+      DROPLESS_CHECK(n == offsets[l] || indices[n - 1] < indices[n],
+                     concat(op, ": ", walk.indices_name, "[", n, "] is ", indices[n], " after ",
+                            indices[n - 1], " in ", walk.line_name, " ", l),
+                     hint);
+    }
+  }
+}
+
 void expect_row_walk(const char* op, const BlockTopology& t, Device device) {
   const std::int64_t blocks = count_blocks(op, t);
   expect_tensor(op, "row_indices", t.row_indices, {{blocks}, DType::kInt32}, device);
-  expect_tensor(op, "column_indices", t.column_indices, {{blocks}, DType::kInt32}, device);
-  expect_tensor(op, "offsets", t.offsets, {{block_rows(t) + 1}, DType::kInt32}, device);
+  expect_walk(op, row_walk(t), blocks, device);
 }
 
 void expect_column_walk(const char* op, const BlockTopology& t, Device device) {
   const std::int64_t blocks = count_blocks(op, t);
-  expect_tensor(op, "column_indices_t", t.column_indices_t, {{blocks}, DType::kInt32}, device);
-  expect_tensor(op, "offsets_t", t.offsets_t, {{block_cols(t) + 1}, DType::kInt32}, device);
+  expect_walk(op, column_walk(t), blocks, device);
   expect_tensor(op, "block_offsets_t", t.block_offsets_t, {{blocks}, DType::kInt32}, device);
-}
-
-void check_offsets(const char* op, const char* name, const ConstTensorView& view,
-                   std::int64_t blocks) {
-  const std::int32_t* offsets = int32s(view);
-  const std::int64_t lines = view.shape[0] - 1;
-  DROPLESS_CHECK(offsets[0] == 0 && offsets[lines] == blocks,
-                 concat(op, ": ", name, " run from ", offsets[0], " to ", offsets[lines],
-                        ", expected from 0 to the ", blocks, " blocks"));
-  for (std::int64_t l = 0; l < lines; ++l) {
-    DROPLESS_CHECK(offsets[l] <= offsets[l + 1],
-                   concat(op, ": ", name, " decrease from ", offsets[l], " to ", offsets[l + 1],
-                          " at line ", l));
-  }
 }
 
 // Shapes and every entry of the row walk.
 void check_row_walk(const char* op, const BlockTopology& t, Device device) {
   check_sides(op, t);
   expect_row_walk(op, t, device);
-  const std::int64_t blocks = count_blocks(op, t);
-  check_offsets(op, "offsets", t.offsets, blocks);
-  const std::int32_t *rows = int32s(t.row_indices), *columns = int32s(t.column_indices),
-                     *offsets = int32s(t.offsets);
-  for (std::int64_t i = 0; i < block_rows(t); ++i) {
-    for (std::int64_t n = offsets[i]; n < offsets[i + 1]; ++n) {
-      DROPLESS_CHECK(rows[n] == i, concat(op, ": row_indices[", n, "] is ", rows[n],
-                                          ", but offsets put block ", n, " into block row ", i));
-      DROPLESS_CHECK(columns[n] >= 0 && columns[n] < block_cols(t),
-                     concat(op, ": column_indices[", n, "] is ", columns[n], ", outside of the ",
-                            block_cols(t), " block columns"));
-      DROPLESS_CHECK(n == offsets[i] || columns[n - 1] < columns[n],
-                     concat(op, ": column_indices[", n, "] is ", columns[n], " after ",
-                            columns[n - 1], " in block row ", i),
-                     kOrderHint);
-    }
-  }
+  const std::int32_t* rows = int32s(t.row_indices);
+  check_walk(op, row_walk(t), count_blocks(op, t), kOrderHint, [&](std::int64_t i, std::int64_t n) {
+    DROPLESS_CHECK(rows[n] == i, concat(op, ": row_indices[", n, "] is ", rows[n],
+                                        ", but offsets put block ", n, " into block row ", i));
+  });
 }
 
 // Shapes and every entry of the column walk against the row walk, which has been checked.
@@ -105,27 +126,18 @@ void check_column_walk(const char* op, const BlockTopology& t, Device device) {
                  "call transpose_topology first");
   expect_column_walk(op, t, device);
   const std::int64_t blocks = count_blocks(op, t);
-  check_offsets(op, "offsets_t", t.offsets_t, blocks);
-  const std::int32_t *rows = int32s(t.column_indices_t), *offsets = int32s(t.offsets_t),
-                     *numbers = int32s(t.block_offsets_t);
-  for (std::int64_t j = 0; j < block_cols(t); ++j) {
-    for (std::int64_t n = offsets[j]; n < offsets[j + 1]; ++n) {
-      const std::int32_t block = numbers[n];
-      DROPLESS_CHECK(block >= 0 && block < blocks,
-                     concat(op, ": block_offsets_t[", n, "] is ", block, ", outside of the ",
-                            blocks, " blocks"));
-      const std::int32_t row = int32s(t.row_indices)[block],
-                         column = int32s(t.column_indices)[block];
-      DROPLESS_CHECK(rows[n] == row && column == j,
-                     concat(op, ": entry ", n, " of the column walk puts block ", block, " at (",
-                            rows[n], ", ", j, "), but it stands at (", row, ", ", column, ")"),
-                     "call transpose_topology after a change of the topology");
-      DROPLESS_CHECK(n == offsets[j] || rows[n - 1] < rows[n],
-                     concat(op, ": column_indices_t[", n, "] is ", rows[n], " after ", rows[n - 1],
-                            " in block column ", j),
-                     "call transpose_topology after a change of the topology");
-    }
-  }
+  const std::int32_t *rows = int32s(t.column_indices_t), *numbers = int32s(t.block_offsets_t);
+  const char* hint = "call transpose_topology after a change of the topology";
+  check_walk(op, column_walk(t), blocks, hint, [&](std::int64_t j, std::int64_t n) {
+    const std::int32_t block = numbers[n];
+    DROPLESS_CHECK(block >= 0 && block < blocks, concat(op, ": block_offsets_t[", n, "] is ", block,
+                                                        ", outside of the ", blocks, " blocks"));
+    const std::int32_t row = int32s(t.row_indices)[block], column = int32s(t.column_indices)[block];
+    DROPLESS_CHECK(rows[n] == row && column == j,
+                   concat(op, ": entry ", n, " of the column walk puts block ", block, " at (",
+                          rows[n], ", ", j, "), but it stands at (", row, ", ", column, ")"),
+                   hint);
+  });
 }
 
 // A matrix of the given shape or, as stored, its transpose.
@@ -151,6 +163,56 @@ cpu::BlockWalk walk_of(const BlockTopology& t, bool by_column) {
             int32s(t.block_offsets_t)};
   }
   return {block_rows(t), int32s(t.offsets), int32s(t.column_indices), nullptr};
+}
+
+struct SparseOperand {
+  const char* name;
+  const ConstTensorView& data;
+  bool transpose;
+  const BlockTopology& topology;
+};
+
+struct DenseOperand {
+  const char* name;
+  const ConstTensorView& view;
+  bool transpose;
+};
+
+// dsd: out [M, N] = op(sparse) [M, K] op(dense) [K, N]; dds: out [M, N] = op(dense) op(sparse).
+void sparse_dense(const char* op, bool sparse_is_a, const SparseOperand& sparse,
+                  const DenseOperand& dense, const TensorView& out, void* workspace,
+                  std::size_t workspace_bytes, Backend backend) {
+  const ConstTensorView& view = dense.view;
+  const BlockTopology& topology = sparse.topology;
+  const DType dtype = view.dtype;
+  // The walk goes along out's block rows (dsd) or columns (dds).
+  const bool by_column = sparse.transpose == sparse_is_a;
+  expect_floating(op, dense.name, view, 2);
+  expect_cpu(op, view);
+  check_row_walk(op, topology, view.device);
+  if (by_column) check_column_walk(op, topology, view.device);
+  const std::int64_t side = by_column ? topology.cols : topology.rows;
+  const std::int64_t K = by_column ? topology.rows : topology.cols;
+  const std::int64_t size = view.shape[dense.transpose == sparse_is_a ? 0 : 1];
+  const std::int64_t M = sparse_is_a ? side : size, N = sparse_is_a ? size : side;
+  expect_data(op, sparse.name, sparse.data, topology, dtype, view.device);
+  expect_matrix(op, dense.name, view, dense.transpose, sparse_is_a ? K : M, sparse_is_a ? N : K,
+                dtype, view.device);
+  expect_tensor(op, "out", out, {{M, N}, dtype}, view.device);
+  expect_workspace(op, workspace, workspace_bytes, cpu::kGemmSlotBytes);
+  const cpu::KernelTable& kernels = cpu::kernels(backend);
+  (sparse_is_a ? kernels.dsd : kernels.dds)({.dtype = dtype,
+                                             .block_size = topology.block_size,
+                                             .walk = walk_of(topology, by_column),
+                                             .data = sparse.data.data,
+                                             .transpose_blocks = sparse.transpose,
+                                             .dense = view.data,
+                                             .transpose_dense = dense.transpose,
+                                             .dense_size = size,
+                                             .depth = K,
+                                             .out = out.data,
+                                             .workspace = workspace,
+                                             .workspace_bytes = workspace_bytes});
 }
 
 void check_experts(const char* op, const ConstTensorView& offsets_E1, std::int64_t d_ffn,
@@ -261,59 +323,15 @@ void sdd(ConstTensorView a, bool transpose_a, ConstTensorView b, bool transpose_
 void dsd(ConstTensorView a_data, bool transpose_a, const BlockTopology& a_topology,
          ConstTensorView b, bool transpose_b, TensorView out, void* workspace,
          std::size_t workspace_bytes, Backend backend) {
-  const char* op = "dsd";
-  expect_floating(op, "b", b, 2);
-  expect_cpu(op, b);
-  check_row_walk(op, a_topology, b.device);
-  if (transpose_a) check_column_walk(op, a_topology, b.device);
-  const std::int64_t M = transpose_a ? a_topology.cols : a_topology.rows;
-  const std::int64_t K = transpose_a ? a_topology.rows : a_topology.cols;
-  const std::int64_t N = b.shape[transpose_b ? 0 : 1];
-  expect_data(op, "a_data", a_data, a_topology, b.dtype, b.device);
-  expect_matrix(op, "b", b, transpose_b, K, N, b.dtype, b.device);
-  expect_tensor(op, "out", out, {{M, N}, b.dtype}, b.device);
-  expect_workspace(op, workspace, workspace_bytes, cpu::kGemmSlotBytes);
-  cpu::kernels(backend).dsd({.dtype = b.dtype,
-                             .block_size = a_topology.block_size,
-                             .walk = walk_of(a_topology, transpose_a),
-                             .data = a_data.data,
-                             .transpose_blocks = transpose_a,
-                             .dense = b.data,
-                             .transpose_dense = transpose_b,
-                             .dense_size = N,
-                             .depth = K,
-                             .out = out.data,
-                             .workspace = workspace,
-                             .workspace_bytes = workspace_bytes});
+  sparse_dense("dsd", true, {"a_data", a_data, transpose_a, a_topology}, {"b", b, transpose_b}, out,
+               workspace, workspace_bytes, backend);
 }
 
 void dds(ConstTensorView a, bool transpose_a, ConstTensorView b_data, bool transpose_b,
          const BlockTopology& b_topology, TensorView out, void* workspace,
          std::size_t workspace_bytes, Backend backend) {
-  const char* op = "dds";
-  expect_floating(op, "a", a, 2);
-  expect_cpu(op, a);
-  check_row_walk(op, b_topology, a.device);
-  if (!transpose_b) check_column_walk(op, b_topology, a.device);
-  const std::int64_t K = transpose_b ? b_topology.cols : b_topology.rows;
-  const std::int64_t N = transpose_b ? b_topology.rows : b_topology.cols;
-  const std::int64_t M = a.shape[transpose_a ? 1 : 0];
-  expect_matrix(op, "a", a, transpose_a, M, K, a.dtype, a.device);
-  expect_data(op, "b_data", b_data, b_topology, a.dtype, a.device);
-  expect_tensor(op, "out", out, {{M, N}, a.dtype}, a.device);
-  expect_workspace(op, workspace, workspace_bytes, cpu::kGemmSlotBytes);
-  cpu::kernels(backend).dds({.dtype = a.dtype,
-                             .block_size = b_topology.block_size,
-                             .walk = walk_of(b_topology, !transpose_b),
-                             .data = b_data.data,
-                             .transpose_blocks = transpose_b,
-                             .dense = a.data,
-                             .transpose_dense = transpose_a,
-                             .dense_size = M,
-                             .depth = K,
-                             .out = out.data,
-                             .workspace = workspace,
-                             .workspace_bytes = workspace_bytes});
+  sparse_dense("dds", false, {"b_data", b_data, transpose_b, b_topology}, {"a", a, transpose_a},
+               out, workspace, workspace_bytes, backend);
 }
 
 }  // namespace dropless

@@ -22,22 +22,17 @@
 #include "src/common/math.h"
 #include "src/common/workspace.h"
 #include "src/cuda/kernels.h"
+#include "src/ops/moe_sizes.h"
 
 namespace dropless {
 namespace {
 
 constexpr int kRowTile = 128;  // rows of the matrix products' tiles
 
-struct Sizes {
-  std::int64_t T, D, F, E, K, R, P;
+struct Sizes : MoESizes {
+  std::int64_t P;  // columns of a row of logits in memory
   Sizes(const MoEConfig& config, std::int64_t tokens)
-      : T(tokens),
-        D(config.d_model),
-        F(config.d_ffn),
-        E(config.num_experts),
-        K(config.top_k),
-        R(T * K),
-        P(cuda::router_pitch(E)) {}
+      : MoESizes(config, tokens, DType::kBFloat16), P(cuda::router_pitch(E)) {}
 };
 
 struct ForwardBuffers {

@@ -115,6 +115,14 @@ MoECase::MoECase(const MoEConfig& config, std::int64_t tokens, DType dtype, std:
       d_shared_v1_SD = Tensor(dtype, {S, D});
       shared_up_TS = Tensor(dtype, {T, S});
     }
+    if (config.shared_bias) {
+      shared_b1_S = normal(rng, dtype, {S});
+      shared_b2_D = normal(rng, dtype, {D});
+      d_shared_b1_S = Tensor(dtype, {S});
+      d_shared_b2_D = Tensor(dtype, {D});
+      if (config.glu) shared_bv1_S = normal(rng, dtype, {S});
+      if (config.glu) d_shared_bv1_S = Tensor(dtype, {S});
+    }
   }
 }
 
@@ -132,6 +140,9 @@ MoECase MoECase::to(DType dtype) const {
   c.shared_w1_SD = shared_w1_SD.to(dtype);
   c.shared_v1_SD = shared_v1_SD.to(dtype);
   c.shared_w2_SD = shared_w2_SD.to(dtype);
+  c.shared_b1_S = shared_b1_S.to(dtype);
+  c.shared_bv1_S = shared_bv1_S.to(dtype);
+  c.shared_b2_D = shared_b2_D.to(dtype);
   if (config.route.selection == RouteSelection::kGiven) c.indices_TK = indices_TK;
   c.d_out_TD = d_out_TD.to(dtype);
   c.d_losses_2 = d_losses_2.to(accumulator_dtype(dtype));
@@ -144,8 +155,20 @@ MoESaved MoECase::saved() {
 }
 
 MoEGradients MoECase::gradients() {
-  return {d_x_TD,   d_router_ED, d_w1_EFD,       d_v1_EFD,       d_w2_EFD,      d_b1_EF,
-          d_bv1_EF, d_b2_ED,     d_shared_w1_SD, d_shared_v1_SD, d_shared_w2_SD};
+  return {.x_TD = d_x_TD,
+          .router_ED = d_router_ED,
+          .w1_EFD = d_w1_EFD,
+          .v1_EFD = d_v1_EFD,
+          .w2_EFD = d_w2_EFD,
+          .b1_EF = d_b1_EF,
+          .bv1_EF = d_bv1_EF,
+          .b2_ED = d_b2_ED,
+          .shared_w1_SD = d_shared_w1_SD,
+          .shared_v1_SD = d_shared_v1_SD,
+          .shared_w2_SD = d_shared_w2_SD,
+          .shared_b1_S = d_shared_b1_S,
+          .shared_bv1_S = d_shared_bv1_S,
+          .shared_b2_D = d_shared_b2_D};
 }
 
 bool MoECase::forward() {
@@ -207,8 +230,10 @@ NaiveResult naive_forward(const MoECase& c) {
     for (std::int64_t k = 0; k < K; ++k) norm += std::pow(score[order[k]], q);
     norm = (q == 0 ? 1 : std::pow(norm, 1 / q)) / route.scaling_factor;
     std::vector<double> out(D);
+    for (std::int64_t d = 0; c.shared_b2_D && d < D; ++d) out[d] += share * c.shared_b2_D.get(d);
     for (std::int64_t f = 0; f < S; ++f) {
-      double gate = 0, up = c.config.glu ? 0 : 1;
+      double gate = c.shared_b1_S ? c.shared_b1_S.get(f) : 0;
+      double up = !c.config.glu ? 1 : c.shared_bv1_S ? c.shared_bv1_S.get(f) : 0;
       for (std::int64_t d = 0; d < D; ++d) {
         gate += c.shared_w1_SD.get(f * D + d) * c.x_TD.get(t * D + d);
         if (c.config.glu) up += c.shared_v1_SD.get(f * D + d) * c.x_TD.get(t * D + d);

@@ -46,6 +46,7 @@ struct Extras {
   double capacity_factor = 0;
   std::int64_t shared_d_ffn = 0;
   bool shared_weighted = false;
+  bool shared_bias = false;
 };
 
 MoEConfig with(MoEConfig config, const Extras& extras) {
@@ -53,6 +54,7 @@ MoEConfig with(MoEConfig config, const Extras& extras) {
   config.capacity_factor = extras.capacity_factor;
   config.shared_d_ffn = extras.shared_d_ffn;
   config.shared_weighted = extras.shared_weighted;
+  config.shared_bias = extras.shared_bias;
   return config;
 }
 
@@ -85,8 +87,11 @@ std::vector<Shape> shapes() {
       {25, with(config_of(4, 2, 12, 9), {.shared_d_ffn = 19})},
       {25, with(config_of(4, 3, 12, 9, Activation::kGeluTanh, false, 1),
                 {.shared_d_ffn = 7, .shared_weighted = true})},
-      {0, with(config_of(4, 2, 12, 9), {true, 1, 8, true})},
-      {300, with(config_of(5, 3, 40, 70, Activation::kSilu, true, 1), {true, 0.8, 90, true})},
+      {25, with(config_of(4, 2, 12, 9), {.shared_d_ffn = 19, .shared_bias = true})},
+      {25, with(config_of(4, 3, 12, 9, Activation::kGelu, false),
+                {.shared_d_ffn = 7, .shared_weighted = true, .shared_bias = true})},
+      {0, with(config_of(4, 2, 12, 9), {true, 1, 8, true, true})},
+      {300, with(config_of(5, 3, 40, 70, Activation::kSilu, true, 1), {true, 0.8, 90, true, true})},
       {27, routed(config_of(6, 3, 10, 8), {.score = kSigmoid, .selection = kGiven})},
   };
 }
@@ -151,6 +156,9 @@ TEST(MoE, GradientsEqualFiniteDifferences) {
       check_gradient(c, c.shared_w1_SD, c.d_shared_w1_SD, "shared_w1", rng);
       check_gradient(c, c.shared_v1_SD, c.d_shared_v1_SD, "shared_v1", rng);
       check_gradient(c, c.shared_w2_SD, c.d_shared_w2_SD, "shared_w2", rng);
+      check_gradient(c, c.shared_b1_S, c.d_shared_b1_S, "shared_b1", rng);
+      check_gradient(c, c.shared_bv1_S, c.d_shared_bv1_S, "shared_bv1", rng);
+      check_gradient(c, c.shared_b2_D, c.d_shared_b2_D, "shared_b2", rng);
     }
   }
 }
@@ -187,6 +195,9 @@ TEST(MoE, EveryTypeAndInstructionSetEqualsReferenceInDouble) {
         EXPECT_LT(relative_error(c.d_shared_w1_SD, wide.d_shared_w1_SD), tolerance);
         EXPECT_LT(relative_error(c.d_shared_v1_SD, wide.d_shared_v1_SD), tolerance);
         EXPECT_LT(relative_error(c.d_shared_w2_SD, wide.d_shared_w2_SD), tolerance);
+        EXPECT_LT(relative_error(c.d_shared_b1_S, wide.d_shared_b1_S), tolerance);
+        EXPECT_LT(relative_error(c.d_shared_bv1_S, wide.d_shared_bv1_S), tolerance);
+        EXPECT_LT(relative_error(c.d_shared_b2_D, wide.d_shared_b2_D), tolerance);
         if (c.config.glu) {
           EXPECT_LT(relative_error(c.d_v1_EFD, wide.d_v1_EFD), tolerance);
         }
@@ -289,7 +300,7 @@ TEST(MoE, KeepsTwelveBytesARowBesideThePreActivations) {
 #ifdef DROPLESS_COUNTS_ALLOCATIONS
 TEST(MoE, NothingIsAllocatedInside) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    MoECase c(with(config_of(8, 2, 64, 96), {true, 1.1, 80, true}), 700, dtype, 17);
+    MoECase c(with(config_of(8, 2, 64, 96), {true, 1.1, 80, true, true}), 700, dtype, 17);
     c.forward();  // starts the thread pool
     c.backward();
     Workspace forward(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
@@ -399,6 +410,8 @@ TEST(MoE, BadArgumentsAreNamed) {
               HasSubstr("x_TD is [3, 6] int32"));
   EXPECT_THAT(error_after([](MoECase& c) { c.config.route.num_groups = 3; }),
               HasSubstr("num_groups is 3, but there are 4 experts"));
+  EXPECT_THAT(error_after([](MoECase& c) { c.config.shared_bias = true; }),
+              HasSubstr("shared_bias is set, but shared_d_ffn is 0"));
   EXPECT_THAT(error_after([](MoECase& c) { c.config.selection_bias = true; }),
               HasSubstr("selection_bias_E is absent, expected [4] float32"));
   EXPECT_THAT(error_after([](MoECase& c) { c.bias_E = Tensor(DType::kFloat32, {4}); }),
