@@ -41,9 +41,9 @@ struct BlockTopology {
   TensorView column_indices;  // [blocks]  block column of each block
   TensorView offsets;  // [rows / S + 1]  block row i has the blocks offsets[i] .. offsets[i + 1]
 
-  TensorView column_indices_t;  // [blocks]  block row of each entry of the column walk
-  TensorView offsets_t;         // [cols / S + 1]  block column j has the entries offsets_t[j] ..
-  TensorView block_offsets_t;   // [blocks]  the number of each entry's block
+  TensorView column_indices_t = {};  // [blocks]  block row of each entry of the column walk
+  TensorView offsets_t = {};  // [cols / S + 1]  block column j has the entries offsets_t[j] ..
+  TensorView block_offsets_t = {};  // [blocks]  the number of each entry's block
 };
 
 // Sizes of expert_topology's result.

@@ -1,12 +1,8 @@
-# Installs the library of BUILD under WORK/prefix, then configures, builds and runs consumer/ against it.
+# Installs the library of BUILD under WORK/prefix, then configures, builds and runs consumer/ and the
+# examples of SOURCE against it.
 file(REMOVE_RECURSE ${WORK})
 
-function(run)
-  execute_process(COMMAND ${ARGV} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
-  if(NOT result EQUAL 0)
-    message(FATAL_ERROR "${ARGV}\nleft with ${result}:\n${output}")
-  endif()
-endfunction()
+include(${CMAKE_CURRENT_LIST_DIR}/run.cmake)
 
 run(${CMAKE_COMMAND} --install ${BUILD} --config ${CONFIG} --component library --prefix ${WORK}/prefix)
 # Moved: nothing installed may know where it was installed to.
@@ -17,6 +13,12 @@ run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/consumer -B ${WORK}/consumer -
 run(${CMAKE_COMMAND} --build ${WORK}/consumer --config ${CONFIG})
 find_program(consumer consumer PATHS ${WORK}/consumer ${WORK}/consumer/${CONFIG} NO_DEFAULT_PATH REQUIRED)
 run(${consumer})
+
+# The examples, each of which checks its own result; as Release: 02 trains.
+run(${CMAKE_COMMAND} -S ${SOURCE}/examples -B ${WORK}/examples -G ${GENERATOR}
+  -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_CXX_COMPILER=${COMPILER} -DCMAKE_PREFIX_PATH=${WORK}/moved)
+run(${CMAKE_COMMAND} --build ${WORK}/examples --config Release)
+run(${CTEST} --test-dir ${WORK}/examples -C Release --output-on-failure --no-tests=error)
 
 # The same program without CMake: flags from pkg-config, whose file must know of the move too.
 find_program(pkg_config pkg-config)
