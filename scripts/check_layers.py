@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the #include lines of the tree against the layers of docs/architecture.md.
+"""Checks the #include lines of the tree against the table of rooms below (CONTRIBUTING.md says why).
 
 A file includes only files of its own room or of rooms on a lower layer; rooms of one layer never include
 each other, however they are built. On top of that: only train/bridge joins libtorch and the kernel API;

@@ -16,7 +16,17 @@ void log_line(std::string_view prefix, std::string_view text) {
   if (void (*before)() = hook.load()) before();
   std::string line;
   line.reserve(prefix.size() + text.size() + 1);
-  line.append(prefix).append(text).push_back('\n');
+  line.append(prefix);
+  // Names out of files may hold anything: a terminal must not obey them.
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if ((byte < 0x20 && c != '\n' && c != '\t') || byte == 0x7f) {
+      line += fmt::format("\\x{:02x}", byte);
+    } else {
+      line += c;
+    }
+  }
+  line += '\n';
   // One write, so that lines of several threads or ranks do not mix. A closed standard error is no
   // reason to stop a training run: what cannot be written is dropped.
   std::size_t at = 0;

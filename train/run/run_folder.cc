@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <ctime>
 #include <filesystem>
+#include <string_view>
+#include <system_error>
 
 #include "dropless/error.h"
 #include "train/base/log.h"
@@ -56,6 +59,9 @@ void RunFolder::check_name(const std::string& path) {
     throw Error(ErrorKind::kInvalidArgument, "run folder " + path + ": " + why, hint);
   };
   const std::string elsewhere = "name another save_folder";
+  if (path.find("://") != std::string::npos) {
+    refuse("checkpoints are saved in folders of this machine", elsewhere + ", and copy from there");
+  }
   // The part of the path that is there already must be a folder.
   std::string part = path;
   while (!path_exists(part)) {
@@ -75,7 +81,15 @@ void RunFolder::check_name(const std::string& path) {
 }
 
 RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path), policy_(policy) {
-  make_folders(path_);
+  try {
+    make_folders(path_);
+  } catch (const Error& error) {
+    if (std::string_view(error.what()).find(std::generic_category().message(ENOSPC)) !=
+        std::string_view::npos) {
+      throw;
+    }
+    throw Error(ErrorKind::kInvalidArgument, error.what(), "name another save_folder");
+  }
   lock_.emplace(path_);
   for (const std::string& line : sweep_stale(path_)) log_warning("{}", line);
   if (policy_.overwrite) check_old_run();
@@ -88,8 +102,12 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
   // A run that ended before its first save, or never began.
   const std::string metrics = metrics_path(path_);
   if (path_exists(metrics) && file_bytes(metrics) > 0) {
-    rename_path(metrics, metrics + ".old");
-    log_warning("{} is of a run that saved no checkpoint; it is now {}.old", metrics, metrics);
+    std::string aside = metrics + ".old";
+    for (int number = 2; path_exists(aside); ++number) {
+      aside = metrics + ".old-" + std::to_string(number);
+    }
+    rename_path(metrics, aside);
+    log_warning("{} is of a run that saved no checkpoint; it is now {}", metrics, aside);
   }
 }
 

@@ -23,7 +23,7 @@ class RunFolder {
   };
   // Makes the folder, locks it against other processes and clears away what crashed saves left.
   // Another run's checkpoints in it, which the policy neither replaces nor resumes, are
-  // kInvalidArgument; the metrics of a run that saved none are renamed to metrics.jsonl.old.
+  // kInvalidArgument; the metrics of a run that saved none are renamed to metrics.jsonl.old (.old-2 ...).
   RunFolder(const std::string& path, const Policy& policy);
 
   const std::string& path() const { return path_; }

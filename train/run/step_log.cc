@@ -9,9 +9,12 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/base/log.h"
 
 namespace dropless::train {
 namespace {
+
+constexpr int kOpenFlags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
 
 // The lines up to `last_step`, and whether any was left out.
 std::pair<std::string, bool> lines_up_to(const std::string& text, std::int64_t last_step) {
@@ -42,7 +45,7 @@ StepLog::StepLog(std::string path, std::int64_t last_step) : path_(std::move(pat
     const auto [kept, dropped] = lines_up_to(read_file(path_), last_step);
     if (dropped) write_file_durable(path_, kept);
   }
-  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  fd_ = ::open(path_.c_str(), kOpenFlags, 0644);
   if (fd_ < 0) throw_errno("open", path_, errno);
 }
 
@@ -64,8 +67,10 @@ void StepLog::append(const nlohmann::ordered_json& line) {
 void StepLog::sync() {
   struct stat file = {};
   if (::fstat(fd_, &file) == 0 && file.st_nlink == 0) {
-    throw Error(ErrorKind::kDamaged, path_ + " was removed while in use",
-                "autoresume=true goes on with a new one");
+    log_warning("{} was removed while in use; the run goes on in a new one", path_);
+    const int fresh = ::open(path_.c_str(), kOpenFlags, 0644);
+    if (fresh < 0) throw_errno("open", path_, errno);
+    ::close(std::exchange(fd_, fresh));
   }
   if (::fsync(fd_) != 0) throw_errno("sync", path_, errno);
 }

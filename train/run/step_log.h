@@ -19,7 +19,9 @@ class StepLog {
 
   // Appends one line in one write. Throws Error(kResource) when the disk refuses.
   void append(const nlohmann::ordered_json& line);
-  void sync();  // fsync, before a checkpoint of the same step is published
+  // fsync, before a checkpoint of the same step is published. A file that somebody removed is begun
+  // anew, with a warning.
+  void sync();
 
  private:
   std::string path_;

@@ -79,7 +79,7 @@ std::string training_summary(const TrainConfig& config, const Transformer& model
                       format_count(static_cast<double>(count.total)),
                       format_count(static_cast<double>(count.active)));
   const double bytes = training_bytes_per_parameter(config.optimizer);
-  text += fmt::format("  memory   {} of weights, gradients and moments, and the activations\n",
+  text += fmt::format("  memory   {} of weights, gradients and moments; activations come on top\n",
                       format_bytes(bytes * static_cast<double>(count.total)));
   text += fmt::format("  data     {}: {} samples of up to {} tokens, {} batches an epoch\n",
                       config.train_loader.local, loader.num_samples(), config.max_seq_len,

@@ -290,7 +290,7 @@ void Trainer::loop() {
   std::string stop_reason;
   while (step_ < length_.max_batches && stop_signal() == 0 && stop_reason.empty()) {
     const auto start = std::chrono::steady_clock::now();
-    if (!next_batch(batch)) break;
+    if (!take_batch(batch)) break;
     const double multiplier = schedule_->multiplier(step_);
     const StepResult result = stepper_->step(batch, step_ + 1, multiplier);
     ++step_;
@@ -337,6 +337,25 @@ void Trainer::loop() {
       format_seconds(train_seconds_),
       format_count(static_cast<double>(tokens_ - first_tokens_) / std::max(train_seconds_, 1e-9)),
       last_checkpoint_);
+}
+
+// next_batch() into `batch`. Damaged data end the run, but what was learnt before them is saved.
+bool Trainer::take_batch(Batch& batch) {
+  Batch next;
+  try {
+    if (!next_batch(next)) return false;
+  } catch (const Error&) {
+    if (step_ > first_step_) {
+      try {
+        save(batch);
+      } catch (const Error& error) {
+        log_warning("step {} could not be saved: {}", step_, error.what());
+      }
+    }
+    throw;
+  }
+  batch = std::move(next);
+  return true;
 }
 
 // Goes through epochs; false only for a set whose epochs are empty.

@@ -42,6 +42,7 @@ class Trainer {
   void restore_from(const std::string& checkpoint);
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
+  bool take_batch(Batch& batch);
   bool next_batch(Batch& batch);
   void log_step(const StepResult& result, double multiplier, const Batch& batch, double seconds);
   void evaluate_all();

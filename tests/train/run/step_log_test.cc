@@ -43,6 +43,15 @@ TEST_F(StepLogTest, TornLastLineIsDropped) {
   EXPECT_EQ(text(), "{\"step\":1}\n");
 }
 
+TEST_F(StepLogTest, ARemovedFileIsBegunAnew) {
+  StepLog file(folder_ + "/metrics.jsonl", 0);
+  file.append({{"step", 1}});
+  std::filesystem::remove(folder_ + "/metrics.jsonl");
+  file.sync();
+  file.append({{"step", 2}});
+  EXPECT_EQ(text(), "{\"step\":2}\n");
+}
+
 TEST_F(StepLogTest, NonFiniteNumbersAreNull) {
   StepLog file(folder_ + "/metrics.jsonl", 0);
   file.append({{"step", 1}, {"loss", std::nan("")}});
