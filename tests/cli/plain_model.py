@@ -90,7 +90,14 @@ def moe(x, weights, name, model):
         out = out.index_add(0, token, top[token, slot, None] * (hidden @ w2[e]))
     balance = E / (len(rows) * K) * (count * probabilities.mean(0)).sum()
     z = logits.logsumexp(-1).pow(2).mean()
-    return out.view_as(x) + weights.get(f"{name}.experts.bias", 0), balance, z
+    out = out.view_as(x) + weights.get(f"{name}.experts.bias", 0)
+    if f"{name}.shared_expert.up_proj.weight" in weights:
+        shared = ffn(x, weights, f"{name}.shared_expert", model)
+        if f"{name}.shared_expert_gate.weight" in weights:
+            shared = shared * linear(x, weights, f"{name}.shared_expert_gate").sigmoid()
+        weighted = model.get("shared_weighted", False)
+        out = (shared + K * out) / (K + 1) if weighted else shared + out
+    return out, balance, z
 
 
 def ffn(x, weights, name, model):

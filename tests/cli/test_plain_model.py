@@ -31,6 +31,16 @@ CASES = {
          "device_train_microbatch_size=8"],
         {"act": "gelu", "glu": False, "norm": "layernorm", "rope": False, "normalize": False},
     ),
+    "shared": (["model.ffn_config.shared_expert=true"], {}),
+    "shared_weighted": (
+        ["model.ffn_config={shared_expert: true, shared_expert_hidden_size: 20, shared_expert_weighted_sum: true}",
+         "model.ffn_config.mlp_type=mlp", "model.no_bias=false"],
+        {"shared_weighted": True, "glu": False},
+    ),
+    "shared_gate": (
+        ["model.ffn_config={shared_expert: true, shared_expert_gate: true, backend: torch}"],
+        {},
+    ),
     "grouped_query": (
         ["model.attn_config={attn_type: grouped_query_attention, kv_n_heads: 2}",
          "model.ffn_config.ffn_act_fn=null"],

@@ -429,11 +429,15 @@ void check_expressible(const ModelConfig& config) {
                                              "ffn_config.moe_num_experts",
                                              "ffn_config.moe_top_k",
                                              "ffn_config.moe_normalize_expert_weights"};
-  static const std::map<std::string, std::string> fixed = {{"learned_pos_emb", "false"},
-                                                           {"no_bias", "true"},
-                                                           {"attn_config.softmax_scale", "null"},
-                                                           {"attn_config.rope", "true"},
-                                                           {"ffn_config.mlp_type", "glu"}};
+  static const std::map<std::string, std::string> fixed = {
+      {"learned_pos_emb", "false"},
+      {"no_bias", "true"},
+      {"attn_config.softmax_scale", "null"},
+      {"attn_config.rope", "true"},
+      {"ffn_config.mlp_type", "glu"},
+      {"ffn_config.shared_expert_hidden_size", "0"},
+      {"ffn_config.shared_expert_weighted_sum", "false"},
+      {"ffn_config.shared_expert_gate", "false"}};
   for (const auto& [name, value] : config.maths()) {
     const std::string key = name.substr(std::string("model.").size());
     if (said.contains(key)) continue;

@@ -169,6 +169,9 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
     add("ffn_config.moe_num_experts", layer->moe.num_experts);
     add("ffn_config.moe_top_k", layer->moe.top_k);
     add("ffn_config.moe_normalize_expert_weights", layer->moe.route.normalize_p);
+    add("ffn_config.shared_expert_hidden_size", layer->shared_d_ffn);
+    add("ffn_config.shared_expert_weighted_sum", layer->shared_weighted);
+    add("ffn_config.shared_expert_gate", layer->shared_gate);
   } else {
     const FfnConfig& dense = std::get<FfnConfig>(ffn);
     add("ffn_config.ffn_type", dense.glu ? "mptglu" : "mptmlp");
@@ -211,10 +214,15 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
   add(norm * ((2 * L + 1) * D + L * qk_norm_width), "the norms'");
   if (const MoELayerConfig* layer = config.moe()) {
     const double E = layer->moe.num_experts, F = layer->moe.d_ffn;
-    add(L * (E * D + (layer->moe.glu ? 3 : 2) * E * F * D + (layer->bias ? D : 0)),
+    const double matrices = layer->moe.glu ? 3 : 2, S = layer->shared_d_ffn;
+    add(L * (E * D + matrices * E * F * D + (layer->bias ? D : 0)),
         fmt::format(
             "the experts' (n_layers {}, moe_num_experts {}, ffn_hidden_size {}, d_model {})",
             config.n_layers, layer->moe.num_experts, layer->moe.d_ffn, config.d_model));
+    const double shared_bias = layer->bias && S > 0 ? (matrices - 1) * S + D : 0;
+    add(L * (matrices * S * D + shared_bias + (layer->shared_gate ? D : 0)),
+        fmt::format("the shared experts' (n_layers {}, shared_expert_hidden_size {}, d_model {})",
+                    config.n_layers, layer->shared_d_ffn, config.d_model));
   } else {
     const FfnConfig& dense = std::get<FfnConfig>(config.ffn);
     const double F = dense.d_ffn, up = dense.glu ? 2 : 1;

@@ -24,14 +24,32 @@ MoEBackend backend_from_yaml(const YamlMap& map) {
 // Arguments of MegaBlocks that change the result and that this version does not have.
 void refuse_unsupported(const YamlMap& map) {
   map.refuse("moe_jitter_eps");
-  for (const char* key : {"shared_expert", "uniform_expert_assignment"}) {
-    map.refuse(key, map.get<bool>(key, false));
-  }
+  map.refuse("uniform_expert_assignment", map.get<bool>("uniform_expert_assignment", false));
   const std::int64_t world = map.get<std::int64_t>("moe_world_size", 1);
   if (world != 1) {
     map.fail("moe_world_size", "moe_world_size " + std::to_string(world) +
                                    " needs that many processes; this version trains in one");
   }
+}
+
+void read_shared_expert(const YamlMap& map, MoELayerConfig& config) {
+  const bool shared = map.get<bool>("shared_expert", false);
+  const auto d_ffn = map.find_positive<std::int64_t>("shared_expert_hidden_size");
+  config.shared_weighted = map.get<bool>("shared_expert_weighted_sum", false) && shared;
+  config.shared_gate = map.get<bool>("shared_expert_gate", false) && shared;
+  if (shared) {
+    config.shared_d_ffn = d_ffn.value_or(config.moe.d_ffn);
+    return;
+  }
+  for (const char* key :
+       {"shared_expert_hidden_size", "shared_expert_weighted_sum", "shared_expert_gate"}) {
+    map.no_effect(key, "shared_expert is off");
+  }
+}
+
+FfnConfig shared_ffn(const MoELayerConfig& config) {
+  return {config.moe.d_model, config.shared_d_ffn, config.moe.activation, config.moe.glu,
+          config.bias};
 }
 
 }  // namespace
@@ -63,6 +81,7 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
     map.fail("moe_top_k", "moe_top_k " + std::to_string(moe.top_k) + " is above moe_num_experts " +
                               std::to_string(moe.num_experts));
   }
+  read_shared_expert(map, config);
   refuse_unsupported(map);
   const std::string impl = map.get<std::string>("mlp_impl", "grouped");
   if (impl != "grouped" && impl != "sparse") {
@@ -136,6 +155,11 @@ MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& 
   if (moe.glu) v1_ = maker.experts(mlp + "v1", moe.num_experts, moe.d_ffn, moe.d_model, false);
   w2_ = maker.experts(mlp + "w2", moe.num_experts, moe.d_ffn, moe.d_model, true);
   if (config.bias) bias_ = maker.constant(name + ".experts.bias", moe.d_model, 0.0);
+  if (config.shared_d_ffn == 0) return;
+  shared_.emplace(shared_ffn(config), name + ".shared_expert", maker);
+  if (config.shared_gate) {
+    shared_gate_ = maker.linear(name + ".shared_expert_gate.weight", 1, moe.d_model);
+  }
 }
 
 at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
@@ -161,7 +185,18 @@ at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
   if (record.want_entropy) record.entropy.push_back(router_entropy(x_TD, router));
   at::Tensor out = result.out_TD;
   if (bias_.defined()) out = out + bias_;
+  if (shared_) out = add_shared_expert(x_TD, out);
   return out.view(x_BSD.sizes());
+}
+
+at::Tensor MoE::add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD) const {
+  at::Tensor shared_TD = shared_->forward(x_TD);
+  if (shared_gate_.defined()) {
+    shared_TD = shared_TD * at::sigmoid(at::linear(x_TD, shared_gate_));
+  }
+  if (!config_.shared_weighted) return shared_TD + experts_TD;
+  const double K = static_cast<double>(config_.moe.top_k);
+  return shared_TD / (K + 1) + experts_TD * (K / (K + 1));
 }
 
 }  // namespace dropless::train

@@ -1,5 +1,12 @@
 // The mixture-of-experts feed-forward layer of the model: MegaBlocks' dMoE by name, shape and
 // formula.
+//
+// With m(x) the experts' sum (dropless/moe.h) and the bias, a shared expert s, which is a dense
+// network that every token goes through, makes it
+//
+//   y = s(x) + m(x),      or weighted      y = s(x) / (K + 1) + K / (K + 1) m(x),
+//
+// where a gate puts sigmoid(g . x) s(x) in the place of s(x) (Qwen2-MoE's).
 #pragma once
 
 #include <cstdint>
@@ -8,6 +15,7 @@
 #include <vector>
 
 #include "train/bridge/moe.h"
+#include "train/nn/ffn.h"
 #include "train/nn/init.h"
 
 namespace dropless::train {
@@ -22,7 +30,9 @@ enum class MoEBackend {
 struct MoELayerConfig {
   MoEConfig moe;
   MoEBackend backend = MoEBackend::kAuto;
-  bool bias = false;  // one output bias [D], not weighted by the router
+  bool bias = false;              // one output bias [D], not weighted by the router
+  std::int64_t shared_d_ffn = 0;  // width of the shared expert; 0: none
+  bool shared_weighted = false, shared_gate = false;
   double loss_weight = 0.1;
   double zloss_weight = 0.0;
 
@@ -56,7 +66,8 @@ const char* moe_backend_name(MoEBackend backend);
 class MoE {
  public:
   // Parameters NAME.router.layer.weight [E, D], NAME.experts.mlp.{w1,v1,w2} [E * F, D],
-  // NAME.experts.bias [D].
+  // NAME.experts.bias [D]; NAME.shared_expert.{up_proj,down_proj,gate_proj} as a dense network's,
+  // NAME.shared_expert_gate.weight [1, D].
   MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker);
   at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record) const;
 
@@ -66,10 +77,12 @@ class MoE {
     at::Device device;
     MoEBackend backend;
   };
+  at::Tensor add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD) const;
 
   MoELayerConfig config_;
   mutable std::optional<Resolved> resolved_;  // by the last forward pass
-  at::Tensor router_, w1_, v1_, w2_, bias_;
+  at::Tensor router_, w1_, v1_, w2_, bias_, shared_gate_;
+  std::optional<Ffn> shared_;
 };
 
 }  // namespace dropless::train

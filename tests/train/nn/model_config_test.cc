@@ -44,6 +44,9 @@ TEST(ModelConfig, EstimateIsTheModelsCount) {
           "attn_config={qk_ln: true, attn_type: multiquery_attention}", "attn_config.qk_gn=true",
           "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
           "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3}",
+          "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3, shared_expert: true}",
+          "ffn_config={ffn_type: mb_dmoe, mlp_type: glu, shared_expert: true, "
+          "shared_expert_hidden_size: 7, shared_expert_gate: true}",
           "ffn_config={ffn_type: torch_dmoe, moe_num_experts: 3}"}) {
       // An override merges into the mapping that is there; the experts' keys suit them alone.
       if (text == kMoE && std::string(change).starts_with("ffn_config")) continue;
@@ -114,7 +117,8 @@ TEST(ModelConfig, MathsAreTheKeysThatChangeTheFunction) {
         "attn_config.clip_qkv=8", "attn_config.qk_ln=true", "attn_config.qk_gn=true",
         "attn_config.rope=false", "attn_config.rope_theta=1e6", "ffn_config.ffn_act_fn=relu",
         "ffn_config.mlp_type=mlp", "ffn_config.moe_top_k=1",
-        "ffn_config.moe_normalize_expert_weights=1", "ffn_config.ffn_type=mptglu"}) {
+        "ffn_config.moe_normalize_expert_weights=1", "ffn_config.shared_expert=true",
+        "ffn_config.ffn_type=mptglu"}) {
     std::vector<std::string> overrides{other};
     if (std::string(other) == "ffn_config.ffn_type=mptglu") {
       overrides = {"ffn_config=null", "ffn_config={ffn_type: mptglu}"};

@@ -82,7 +82,8 @@ TEST(MoE, BackendsAgree) {
         ", mlp_type: mlp",
         ", mlp_type: mlp, ffn_act_fn: {name: relu}, moe_normalize_expert_weights: 2",
         ", mlp_type: glu, ffn_act_fn: {name: quick_gelu}",
-        ", mlp_type: glu, ffn_act_fn: {name: gelu}, mlp_impl: grouped"}) {
+        ", mlp_type: glu, ffn_act_fn: {name: gelu}, mlp_impl: grouped",
+        ", mlp_type: glu, shared_expert: true, shared_expert_weighted_sum: true"}) {
     MoELayerConfig config = parse(extra);
     const Outcome dropless = run(config);
     for (const MoEBackend backend : {MoEBackend::kReference, MoEBackend::kTorch}) {
@@ -148,7 +149,7 @@ TEST(MoE, BackendThatNothingCanRunIsRefusedAtOnce) {
 TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
   for (const char* extra :
        {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",
-        ", ffn_act_fn: {name: swish}", ", moe_jitter_eps: 0.1", ", shared_expert: true",
+        ", ffn_act_fn: {name: swish}", ", moe_jitter_eps: 0.1", ", shared_expert_hidden_size: 0",
         ", moe_loss_weight: -1", ", mlp_impl: dense", ", moe_normalize_expert_weights: -1",
         ", moe_num_expert: 3"}) {
     EXPECT_THROW(parse(extra), Error) << extra;

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "dropless/error.h"
@@ -49,6 +50,22 @@ TEST(Transformer, DenseNamesWithBiases) {
         "transformer.norm_f.bias", "lm_head.weight"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
+}
+
+TEST(Transformer, SharedExpertsNames) {
+  const std::string shared(", shared_expert: true, shared_expert_gate: true}");
+  const std::string moe(kMoE);
+  const Transformer model(parse(moe.substr(0, moe.size() - 1) + shared), 1, at::kMeta);
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  for (const Parameter& parameter : model.parameters()) {
+    shapes[parameter.name] = parameter.value.sizes().vec();
+  }
+  const std::string ffn = "transformer.blocks.1.ffn.";
+  using Shape = std::vector<std::int64_t>;
+  EXPECT_EQ(shapes[ffn + "shared_expert.up_proj.weight"], (Shape{8, 16}));
+  EXPECT_EQ(shapes[ffn + "shared_expert.gate_proj.weight"], (Shape{8, 16}));
+  EXPECT_EQ(shapes[ffn + "shared_expert.down_proj.weight"], (Shape{16, 8}));
+  EXPECT_EQ(shapes[ffn + "shared_expert_gate.weight"], (Shape{1, 16}));
 }
 
 TEST(Transformer, CountsActiveParameters) {
