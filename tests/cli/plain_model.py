@@ -1,6 +1,8 @@
 """The language model in plain PyTorch, written from the formulas: a loop over experts, no shared code
 with dropless. It reads a dropless checkpoint and serves as the oracle for loss and gradients."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -32,13 +34,41 @@ def norm(x, weights, name, kind, eps=1e-5):
     return (x - mean) / torch.sqrt(var + eps) * weight + weights.get(f"{name}.bias", 0)
 
 
-def rotate(x, theta):
+def frequencies(half, theta, scaling, positions):
+    """Of RoPE, with the factor of cos and sin; the formulas of transformers."""
+    index = torch.arange(half, dtype=torch.float64)
+    kind, factor = scaling.get("type", "no_scaling"), scaling.get("factor", 1)
+    if kind == "dynamic" and positions > scaling["trained"]:
+        longer = factor * positions / scaling["trained"] - (factor - 1)
+        theta = theta * longer ** (2 * half / (2 * half - 2))
+    frequency = theta ** (-index / half)
+    if kind == "linear":
+        return frequency / factor, 1.0
+    if kind == "llama3":
+        wavelength = 2 * math.pi / frequency
+        trained, low, high = scaling["trained"], scaling["low"], scaling["high"]
+        smooth = (trained / wavelength - low) / (high - low)
+        middle = (1 - smooth) * frequency / factor + smooth * frequency
+        out = torch.where(wavelength > trained / low, frequency / factor, middle)
+        return torch.where(wavelength < trained / high, frequency, out), 1.0
+    if kind == "yarn":
+        def where(turns):
+            return half * math.log(scaling["trained"] / (turns * 2 * math.pi)) / math.log(theta)
+
+        low, high = max(math.floor(where(32)), 0), min(math.ceil(where(1)), 2 * half - 1)
+        ramp = ((index - low) / (high - low if high > low else 0.001)).clamp(0, 1)
+        return frequency * (ramp / factor + 1 - ramp), 0.1 * math.log(factor) + 1
+    return frequency, 1.0
+
+
+def rotate(x, theta, scaling):
     """x [B, S, heads, d]."""
     half = x.shape[-1] // 2
     position = torch.arange(x.shape[1], dtype=torch.float64)
-    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    frequency, scale = frequencies(half, theta, scaling, x.shape[1])
     angle = position[:, None] * frequency[None, :]
-    cos, sin = angle.cos().to(x.dtype)[:, None, :], angle.sin().to(x.dtype)[:, None, :]
+    cos = (angle.cos() * scale).to(x.dtype)[:, None, :]
+    sin = (angle.sin() * scale).to(x.dtype)[:, None, :]
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -47,11 +77,37 @@ def linear(x, weights, name):
     return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def attention(x, weights, name, model):
+def alibi(heads, bias_max):
+    """The slopes: those of the next power of two, of which every second one first."""
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = [2 ** (-bias_max * h / power) for h in range(1, power + 1)]
+    return torch.tensor(slopes if power == heads else (slopes[1::2] + slopes[::2])[:heads])
+
+
+def visible(tokens, model, layer):
+    """[B, 1, S, S]: which keys (last dimension) a query sees."""
+    i = torch.arange(tokens.shape[1])
+    back = i[:, None] - i[None, :]
+    seen = back >= 0
+    window = model["windows"][layer] if "windows" in model else model.get("window", -1)
+    if window >= 0:
+        seen = seen & (back <= window)
+    seen = seen.expand(len(tokens), -1, -1)
+    if "eos" in model or "bos" in model:
+        is_separator = tokens == model.get("eos", model.get("bos"))
+        document = is_separator.cumsum(1) - (is_separator.long() if "eos" in model else 0)
+        seen = seen & (document[:, :, None] == document[:, None, :])
+    return seen[:, None]
+
+
+def attention(x, weights, name, model, seen):
     B, S, _ = x.shape
     heads, kv = model["n_heads"], model["kv_n_heads"]
     d = model["d_model"] // heads
-    q, k, v = linear(x, weights, f"{name}.Wqkv").split([heads * d, kv * d, kv * d], -1)
+    if f"{name}.Wq.weight" in weights:
+        q, k, v = (linear(x, weights, f"{name}.W{part}") for part in "qkv")
+    else:
+        q, k, v = linear(x, weights, f"{name}.Wqkv").split([heads * d, kv * d, kv * d], -1)
     whole = f"{name}.q_ln.weight" in weights and weights[f"{name}.q_ln.weight"].numel() == heads * d
     q, k, v = q.view(B, S, heads, d), k.view(B, S, kv, d), v.view(B, S, kv, d)
     if f"{name}.q_ln.weight" in weights:
@@ -60,10 +116,16 @@ def attention(x, weights, name, model):
         q = norm(q, weights, f"{name}.q_ln", model["norm"]).view(B, S, heads, d)
         k = norm(k, weights, f"{name}.k_ln", model["norm"]).view(B, S, kv, d)
     if model["rope"]:
-        q, k = rotate(q, 10000.0), rotate(k, 10000.0)
+        scaling = model.get("scaling", {})
+        q, k = rotate(q, 10000.0, scaling), rotate(k, 10000.0, scaling)
     k, v = (t.repeat_interleave(heads // kv, 2) for t in (k, v))
     scores = torch.einsum("bshd,bthd->bhst", q, k) * model.get("scale", d**-0.5)
-    scores = scores.masked_fill(torch.ones(S, S).triu(1).bool(), float("-inf"))
+    if "cap" in model:
+        scores = model["cap"] * torch.tanh(scores / model["cap"])
+    if "alibi" in model:
+        i = torch.arange(S)
+        scores = scores + alibi(heads, model["alibi"])[:, None, None] * (i[None, :] - i[:, None])
+    scores = scores.masked_fill(~seen, float("-inf"))
     out = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), v).reshape(B, S, heads * d)
     return linear(out, weights, f"{name}.out_proj")
 
@@ -110,13 +172,16 @@ def ffn(x, weights, name, model):
 def trunk(weights, tokens, model):
     """tokens [B, S] -> (logits [B, S, V], balance losses, z-losses by layer)."""
     x = weights["transformer.wte.weight"][tokens]
-    if not model["rope"]:
+    if "transformer.wpe.weight" in weights:
         x = x + weights["transformer.wpe.weight"][: tokens.shape[1]]
+    # A fraction of the gradient reaches the embeddings; their values stay.
+    fraction = model.get("embedding_fraction", 1)
+    x = fraction * x + (1 - fraction) * x.detach()
     balances, zs = [], []
     for i in range(model["n_layers"]):
         name = f"transformer.blocks.{i}"
         normed = norm(x, weights, f"{name}.norm_1", model["norm"])
-        x = x + attention(normed, weights, f"{name}.attn", model)
+        x = x + attention(normed, weights, f"{name}.attn", model, visible(tokens, model, i))
         normed = norm(x, weights, f"{name}.norm_2", model["norm"])
         if model["experts"]:
             out, balance, z = moe(normed, weights, f"{name}.ffn", model)
@@ -127,7 +192,10 @@ def trunk(weights, tokens, model):
         x = x + out
     x = norm(x, weights, "transformer.norm_f", model["norm"])
     head = weights.get("lm_head.weight", weights["transformer.wte.weight"])
-    return x @ head.T, balances, zs
+    logits = x @ head.T * model.get("logit_scale", 1)
+    if "final_cap" in model:
+        logits = model["final_cap"] * torch.tanh(logits / model["final_cap"])
+    return logits, balances, zs
 
 
 def logits(weights, tokens, model):

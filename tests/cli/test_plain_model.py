@@ -54,6 +54,54 @@ CASES = {
         ["model.attn_config={rope: true, qk_gn: true}", "model.norm_type=layernorm"],
         {"norm": "layernorm"},
     ),
+    "window": (["model.attn_config={rope: true, sliding_window_size: 5}"], {"window": 5}),
+    "window_by_layer": (
+        ["model.block_overrides={order: [{name: near}, {name: default}], overrides: {near: {attn_config: {sliding_window_size: 3}}}}"],
+        {"windows": [3, -1]},
+    ),
+    "alibi": (
+        ["model.attn_config={rope: false, alibi: true, alibi_bias_max: 4, sliding_window_size: 9}", "model.n_heads=4"],
+        {"rope": False, "alibi": 4, "window": 9},
+    ),
+    # Six heads: no power of two.
+    "alibi_six_heads": (
+        ["model.attn_config={rope: false, alibi: true, attn_type: multiquery_attention}", "model.d_model=48", "model.n_heads=6"],
+        {"rope": False, "alibi": 8, "d_model": 48, "n_heads": 6, "kv_n_heads": 1},
+    ),
+    "eos": (
+        ["model.attn_config.attn_uses_sequence_id=true", "train_loader.dataset.eos_token_id=32"],
+        {"eos": 32},
+    ),
+    "bos": (
+        ["model.attn_config={attn_uses_sequence_id: true, attn_logit_softcapping: 0.7}", "train_loader.dataset.bos_token_id=32"],
+        {"bos": 32, "cap": 0.7},
+    ),
+    "linear": (
+        ["model.attn_config={rope_impl: hf, rope_hf_config: {type: linear, factor: 3}}"],
+        {"scaling": {"type": "linear", "factor": 3}},
+    ),
+    "dynamic": (
+        ["model.attn_config={rope_impl: hf, rope_hf_config: {type: dynamic, factor: 3}}", "model.max_seq_len=20"],
+        {"scaling": {"type": "dynamic", "factor": 3, "trained": 20}},
+    ),
+    "llama3": (
+        ["model.attn_config={rope_impl: hf, rope_hf_config: {type: llama3, factor: 8, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 16}}"],
+        {"scaling": {"type": "llama3", "factor": 8, "low": 1, "high": 4, "trained": 16}},
+    ),
+    "yarn": (
+        ["model.attn_config={rope_impl: hf, rope_hf_config: {type: yarn, factor: 4, original_max_position_embeddings: 16}}"],
+        {"scaling": {"type": "yarn", "factor": 4, "trained": 16}},
+    ),
+    "caps": (
+        ["model.attn_config={attn_logit_softcapping: 0.5, attn_type: grouped_query_attention, kv_n_heads: 2}",
+         "model.final_logit_softcapping=0.8", "model.logit_scale=inv_sqrt_d_model", "model.embedding_fraction=0.3"],
+        {"cap": 0.5, "kv_n_heads": 2, "final_cap": 0.8, "logit_scale": 32**-0.5, "embedding_fraction": 0.3},
+    ),
+    "separate_qkv": (
+        ["model.attn_config={fused_qkv: false, clip_qkv: 50, out_proj_bias: false}", "model.attention_bias=true",
+         "model.init_config={name: xavier_uniform_}"],
+        {},
+    ),
     "dense": (
         ["model.ffn_config=null", "model.ffn_config={ffn_type: mptglu, ffn_hidden_size: 64, ffn_act_fn: {name: relu}}",
          "model.attn_config={attn_type: multiquery_attention}"],

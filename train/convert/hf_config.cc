@@ -410,31 +410,29 @@ namespace {
 // value that all families share. A key that is not listed here is one that this writer does not
 // know.
 void check_expressible(const ModelConfig& config) {
-  static const std::set<std::string> said = {"d_model",
-                                             "n_heads",
-                                             "n_layers",
-                                             "vocab_size",
-                                             "head_dim",
-                                             "tie_word_embeddings",
-                                             "norm_type",
-                                             "norm_eps",
-                                             "attn_config.kv_n_heads",
-                                             "attn_config.clip_qkv",
-                                             "attn_config.qk_ln",
-                                             "attn_config.qk_gn",
-                                             "attn_config.rope_theta",
-                                             "ffn_config.ffn_type",
-                                             "ffn_config.ffn_hidden_size",
-                                             "ffn_config.ffn_act_fn",
-                                             "ffn_config.moe_num_experts",
-                                             "ffn_config.moe_top_k",
-                                             "ffn_config.moe_normalize_expert_weights"};
+  static const std::set<std::string> said = {
+      "d_model", "n_heads", "n_layers", "vocab_size", "head_dim", "tie_word_embeddings",
+      "norm_type", "norm_eps", "attn_config.kv_n_heads", "attn_config.clip_qkv",
+      "attn_config.qk_ln", "attn_config.qk_gn", "attn_config.rope_theta", "ffn_config.ffn_type",
+      "ffn_config.ffn_hidden_size", "ffn_config.ffn_act_fn", "ffn_config.moe_num_experts",
+      "ffn_config.moe_top_k", "ffn_config.moe_normalize_expert_weights",
+      // Of one document, the same function.
+      "attn_config.attn_uses_sequence_id"};
   static const std::map<std::string, std::string> fixed = {
       {"learned_pos_emb", "false"},
       {"no_bias", "true"},
       {"attn_config.softmax_scale", "null"},
       {"attn_config.rope", "true"},
       {"ffn_config.mlp_type", "glu"},
+      {"attn_config.rope_hf_config", "no_scaling"},
+      {"attn_config.alibi", "false"},
+      {"attn_config.sliding_window_size", "-1"},
+      {"attn_config.attn_logit_softcapping", "0"},
+      {"attn_config.fused_qkv", "true"},
+      {"attn_config.out_proj_bias", "false"},
+      {"attention_bias", "false"},
+      {"logit_scale", "1"},
+      {"final_logit_softcapping", "0"},
       {"ffn_config.shared_expert_hidden_size", "0"},
       {"ffn_config.shared_expert_weighted_sum", "false"},
       {"ffn_config.shared_expert_gate", "false"}};

@@ -2,9 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace dropless::train {
+
+// The token that tells the documents of a packed row apart.
+struct DocumentSeparator {
+  std::int64_t id = 0;
+  bool begins = false;  // it is a document's first token; else its last one
+};
 
 // B rows of up to S tokens. Row b holds lengths_B[b] tokens, then pads up to S; pads are never
 // scored. Nothing predicts a row's first token, so a row of n tokens has n - 1 scored ones.
@@ -14,6 +21,7 @@ struct Batch {
   std::vector<std::int64_t> tokens_BS;  // row-major
   std::vector<std::int32_t> lengths_B;  // each in [1, S]
   std::int64_t tokens = 0;              // sum of lengths_B
+  std::optional<DocumentSeparator> separator;
 
   std::int64_t scored_tokens() const { return tokens - batch; }
 };

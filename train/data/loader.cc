@@ -246,6 +246,7 @@ struct TextLoader::Impl {
   Batch read_batch(std::span<const std::int64_t> samples) {
     Batch batch;
     batch.batch = static_cast<std::int64_t>(samples.size());
+    batch.separator = config_.separator;
     std::vector<std::int64_t>& ids = batch.tokens_BS;
     for (const std::int64_t sample : samples) {
       const std::size_t stream = stream_of(sample);

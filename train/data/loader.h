@@ -40,6 +40,7 @@ struct TextDatasetConfig {
   std::int64_t max_seq_len = 0;  // 0: take TextLoaderOptions::seq_len
   std::string token_encoding_type = "int64";
   bool drop_last = false;
+  std::optional<DocumentSeparator> separator;
   std::int64_t prefetch_batches = 2;
 
   // Reads one loader block and refuses unknown keys. Throws Error(kInvalidArgument) with the place.

@@ -121,9 +121,18 @@ void read_order(const YamlMap& dataset, EpochConfig& order) {
 // Keys of the package that do not change which samples come.
 void read_settings_without_effect(const YamlMap& dataset) {
   dataset.get<bool>("allow_unsafe_types", false);  // pickles are never loaded
-  for (const char* key : {"eos_token_id", "bos_token_id"}) {
-    dataset.no_effect(key, "sequence ids serve attn_uses_sequence_id only, which is not supported");
+}
+
+std::optional<DocumentSeparator> read_separator(const YamlMap& dataset) {
+  const auto eos = find_at_least(dataset, "eos_token_id", 0);
+  const auto bos = find_at_least(dataset, "bos_token_id", 0);
+  if (eos && bos) {
+    dataset.fail("bos_token_id", "eos_token_id and bos_token_id exclude each other",
+                 "name the token that stands between documents once");
   }
+  if (eos) return DocumentSeparator{*eos, false};
+  if (bos) return DocumentSeparator{*bos, true};
+  return std::nullopt;
 }
 
 }  // namespace
@@ -169,6 +178,7 @@ TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
                  fmt::format("'{}' is not an integer type", config.token_encoding_type),
                  "use int8 to int64 or uint8 to uint64");
   }
+  config.separator = read_separator(dataset);
   read_settings_without_effect(dataset);
   dataset.finish();
   loader.finish();

@@ -1,24 +1,22 @@
 #include "train/nn/attention.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
 #include "dropless/error.h"
 
 namespace dropless::train {
+namespace {
 
-AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_model,
-                                           std::int64_t n_heads,
-                                           std::optional<std::int64_t> head_dim, bool bias,
-                                           const NormConfig& norm) {
-  AttentionConfig config;
-  config.d_model = d_model;
-  config.n_heads = n_heads;
-  config.bias = bias;
-  config.norm = norm;
-  config.head_dim = head_dim.value_or(d_model / n_heads);
-
+void read_heads(const YamlMap& map, AttentionConfig& config) {
   const std::string type = map.get<std::string>("attn_type", "multihead_attention");
   const auto kv_heads = map.find<std::int64_t>("kv_n_heads");
   if (type == "multihead_attention") {
-    config.kv_n_heads = n_heads;
+    config.kv_n_heads = config.n_heads;
   } else if (type == "multiquery_attention") {
     config.kv_n_heads = 1;
   } else if (type == "grouped_query_attention") {
@@ -31,81 +29,250 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, std::int64_t d_mo
   if (kv_heads && *kv_heads != config.kv_n_heads) {
     map.fail("kv_n_heads", "kv_n_heads " + std::to_string(*kv_heads) + " does not fit " + type);
   }
-  if (config.kv_n_heads < 1 || n_heads % config.kv_n_heads != 0) {
-    map.fail("kv_n_heads", "n_heads " + std::to_string(n_heads) +
+  if (config.kv_n_heads < 1 || config.n_heads % config.kv_n_heads != 0) {
+    map.fail("kv_n_heads", "n_heads " + std::to_string(config.n_heads) +
                                " is not a multiple of kv_n_heads " +
                                std::to_string(config.kv_n_heads));
   }
+}
+
+void read_rope_form(const YamlMap& map, AttentionConfig& config, std::int64_t max_seq_len) {
+  const auto impl = map.get<std::string>("rope_impl", "dail");
+  if (impl != "dail" && impl != "hf") {
+    map.fail("rope_impl", "unknown rope_impl " + impl, "one of: dail, hf");
+  }
+  if (impl == "hf") {
+    map.no_effect("rope_dail_config", "rope_impl is hf");
+    const auto scaling = map.find_map("rope_hf_config");
+    if (scaling) config.rope_scaling = RopeScaling::from_yaml(*scaling, max_seq_len);
+  } else {
+    map.no_effect("rope_hf_config", "rope_impl is dail");
+    const auto dail = map.find_map("rope_dail_config");
+    if (!dail) return;
+    const auto type = dail->get<std::string>("type", "original");
+    dail->refuse("type", type != "original", "use original: xpos is not supported");
+    dail->no_effect("pos_idx_in_fp32", "angles are computed in fp64");
+    dail->no_effect("xpos_scale_base", "type is original");
+    dail->finish();
+  }
+}
+
+void read_rope(const YamlMap& map, AttentionConfig& config, std::int64_t max_seq_len) {
+  config.rope = map.get<bool>("rope", false);
+  config.rope_theta = map.positive<double>("rope_theta", config.rope_theta);
+  if (!config.rope) {
+    for (const char* key : {"rope_theta", "rope_impl", "rope_hf_config", "rope_dail_config"}) {
+      map.no_effect(key, "rope is off");
+    }
+    return;
+  }
+  if (config.head_dim % 2 != 0) {
+    map.fail("rope", "rope needs an even head dimension; it is " + std::to_string(config.head_dim));
+  }
+  read_rope_form(map, config, max_seq_len);
+  const auto type = config.rope_scaling.type;
+  if (type == RopeScaling::Type::kDynamic && config.head_dim < 4) {
+    map.fail("rope_hf_config", "dynamic scaling needs a head dimension of at least 4");
+  }
+  if (type == RopeScaling::Type::kYarn && config.rope_theta <= 1) {
+    map.fail("rope_theta",
+             fmt::format("yarn needs a rope_theta above 1; it is {}", config.rope_theta));
+  }
+}
+
+void read_scores(const YamlMap& map, AttentionConfig& config) {
   config.clip_qkv = map.non_negative<double>("clip_qkv", 0.0);
   const bool qk_ln = map.get<bool>("qk_ln", false), qk_gn = map.get<bool>("qk_gn", false);
   if (qk_ln && qk_gn) map.fail("qk_gn", "qk_ln and qk_gn exclude each other", "keep one of them");
   if (qk_ln) config.qk_norm = QkNorm::kWhole;
   if (qk_gn) config.qk_norm = QkNorm::kPerHead;
   config.softmax_scale = map.find_positive<double>("softmax_scale");
-  config.rope = map.get<bool>("rope", false);
-  config.rope_theta = map.positive<double>("rope_theta", config.rope_theta);
-  if (!config.rope) map.no_effect("rope_theta", "rope is off");
-  if (config.rope && config.head_dim % 2 != 0) {
-    map.fail("rope", "rope needs an even head dimension; it is " + std::to_string(config.head_dim));
+  config.alibi = map.get<bool>("alibi", false);
+  config.alibi_bias_max = map.positive<double>("alibi_bias_max", config.alibi_bias_max);
+  if (!config.alibi) map.no_effect("alibi_bias_max", "alibi is off");
+  config.window = map.get<std::int64_t>("sliding_window_size", -1);
+  if (config.window < -1) {
+    map.fail("sliding_window_size",
+             fmt::format("{} is neither -1 (off) nor a number of tokens", config.window));
   }
-  map.refuse("attn_pdrop", map.get<double>("attn_pdrop", 0.0) != 0.0, "set it to 0");
+  config.sequence_ids = map.get<bool>("attn_uses_sequence_id", false);
+  config.logit_softcap = map.find_positive<double>("attn_logit_softcapping").value_or(0.0);
+  config.dropout = dropout_from_yaml(map, "attn_pdrop");
+}
+
+}  // namespace
+
+double dropout_from_yaml(const YamlMap& map, const char* key) {
+  const auto p = map.non_negative<double>(key, 0.0);
+  if (p >= 1) map.fail(key, fmt::format("{} is not below 1: nothing would be left", p));
+  return p;
+}
+
+AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, const AttentionShape& shape) {
+  AttentionConfig config;
+  config.d_model = shape.d_model;
+  config.n_heads = shape.n_heads;
+  config.norm = shape.norm;
+  config.head_dim = shape.head_dim.value_or(shape.d_model / shape.n_heads);
+  config.bias = shape.bias;
+  config.out_bias = map.get<bool>("out_proj_bias", shape.bias);
+  config.fused_qkv = map.get<bool>("fused_qkv", true);
+  read_heads(map, config);
+  read_scores(map, config);
+  read_rope(map, config, shape.max_seq_len);
   map.no_effect("attn_impl", "libtorch picks the fused attention kernel");
-  map.no_effect("rope_impl", "dail and hf are the same rotation");
+  map.refuse("kv_dim");
   map.finish();
   return config;
 }
 
+at::Tensor alibi_slopes(std::int64_t n_heads, double alibi_bias_max) {
+  std::int64_t power = 1;
+  while (power < n_heads) power *= 2;
+  const at::Tensor h = at::arange(1, power + 1, at::kDouble);
+  const at::Tensor slopes = at::pow(2.0, h * (-alibi_bias_max / static_cast<double>(power)));
+  if (power == n_heads) return slopes;
+  return at::cat({slopes.slice(0, 1, power, 2), slopes.slice(0, 0, power, 2)})
+      .narrow(0, 0, n_heads);
+}
+
 Attention::Attention(const AttentionConfig& config, const std::string& name, ParameterMaker& maker,
                      at::Device device)
-    : config_(config) {
+    : config_(config), device_(device) {
   const std::int64_t q_width = config.n_heads * config.head_dim;
-  const std::int64_t qkv_width = q_width + 2 * config.kv_n_heads * config.head_dim;
-  qkv_weight_ = maker.linear(name + ".Wqkv.weight", qkv_width, config.d_model);
-  if (config.bias) qkv_bias_ = maker.constant(name + ".Wqkv.bias", qkv_width, 0.0);
+  const std::int64_t kv_width = config.kv_n_heads * config.head_dim;
+  const auto bias = [&](const std::string& part, std::int64_t size) {
+    biases_.push_back(config.bias ? maker.constant(name + part + ".bias", size, 0.0)
+                                  : at::Tensor());
+  };
+  if (config.fused_qkv) {
+    weights_.push_back(
+        maker.fused(name + ".Wqkv.weight", {q_width, kv_width, kv_width}, config.d_model));
+    bias(".Wqkv", q_width + 2 * kv_width);
+  } else {
+    const std::pair<const char*, std::int64_t> parts[] = {
+        {".Wq", q_width}, {".Wk", kv_width}, {".Wv", kv_width}};
+    for (const auto& [part, width] : parts) {
+      weights_.push_back(maker.linear(name + part + ".weight", width, config.d_model));
+      bias(part, width);
+    }
+  }
   out_weight_ = maker.linear(name + ".out_proj.weight", config.d_model, q_width, /*residual=*/true);
-  if (config.bias) out_bias_ = maker.constant(name + ".out_proj.bias", config.d_model, 0.0);
+  if (config.out_bias) out_bias_ = maker.constant(name + ".out_proj.bias", config.d_model, 0.0);
   if (config.qk_norm != QkNorm::kNone) {
     const bool whole = config.qk_norm == QkNorm::kWhole;
-    const std::int64_t kv_width = config.kv_n_heads * config.head_dim;
     q_norm_.emplace(config.norm, name + ".q_ln", whole ? q_width : config.head_dim, maker);
     k_norm_.emplace(config.norm, name + ".k_ln", whole ? kv_width : config.head_dim, maker);
   }
-  if (config.rope) rope_.emplace(config.head_dim, config.rope_theta, device);
+  if (config.rope) {
+    rope_.emplace(config.head_dim, config.rope_theta, config.rope_scaling, device);
+  }
+  if (config.alibi) {
+    slopes_H11_ = alibi_slopes(config.n_heads, config.alibi_bias_max)
+                      .to(at::kFloat)
+                      .view({config.n_heads, 1, 1})
+                      .to(device);
+  }
 }
 
-at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache) {
+Attention::Projected Attention::project(const at::Tensor& x_BSD) const {
+  const auto clipped = [&](std::size_t i) {
+    const at::Tensor y = at::linear(x_BSD, weights_[i], biases_[i]);
+    return config_.clip_qkv > 0 ? y.clamp(-config_.clip_qkv, config_.clip_qkv) : y;
+  };
+  if (!config_.fused_qkv) return {clipped(0), clipped(1), clipped(2)};
+  // One split, whose gradient is one concatenation; narrowing would add up three padded tensors.
+  const std::int64_t q_width = config_.n_heads * config_.head_dim;
+  const std::int64_t kv_width = config_.kv_n_heads * config_.head_dim;
+  const auto parts = at::split_with_sizes(clipped(0), {q_width, kv_width, kv_width}, 2);
+  return {parts[0], parts[1], parts[2]};
+}
+
+// For the queries at positions past .. past + S - 1 and the keys from first_key on: which are seen
+// (bool), or with ALiBi what is added to their scores, broadcast to [B, H, S, keys]. Undefined where
+// nothing is needed beyond causality from position 0, or everything is seen.
+at::Tensor Attention::make_mask(std::int64_t past, std::int64_t first_key, std::int64_t S,
+                                const AttentionPass& pass) const {
+  const bool documents = config_.sequence_ids && pass.sequence_ids_BS.defined();
+  const bool windowed = config_.window >= 0 && config_.window < past + S - 1 - first_key && S > 1;
+  const bool causal_only = !documents && !windowed && !config_.alibi;
+  if (causal_only && (S == 1 || (past == 0 && config_.logit_softcap == 0))) return {};
+  const auto options = at::TensorOptions(at::kLong).device(device_);
+  const at::Tensor i = at::arange(past, past + S, options).unsqueeze(1);
+  const at::Tensor distance = at::arange(first_key, past + S, options) - i;  // [S, keys]
+  at::Tensor seen = distance <= 0;
+  if (config_.window >= 0) seen = seen & (distance >= -config_.window);
+  seen = seen.unsqueeze(0).unsqueeze(0);
+  if (documents) {
+    const at::Tensor& ids = pass.sequence_ids_BS;
+    seen = seen & (ids.unsqueeze(2) == ids.unsqueeze(1)).unsqueeze(1);
+  }
+  if (!config_.alibi) return seen;
+  const at::Tensor bias = (distance.to(at::kFloat) * slopes_H11_).unsqueeze(0);
+  return bias.masked_fill(~seen, -std::numeric_limits<double>::infinity());
+}
+
+// q [B, H, S, d]; k, v [B, G, keys, d] -> [B, H, S, d].
+at::Tensor Attention::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const at::Tensor& mask, double dropout) const {
+  const std::int64_t H = config_.n_heads, G = config_.kv_n_heads;
+  if (config_.logit_softcap == 0) {
+    const std::optional<at::Tensor> optional = mask.defined() ? std::optional(mask) : std::nullopt;
+    return at::scaled_dot_product_attention(q, k, v, optional, dropout,
+                                            /*is_causal=*/!optional && q.size(2) > 1,
+                                            config_.softmax_scale, /*enable_gqa=*/H != G);
+  }
+  // No fused kernel caps its scores.
+  const auto shared = [&](const at::Tensor& t) {
+    return H == G ? t : at::repeat_interleave(t, H / G, 1);
+  };
+  const double scale = config_.softmax_scale.value_or(1 / std::sqrt(double(config_.head_dim)));
+  const double cap = config_.logit_softcap;
+  at::Tensor scores = at::matmul(q, shared(k).transpose(2, 3)).to(at::kFloat) * (scale / cap);
+  scores = at::tanh(scores) * cap;
+  if (mask.defined() && mask.scalar_type() == at::kBool) {
+    scores = scores.masked_fill(~mask, -std::numeric_limits<double>::infinity());
+  } else if (mask.defined()) {
+    scores = scores + mask;
+  }
+  at::Tensor weights = at::softmax(scores, -1).to(v.scalar_type());
+  if (dropout > 0) weights = at::dropout(weights, dropout, /*train=*/true);
+  return at::matmul(weights, shared(v));
+}
+
+at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, AttentionPass& pass) {
   const std::int64_t B = x_BSD.size(0), S = x_BSD.size(1);
   const std::int64_t H = config_.n_heads, G = config_.kv_n_heads, hd = config_.head_dim;
   const std::int64_t past = cache && cache->keys.defined() ? cache->keys.size(2) : 0;
-  if (past > 0 && S != 1) {
-    throw Error(ErrorKind::kInternal, "a filled key/value cache takes one token at a time");
-  }
 
-  at::Tensor qkv = at::linear(x_BSD, qkv_weight_, qkv_bias_);
-  if (config_.clip_qkv > 0) qkv = qkv.clamp(-config_.clip_qkv, config_.clip_qkv);
-  // One split, whose gradient is one concatenation; narrowing would add up three padded tensors.
-  const auto parts = at::split_with_sizes(qkv, {H * hd, G * hd, G * hd}, 2);
+  const Projected parts = project(x_BSD);
   const auto heads_of = [&](const at::Tensor& part, const std::optional<Norm>& norm,
                             std::int64_t heads) {
     const bool whole = config_.qk_norm == QkNorm::kWhole;
-    at::Tensor x_BSHd = norm && whole ? norm->forward(part).to(qkv.scalar_type()) : part;
+    at::Tensor x_BSHd = norm && whole ? norm->forward(part).to(part.scalar_type()) : part;
     x_BSHd = x_BSHd.view({B, S, heads, hd});
-    if (norm && !whole) x_BSHd = norm->forward(x_BSHd).to(qkv.scalar_type());
+    if (norm && !whole) x_BSHd = norm->forward(x_BSHd).to(part.scalar_type());
     return (rope_ ? rope_->forward(x_BSHd, past) : x_BSHd).transpose(1, 2);
   };
-  const at::Tensor q = heads_of(parts[0], q_norm_, H);
-  at::Tensor k = heads_of(parts[1], k_norm_, G);
-  at::Tensor v = parts[2].view({B, S, G, hd}).transpose(1, 2);
+  const at::Tensor q = heads_of(parts.q, q_norm_, H);
+  at::Tensor k = heads_of(parts.k, k_norm_, G);
+  at::Tensor v = parts.v.view({B, S, G, hd}).transpose(1, 2);
   if (cache) {
     cache->keys = past > 0 ? at::cat({cache->keys, k}, 2) : k;
     cache->values = past > 0 ? at::cat({cache->values, v}, 2) : v;
     k = cache->keys;
     v = cache->values;
   }
-  const at::Tensor out =
-      at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
-                                       /*is_causal=*/past == 0 && S > 1, config_.softmax_scale,
-                                       /*enable_gqa=*/H != G);
+  // A single query needs no key before its window.
+  const std::int64_t first_key =
+      S == 1 && config_.window >= 0 ? std::max<std::int64_t>(0, past - config_.window) : 0;
+  if (first_key > 0) {
+    k = k.narrow(2, first_key, past + S - first_key);
+    v = v.narrow(2, first_key, past + S - first_key);
+  }
+  const auto [entry, is_new] = pass.masks.try_emplace(config_.window);
+  if (is_new) entry->second = make_mask(past, first_key, S, pass);
+  const at::Tensor out = attend(q, k, v, entry->second, pass.training ? config_.dropout : 0.0);
   return at::linear(out.transpose(1, 2).reshape({B, S, H * hd}), out_weight_, out_bias_);
 }
 

@@ -1,9 +1,14 @@
 // Causal self-attention with H query heads sharing G key/value heads (multi-head: G = H,
 // multi-query: G = 1, grouped-query between; Ainslie et al. 2023, arXiv:2305.13245), by libtorch's
 // fused kernels.
+//
+//   z_ij = scale q_i . k_j;   with a soft cap c:  c tanh(z_ij / c);   with ALiBi:  + m_h (j - i)
+//   out_i = sum_j softmax_j(z_ij) v_j      over j <= i, with a window W only i - W <= j, with
+//                                          sequence ids only those of i's document
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -18,6 +23,18 @@ namespace dropless::train {
 // over each head (qk_gn).
 enum class QkNorm { kNone, kWhole, kPerHead };
 
+// What `attn_config` leaves to the model around it.
+struct AttentionShape {
+  std::int64_t d_model = 0, n_heads = 0;
+  std::optional<std::int64_t> head_dim;  // absent: d_model / n_heads
+  std::int64_t max_seq_len = 0;
+  bool bias = true;
+  NormConfig norm;
+};
+
+// A probability of dropping, below 1.
+double dropout_from_yaml(const YamlMap& map, const char* key);
+
 struct AttentionConfig {
   std::int64_t d_model = 0;
   std::int64_t n_heads = 0;
@@ -27,15 +44,23 @@ struct AttentionConfig {
   std::optional<double> softmax_scale;  // absent: 1 / sqrt(head_dim)
   bool rope = false;
   double rope_theta = 10000;
-  bool bias = true;
+  RopeScaling rope_scaling;
+  // Attention with linear biases (Press et al. 2021, arXiv:2108.12409); the largest slope is
+  // 2^(-alibi_bias_max / n_heads), for n_heads a power of two.
+  bool alibi = false;
+  double alibi_bias_max = 8;
+  std::int64_t window = -1;  // -1: off; else keys before a token that it sees (itself too, always)
+  bool sequence_ids = false;
+  double logit_softcap = 0;  // 0: off
+  double dropout = 0;        // of the softmax, in training
+  bool fused_qkv = true;     // one matrix Wqkv, or three
+  bool bias = true;          // of q, k and v
+  bool out_bias = true;
   QkNorm qk_norm = QkNorm::kNone;
   NormConfig norm;  // of queries and keys, where qk_norm asks for it
 
-  // Reads `attn_config`; the model's sizes and norm are the caller's. Throws
-  // Error(kInvalidArgument).
-  static AttentionConfig from_yaml(const YamlMap& map, std::int64_t d_model, std::int64_t n_heads,
-                                   std::optional<std::int64_t> head_dim, bool bias,
-                                   const NormConfig& norm);
+  // Reads `attn_config`. Throws Error(kInvalidArgument).
+  static AttentionConfig from_yaml(const YamlMap& map, const AttentionShape& shape);
 };
 
 // Keys and values of the tokens seen so far, [B, G, S, head_dim].
@@ -43,19 +68,47 @@ struct KeyValueCache {
   at::Tensor keys, values;
 };
 
+// What all layers of one pass over [B, S] tokens share.
+struct AttentionPass {
+  at::Tensor sequence_ids_BS;                // int64; undefined: a row is one document
+  bool training = false;                     // dropout is on
+  std::map<std::int64_t, at::Tensor> masks;  // by window; made by the first layer that has it
+};
+
+// m_h, [H]: 2^(-alibi_bias_max h / P), h = 1..P, with P the next power of two; where H < P, those of
+// even h first, then those of odd h, cut to H.
+at::Tensor alibi_slopes(std::int64_t n_heads, double alibi_bias_max);
+
 class Attention {
  public:
-  // Parameters NAME.Wqkv [(H + 2G) head_dim, D] (q rows, then k, then v), NAME.out_proj [D, H
-  // head_dim]; with a norm of queries and keys NAME.q_ln and NAME.k_ln.
+  // Parameters NAME.Wqkv [(H + 2G) head_dim, D] (q rows, then k, then v) or NAME.Wq, NAME.Wk and
+  // NAME.Wv, and NAME.out_proj [D, H head_dim]; with a norm of queries and keys NAME.q_ln and
+  // NAME.k_ln.
   Attention(const AttentionConfig& config, const std::string& name, ParameterMaker& maker,
             at::Device device);
   // x [B, S, D] -> [B, S, D]. With a cache: x are the tokens after the cached ones, which it then
-  // holds too; after the first call S must be 1.
-  at::Tensor forward(const at::Tensor& x_BSD, KeyValueCache* cache);
+  // holds too.
+  at::Tensor forward(const at::Tensor& x_BSD, KeyValueCache* cache, AttentionPass& pass);
+  // A pass through this layer alone.
+  at::Tensor forward(const at::Tensor& x_BSD, KeyValueCache* cache) {
+    AttentionPass pass;
+    return forward(x_BSD, cache, pass);
+  }
 
  private:
+  struct Projected {
+    at::Tensor q, k, v;  // [B, S, heads head_dim]
+  };
+  Projected project(const at::Tensor& x_BSD) const;
+  at::Tensor make_mask(std::int64_t past, std::int64_t first_key, std::int64_t S,
+                       const AttentionPass& pass) const;
+  at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const at::Tensor& mask, double dropout) const;
+
   AttentionConfig config_;
-  at::Tensor qkv_weight_, qkv_bias_, out_weight_, out_bias_;
+  at::Device device_;
+  std::vector<at::Tensor> weights_, biases_;  // of Wqkv, or of Wq, Wk and Wv
+  at::Tensor out_weight_, out_bias_, slopes_H11_;
   std::optional<Norm> q_norm_, k_norm_;
   std::optional<Rope> rope_;
 };

@@ -1,23 +1,125 @@
 #include "train/nn/init.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace dropless::train {
+namespace {
+
+constexpr std::pair<const char*, InitScheme> kSchemes[] = {
+    {"kaiming_normal_", InitScheme::kKaimingNormal},
+    {"kaiming_uniform_", InitScheme::kKaimingUniform},
+    {"xavier_normal_", InitScheme::kXavierNormal},
+    {"xavier_uniform_", InitScheme::kXavierUniform},
+    {"small_init_", InitScheme::kSmall},
+    {"neox_init_", InitScheme::kNeox},
+    {"baseline_", InitScheme::kBaseline},
+};
+
+bool is_kaiming(InitScheme scheme) {
+  return scheme == InitScheme::kKaimingNormal || scheme == InitScheme::kKaimingUniform;
+}
+bool is_xavier(InitScheme scheme) {
+  return scheme == InitScheme::kXavierNormal || scheme == InitScheme::kXavierUniform;
+}
+
+// What keeps the spread of activations (He et al. 2015, arXiv:1502.01852), by PyTorch's names.
+double squared_kaiming_gain(const YamlMap& map) {
+  const auto name = map.get<std::string>("init_nonlinearity", "relu");
+  const auto slope = map.non_negative<double>("init_gain", 0.0);
+  if (name != "leaky_relu") {
+    map.no_effect("init_gain", "kaiming takes it as the slope of leaky_relu only");
+  }
+  if (name == "relu") return 2;
+  if (name == "leaky_relu") return 2 / (1 + slope * slope);
+  if (name == "linear" || name == "sigmoid") return 1;
+  if (name == "tanh") return 25.0 / 9;
+  if (name == "selu") return 9.0 / 16;
+  map.fail("init_nonlinearity", "unknown init_nonlinearity " + name,
+           "one of: relu, leaky_relu, linear, sigmoid, tanh, selu");
+}
+
+// `true`, `false` or a number.
+double residual_divisor(const YamlMap& map) {
+  const char* key = "init_div_is_residual";
+  const auto text = map.get<std::string>(key, "true");
+  if (text == "true") return 0;
+  if (text == "false") return 1;
+  return map.positive<double>(key);
+}
+
+void read_embedding(const YamlMap& map, InitConfig& config) {
+  config.emb_init_std = map.find<double>("emb_init_std");
+  if (config.emb_init_std && *config.emb_init_std < 0) {
+    map.fail("emb_init_std", fmt::format("{} is below 0", *config.emb_init_std));
+  }
+  const char* key = "emb_init_uniform_lim";
+  if (map.is_sequence(key)) {
+    const auto limits = map.get<std::vector<double>>(key);
+    if (limits.size() != 2 || !(limits[0] < limits[1])) {
+      map.fail(key, "it is a number, or a lower and a higher limit");
+    }
+    config.emb_uniform = {limits[0], limits[1]};
+  } else if (const auto limit = map.find_positive<double>(key)) {
+    config.emb_uniform = {-*limit, *limit};
+  }
+  if (config.emb_uniform && config.emb_init_std) {
+    map.fail(key, "emb_init_uniform_lim and emb_init_std exclude each other", "keep one of them");
+  }
+}
+
+}  // namespace
 
 InitConfig InitConfig::from_yaml(const YamlMap& map) {
   InitConfig config;
-  config.name = map.get<std::string>("name", config.name);
-  if (config.name != "kaiming_normal_" && config.name != "xavier_normal_" &&
-      config.name != "small_init_" && config.name != "baseline_") {
-    map.fail("name", "unknown initialisation " + config.name,
-             "one of: kaiming_normal_, xavier_normal_, small_init_, baseline_");
+  const auto name = map.get<std::string>("name", "kaiming_normal_");
+  std::vector<std::string> known;
+  bool found = false;
+  for (const auto& [candidate, scheme] : kSchemes) {
+    known.push_back(candidate);
+    if (name != candidate) continue;
+    config.scheme = scheme;
+    found = true;
   }
-  config.init_std = map.positive<double>("init_std", config.init_std);
-  if (config.name != "baseline_") map.no_effect("init_std", config.name + " derives it from sizes");
-  config.emb_init_std = map.non_negative<double>("emb_init_std", config.emb_init_std);
-  config.init_div_is_residual = map.get<bool>("init_div_is_residual", config.init_div_is_residual);
+  if (!found) {
+    map.fail("name", "unknown initialisation " + name,
+             fmt::format("one of: {}", fmt::join(known, ", ")));
+  }
+  const bool kaiming = is_kaiming(config.scheme), xavier = is_xavier(config.scheme);
+  if (kaiming) {
+    config.squared_gain = squared_kaiming_gain(map);
+    const auto mode = map.get<std::string>("fan_mode", "fan_in");
+    if (mode != "fan_in" && mode != "fan_out") {
+      map.fail("fan_mode", "unknown fan_mode " + mode, "one of: fan_in, fan_out");
+    }
+    config.fan_out = mode == "fan_out";
+  } else {
+    map.no_effect("fan_mode", "only kaiming schemes have it");
+    map.no_effect("init_nonlinearity", "only kaiming schemes have it");
+  }
+  if (xavier) {
+    const auto gain = map.positive<double>("init_gain", 1.0);
+    config.squared_gain = gain * gain;
+  } else if (!kaiming) {
+    map.no_effect("init_gain", "only kaiming and xavier schemes have it");
+  }
+  if (config.scheme == InitScheme::kBaseline) {
+    config.init_std = map.positive<double>("init_std", 0.02);
+  } else {
+    map.find_positive<double>("init_std");
+    map.no_effect("init_std", name + " derives it from sizes");
+  }
+  if (config.scheme == InitScheme::kNeox) {
+    map.no_effect("init_div_is_residual", "neox_init_ has a divisor of its own");
+  } else {
+    config.residual_divisor = residual_divisor(map);
+  }
+  read_embedding(map, config);
+  map.no_effect("verbose", "nothing more is printed");
   map.finish();
   return config;
 }
@@ -26,25 +128,54 @@ ParameterMaker::ParameterMaker(const InitConfig& config, std::int64_t d_model,
                                std::int64_t n_layers, std::uint64_t seed, at::Device device)
     : config_(config),
       d_model_(static_cast<double>(d_model)),
-      residual_scale_(config.init_div_is_residual ? 1.0 / std::sqrt(2.0 * n_layers) : 1.0),
+      residual_divisor_(config.residual_divisor),
       generator_(at::detail::createCPUGenerator(seed)),
-      device_(device) {}
-
-double ParameterMaker::matrix_std(double fan_in, double fan_out, bool residual) const {
-  double std = config_.init_std;
-  if (config_.name == "kaiming_normal_") std = std::sqrt(2.0 / fan_in);
-  if (config_.name == "xavier_normal_") std = std::sqrt(2.0 / (fan_in + fan_out));
-  if (config_.name == "small_init_") std = std::sqrt(2.0 / (5.0 * d_model_));
-  return residual ? std * residual_scale_ : std;
+      device_(device) {
+  if (residual_divisor_ != 0) return;
+  const auto layers = static_cast<double>(n_layers);
+  residual_divisor_ =
+      config.scheme == InitScheme::kNeox ? layers / std::sqrt(10.0) : std::sqrt(2.0 * layers);
 }
 
-at::Tensor ParameterMaker::normal(const std::string& name, std::int64_t rows, std::int64_t columns,
-                                  double std, bool expert) {
+ParameterMaker::Spread ParameterMaker::matrix_spread(double fan_in, double fan_out,
+                                                     bool residual) const {
+  Spread spread{config_.init_std, {}};
+  if (is_kaiming(config_.scheme)) {
+    spread.std = std::sqrt(config_.squared_gain / (config_.fan_out ? fan_out : fan_in));
+  } else if (is_xavier(config_.scheme)) {
+    spread.std = std::sqrt(2.0 * config_.squared_gain / (fan_in + fan_out));
+  } else if (config_.scheme != InitScheme::kBaseline) {
+    spread.std = std::sqrt(2.0 / (5.0 * d_model_));
+  }
+  if (residual) spread.std *= 1.0 / residual_divisor_;
+  if (config_.scheme == InitScheme::kKaimingUniform ||
+      config_.scheme == InitScheme::kXavierUniform) {
+    const double limit = std::sqrt(3.0) * spread.std;
+    spread.uniform = {-limit, limit};
+  }
+  return spread;
+}
+
+// `parts`: a number of rows and their spread, one after the other.
+at::Tensor ParameterMaker::draw(const std::string& name, std::int64_t rows, std::int64_t columns,
+                                const std::vector<std::pair<std::int64_t, Spread>>& parts,
+                                bool expert) {
   at::Tensor value;
   if (device_.is_meta()) {
     value = at::empty({rows, columns}, at::TensorOptions(at::kFloat).device(device_));
   } else {
-    value = at::empty({rows, columns}, at::kFloat).normal_(0.0, std, generator_).to(device_);
+    value = at::empty({rows, columns}, at::kFloat);
+    std::int64_t first = 0;
+    for (const auto& [count, spread] : parts) {
+      at::Tensor part = value.narrow(0, first, count);
+      first += count;
+      if (spread.uniform) {
+        part.uniform_(spread.uniform->first, spread.uniform->second, generator_);
+      } else {
+        part.normal_(0.0, spread.std, generator_);
+      }
+    }
+    value = value.to(device_);
   }
   value.set_requires_grad(true);
   parameters_.push_back({name, value, expert});
@@ -53,25 +184,45 @@ at::Tensor ParameterMaker::normal(const std::string& name, std::int64_t rows, st
 
 at::Tensor ParameterMaker::linear(const std::string& name, std::int64_t out, std::int64_t in,
                                   bool residual) {
-  return normal(name, out, in, matrix_std(double(in), double(out), residual), false);
+  return draw(name, out, in, {{out, matrix_spread(double(in), double(out), residual)}}, false);
+}
+
+at::Tensor ParameterMaker::fused(const std::string& name, const std::vector<std::int64_t>& outs,
+                                 std::int64_t in) {
+  std::vector<std::pair<std::int64_t, Spread>> parts;
+  std::int64_t rows = 0;
+  for (const std::int64_t out : outs) {
+    const Spread spread = matrix_spread(double(in), double(out), false);
+    rows += out;
+    // Parts of one spread are one draw, which is what the parameter was before it had parts.
+    if (!parts.empty() && parts.back().second == spread) {
+      parts.back().first += out;
+    } else {
+      parts.emplace_back(out, spread);
+    }
+  }
+  return draw(name, rows, in, parts, false);
 }
 
 at::Tensor ParameterMaker::embedding(const std::string& name, std::int64_t rows, std::int64_t d) {
-  const double std =
-      config_.emb_init_std > 0 ? config_.emb_init_std : matrix_std(double(d), double(rows), false);
-  return normal(name, rows, d, std, false);
+  Spread spread = matrix_spread(double(d), double(rows), false);
+  if (config_.emb_init_std) spread = {*config_.emb_init_std, {}};
+  if (config_.emb_uniform) spread = {0, config_.emb_uniform};
+  return draw(name, rows, d, {{rows, spread}}, false);
 }
 
 at::Tensor ParameterMaker::experts(const std::string& name, std::int64_t num_experts,
                                    std::int64_t d_ffn, std::int64_t d_model, bool residual) {
   const double fan_in = residual ? double(d_ffn) : double(d_model);
   const double fan_out = residual ? double(d_model) : double(d_ffn);
-  return normal(name, num_experts * d_ffn, d_model, matrix_std(fan_in, fan_out, residual), true);
+  const std::int64_t rows = num_experts * d_ffn;
+  return draw(name, rows, d_model, {{rows, matrix_spread(fan_in, fan_out, residual)}}, true);
 }
 
-at::Tensor ParameterMaker::constant(const std::string& name, std::int64_t size, double value) {
+at::Tensor ParameterMaker::constant(const std::string& name, std::int64_t size, double value,
+                                    bool trained) {
   at::Tensor tensor = at::full({size}, value, at::TensorOptions(at::kFloat).device(device_));
-  tensor.set_requires_grad(true);
+  tensor.set_requires_grad(trained);
   parameters_.push_back({name, tensor, false});
   return tensor;
 }

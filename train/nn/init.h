@@ -1,13 +1,15 @@
 // Parameters and their initial values.
 //
-// The schemes are LLM Foundry's `init_config`: a standard deviation per matrix from its fan-in, and
-// the projections that write into the residual stream divided by sqrt(2 n_layers). Values are drawn
-// on the CPU from one generator in the order of construction, so that they depend on the seed
-// alone.
+// The schemes are LLM Foundry's `init_config`: a spread per matrix from its fans, and the projections
+// that write into the residual stream divided by sqrt(2 n_layers). Each expert, and each part of a
+// fused projection, is a matrix of its own. Values are drawn on the CPU from one generator in the
+// order of construction, so that they depend on the seed alone.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "train/base/yaml.h"
@@ -17,17 +19,31 @@ namespace dropless::train {
 
 struct Parameter {
   std::string name;     // LLM Foundry's, without the `model.` prefix
-  at::Tensor value;     // a leaf that requires a gradient
+  at::Tensor value;     // a leaf; requires a gradient, but for what no gradient trains
   bool expert = false;  // [E * F, D]: only top_k / E of it works on a token
 };
 
+// Standard deviations s; a uniform scheme draws from [-sqrt(3) s, sqrt(3) s].
+enum class InitScheme {
+  kKaimingNormal,  // gain / sqrt(fan), fan_in or fan_out; gain as of init_nonlinearity
+  kKaimingUniform,
+  kXavierNormal,  // gain sqrt(2 / (fan_in + fan_out))
+  kXavierUniform,
+  kSmall,     // sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895)
+  kNeox,      // as kSmall, and n_layers / sqrt(10) divides the residual's (arXiv:2204.06745)
+  kBaseline,  // init_std
+};
+
 struct InitConfig {
-  // kaiming_normal_: N(0, 2 / fan_in); xavier_normal_: N(0, 2 / (fan_in + fan_out));
-  // small_init_: N(0, 2 / (5 d_model)); baseline_: N(0, init_std^2)
-  std::string name = "kaiming_normal_";
-  double init_std = 0.02;
-  double emb_init_std = 0.0;  // 0: as the scheme says
-  bool init_div_is_residual = true;
+  InitScheme scheme = InitScheme::kKaimingNormal;
+  double init_std = 0;      // kBaseline
+  double squared_gain = 2;  // kKaiming* (2 is relu's), kXavier*
+  bool fan_out = false;     // kKaiming*
+  // 0: sqrt(2 n_layers), n_layers / sqrt(10) for kNeox; 1: nothing
+  double residual_divisor = 0;
+  // Of the embedding tables, where it is not as of a matrix: one of them.
+  std::optional<double> emb_init_std;
+  std::optional<std::pair<double, double>> emb_uniform;
 
   static InitConfig from_yaml(const YamlMap& map);
 };
@@ -41,23 +57,33 @@ class ParameterMaker {
   // [out, in]; `residual`: it writes into the residual stream.
   at::Tensor linear(const std::string& name, std::int64_t out, std::int64_t in,
                     bool residual = false);
+  // Several of them as one [sum of outs, in].
+  at::Tensor fused(const std::string& name, const std::vector<std::int64_t>& outs, std::int64_t in);
   // [vocabulary, d]
   at::Tensor embedding(const std::string& name, std::int64_t rows, std::int64_t d);
   // [E * F, D]: E matrices of fan-in D (w1, v1) or fan-in F (w2, `residual`).
   at::Tensor experts(const std::string& name, std::int64_t num_experts, std::int64_t d_ffn,
                      std::int64_t d_model, bool residual);
-  at::Tensor constant(const std::string& name, std::int64_t size, double value);
+  // [size]; `trained`: it requires a gradient.
+  at::Tensor constant(const std::string& name, std::int64_t size, double value,
+                      bool trained = true);
 
   std::vector<Parameter> take() { return std::move(parameters_); }
 
  private:
-  at::Tensor normal(const std::string& name, std::int64_t rows, std::int64_t columns, double std,
-                    bool expert);
-  double matrix_std(double fan_in, double fan_out, bool residual) const;
+  // A normal distribution by its standard deviation, or a uniform one by its limits.
+  struct Spread {
+    double std = 0;
+    std::optional<std::pair<double, double>> uniform;
+    friend bool operator==(const Spread&, const Spread&) = default;
+  };
+  Spread matrix_spread(double fan_in, double fan_out, bool residual) const;
+  at::Tensor draw(const std::string& name, std::int64_t rows, std::int64_t columns,
+                  const std::vector<std::pair<std::int64_t, Spread>>& parts, bool expert);
 
   InitConfig config_;
   double d_model_;
-  double residual_scale_;
+  double residual_divisor_;
   at::Generator generator_;
   at::Device device_;
   std::vector<Parameter> parameters_;

@@ -1,9 +1,12 @@
 #include "train/nn/model_config.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <map>
 
 #include "dropless/error.h"
 
@@ -21,11 +24,12 @@ NormConfig norm_from_yaml(const YamlMap& map, bool bias) {
   const std::string type = map.get<std::string>("norm_type", "low_precision_layernorm");
   if (type == "layernorm" || type == "low_precision_layernorm") {
     config.type = NormType::kLayerNorm;
-  } else if (type == "rmsnorm" || type == "low_precision_rmsnorm") {
+  } else if (type == "rmsnorm" || type == "low_precision_rmsnorm" || type == "triton_rmsnorm") {
     config.type = NormType::kRmsNorm;
   } else {
     map.fail("norm_type", "unknown norm_type " + type,
-             "one of: layernorm, low_precision_layernorm, rmsnorm, low_precision_rmsnorm");
+             "one of: layernorm, low_precision_layernorm, rmsnorm, low_precision_rmsnorm, "
+             "triton_rmsnorm");
   }
   config.eps = map.positive<double>("norm_eps", config.eps);
   return config;
@@ -60,14 +64,99 @@ std::variant<FfnConfig, MoELayerConfig> ffn_from_yaml(const std::optional<YamlMa
   return dense;
 }
 
-void refuse_unsupported(const YamlMap& map) {
-  for (const char* key : {"resid_pdrop", "emb_pdrop"}) {
-    map.refuse(key, map.get<double>(key, 0.0) != 0.0, "set it to 0");
+// A number, or the name of one.
+double logit_scale_from_yaml(const YamlMap& map, std::int64_t d_model) {
+  if (!map.is_string("logit_scale")) return map.positive<double>("logit_scale", 1.0);
+  const auto name = map.get<std::string>("logit_scale");
+  if (name != "inv_sqrt_d_model") {
+    map.fail("logit_scale", "unknown logit_scale " + name, "a number, or inv_sqrt_d_model");
   }
-  map.refuse("embedding_fraction", map.get<double>("embedding_fraction", 1.0) != 1.0);
-  map.refuse("logit_scale");
-  map.refuse("final_logit_softcapping");
+  return 1 / std::sqrt(static_cast<double>(d_model));
+}
+
+void read_embeddings_and_logits(const YamlMap& map, ModelConfig& config) {
+  config.tie_word_embeddings = map.get<bool>("tie_word_embeddings", true);
+  if (map.has("logit_scale")) config.logit_scale = logit_scale_from_yaml(map, config.d_model);
+  map.skip("logit_scale");
+  config.final_logit_softcap = map.find_positive<double>("final_logit_softcapping").value_or(0.0);
+  config.embedding_fraction = map.positive<double>("embedding_fraction", 1.0);
+  if (config.embedding_fraction > 1) {
+    map.fail("embedding_fraction", fmt::format("{} is above 1", config.embedding_fraction));
+  }
+  config.emb_pdrop = dropout_from_yaml(map, "emb_pdrop");
+  config.resid_pdrop = dropout_from_yaml(map, "resid_pdrop");
+}
+
+// The names of blocks in their order: entries `{name, repeat}` and `{order, repeat}`.
+std::vector<std::string> block_order(const YamlMap& map, std::int64_t n_layers) {
+  std::vector<std::string> names;
+  for (const YamlMap& entry : map.maps("order")) {
+    const auto repeat = entry.positive<std::int64_t>("repeat", 1);
+    std::vector<std::string> unit;
+    if (entry.has("order")) {
+      unit = block_order(entry, n_layers);
+    } else {
+      unit.push_back(entry.get<std::string>("name"));
+    }
+    entry.finish();
+    for (std::int64_t i = 0; i < repeat; ++i) {
+      names.insert(names.end(), unit.begin(), unit.end());
+      if (static_cast<std::int64_t>(names.size()) > n_layers) {
+        entry.fail("repeat", fmt::format("the order has more than the {} layers", n_layers));
+      }
+    }
+  }
+  return names;
+}
+
+// LLM Foundry's block_overrides, of which this model takes the windows.
+std::vector<std::int64_t> windows_from_yaml(const YamlMap& map, const ModelConfig& config) {
+  std::vector<std::int64_t> windows;
+  const YamlMap overrides = map.map("overrides");
+  std::map<std::string, std::int64_t> window_of{{"default", config.attention.window}};
+  for (const std::string& name : overrides.keys()) {
+    const YamlMap block = overrides.map(name);
+    const YamlMap attention = block.map("attn_config");
+    attention.refuse("reuse_kv_layer_idx");
+    const auto window = attention.get<std::int64_t>("sliding_window_size", config.attention.window);
+    if (window < -1) {
+      attention.fail("sliding_window_size",
+                     fmt::format("{} is neither -1 (off) nor a number of tokens", window));
+    }
+    window_of[name] = window;
+    attention.finish();
+    block.finish();
+  }
+  for (const std::string& name : block_order(map, config.n_layers)) {
+    const auto found = window_of.find(name);
+    if (found == window_of.end()) {
+      map.fail("order", "overrides has no " + name, "name one of them, or default");
+    }
+    windows.push_back(found->second);
+  }
+  if (static_cast<std::int64_t>(windows.size()) != config.n_layers) {
+    map.fail("order", fmt::format("the order has {} layers, and n_layers is {}", windows.size(),
+                                  config.n_layers));
+  }
+  map.finish();
+  return windows;
+}
+
+void accept_without_effect(const YamlMap& map) {
+  map.no_effect("loss_fn", "there is one cross-entropy");
+  map.no_effect("init_device", "weights are drawn on the CPU");
+  map.no_effect("fc_type", "there is one linear layer");
+  map.no_effect("use_cache", "generation always uses a key/value cache");
+  map.no_effect("verbose", "nothing more is printed");
+}
+
+void refuse_unsupported(const YamlMap& map) {
   map.refuse("fuse_norm_attn_norm", map.get<bool>("fuse_norm_attn_norm", false));
+  map.refuse("use_pad_tok_in_ffn", !map.get<bool>("use_pad_tok_in_ffn", true),
+             "pads go through the feed-forward layers, and count in the router's losses");
+  const auto dtype = map.get<std::string>("master_weights_dtype", "float32");
+  map.refuse("master_weights_dtype", dtype != "float32" && dtype != "fp32",
+             "weights are float32; `precision` says in which type products run");
 }
 
 std::int64_t at_most(const YamlMap& map, const char* key, std::int64_t fallback,
@@ -103,7 +192,7 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   config.max_seq_len = at_most(map, "max_seq_len", config.max_seq_len, kMaxSeqLen);
   config.vocab_size = map.positive<std::int64_t>("vocab_size", config.vocab_size);
   config.bias = !map.get<bool>("no_bias", false);
-  config.tie_word_embeddings = map.get<bool>("tie_word_embeddings", true);
+  read_embeddings_and_logits(map, config);
   config.norm = norm_from_yaml(map, config.bias);
   const auto head_dim = map.find_positive<std::int64_t>("head_dim");
   if (!head_dim && config.d_model % config.n_heads != 0) {
@@ -114,18 +203,19 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   }
   const YamlMap empty = YamlDocument::parse("{}", map.where()).root();
   config.attention =
-      AttentionConfig::from_yaml(map.find_map("attn_config").value_or(empty), config.d_model,
-                                 config.n_heads, head_dim, config.bias, config.norm);
-  config.learned_pos_emb = map.get<bool>("learned_pos_emb", true) && !config.attention.rope;
+      AttentionConfig::from_yaml(map.find_map("attn_config").value_or(empty),
+                                 {config.d_model, config.n_heads, head_dim, config.max_seq_len,
+                                  map.get<bool>("attention_bias", config.bias), config.norm});
+  if (const auto blocks = map.find_map("block_overrides")) {
+    config.layer_windows = windows_from_yaml(*blocks, config);
+  }
+  config.learned_pos_emb =
+      map.get<bool>("learned_pos_emb", true) && !config.attention.rope && !config.attention.alibi;
   config.ffn = ffn_from_yaml(map.find_map("ffn_config"), config.d_model,
                              default_ffn_size(map, config.d_model), config.bias);
   if (const auto init = map.find_map("init_config")) config.init = InitConfig::from_yaml(*init);
   refuse_unsupported(map);
-  map.no_effect("loss_fn", "there is one cross-entropy");
-  map.no_effect("init_device", "weights are drawn on the CPU");
-  map.no_effect("fc_type", "there is one linear layer");
-  map.no_effect("use_cache", "generation always uses a key/value cache");
-  map.no_effect("verbose", "nothing more is printed");
+  accept_without_effect(map);
   map.finish();
   const ParameterEstimate size = estimate_parameters(config);
   const double bytes = 4.0 * size.total;
@@ -136,6 +226,16 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
                              bytes, kAddressable, size.largest));
   }
   return config;
+}
+
+AttentionConfig ModelConfig::attention_of(std::int64_t layer) const {
+  AttentionConfig config = attention;
+  if (!layer_windows.empty()) config.window = layer_windows[static_cast<std::size_t>(layer)];
+  return config;
+}
+
+bool ModelConfig::draws_noise() const {
+  return emb_pdrop > 0 || resid_pdrop > 0 || attention.dropout > 0;
 }
 
 std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
@@ -160,7 +260,24 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
   add("attn_config.softmax_scale",
       attention.softmax_scale ? fmt::format("{}", *attention.softmax_scale) : "null");
   add("attn_config.rope", attention.rope);
-  if (attention.rope) add("attn_config.rope_theta", attention.rope_theta);
+  if (attention.rope) {
+    add("attn_config.rope_theta", attention.rope_theta);
+    add("attn_config.rope_hf_config", attention.rope_scaling.describe());
+  }
+  add("attn_config.alibi", attention.alibi);
+  if (attention.alibi) add("attn_config.alibi_bias_max", attention.alibi_bias_max);
+  if (layer_windows.empty()) {
+    add("attn_config.sliding_window_size", attention.window);
+  } else {
+    add("attn_config.sliding_window_size", fmt::format("{}", fmt::join(layer_windows, ", ")));
+  }
+  add("attn_config.attn_uses_sequence_id", attention.sequence_ids);
+  add("attn_config.attn_logit_softcapping", attention.logit_softcap);
+  add("attn_config.fused_qkv", attention.fused_qkv);
+  add("attention_bias", attention.bias);
+  add("attn_config.out_proj_bias", attention.out_bias);
+  add("logit_scale", logit_scale);
+  add("final_logit_softcapping", final_logit_softcap);
   if (const MoELayerConfig* layer = moe()) {
     add("ffn_config.ffn_type", "a mixture of experts");
     add("ffn_config.ffn_hidden_size", layer->moe.d_ffn);
@@ -204,7 +321,8 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
   const double head = attention.head_dim;
   const double q_width = config.n_heads * head;
   const double qkv_width = q_width + 2.0 * attention.kv_n_heads * head;
-  add(L * (qkv_width * (D + bias) + D * (q_width + bias)),
+  const double qkv_bias = attention.bias ? 1 : 0, out_bias = attention.out_bias ? 1 : 0;
+  add(L * (qkv_width * (D + qkv_bias) + D * (q_width + out_bias)),
       fmt::format("the attention's (n_layers {}, d_model {}, n_heads {}, head_dim {})",
                   config.n_layers, config.d_model, config.n_heads, attention.head_dim));
   const double norm = config.norm.type == NormType::kLayerNorm ? 1 + bias : 1;

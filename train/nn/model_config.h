@@ -25,8 +25,15 @@ struct ModelConfig {
   bool learned_pos_emb = true;
   bool bias = true;
   bool tie_word_embeddings = true;
+  double logit_scale = 1;
+  double final_logit_softcap = 0;  // c: logits become c tanh(logits / c); 0: off
+  // Of the embeddings' gradient (Ding et al. 2021, arXiv:2105.13290).
+  double embedding_fraction = 1;
+  // Dropout in training: of the embeddings, and of what attention and feed-forward layers add.
+  double emb_pdrop = 0, resid_pdrop = 0;
   NormConfig norm;
   AttentionConfig attention;
+  std::vector<std::int64_t> layer_windows;  // AttentionConfig::window of each layer; empty: alike
   std::variant<FfnConfig, MoELayerConfig> ffn;
   InitConfig init;
 
@@ -34,6 +41,9 @@ struct ModelConfig {
   static ModelConfig from_yaml(const YamlMap& map);
 
   const MoELayerConfig* moe() const { return std::get_if<MoELayerConfig>(&ffn); }
+  AttentionConfig attention_of(std::int64_t layer) const;
+  // Whether a training pass draws random numbers.
+  bool draws_noise() const;
 
   // The keys that decide which function the weights compute, under their YAML paths, with defaults
   // filled in. Left out: initialisation, loss weights and backends, which a run may change when it

@@ -1,5 +1,13 @@
 #include "train/nn/rope.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <optional>
+#include <utility>
+
 namespace dropless::train {
 namespace {
 
@@ -30,23 +38,162 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
   }
 };
 
+constexpr std::pair<const char*, RopeScaling::Type> kTypes[] = {
+    {"no_scaling", RopeScaling::Type::kNone}, {"linear", RopeScaling::Type::kLinear},
+    {"dynamic", RopeScaling::Type::kDynamic}, {"llama3", RopeScaling::Type::kLlama3},
+    {"yarn", RopeScaling::Type::kYarn},
+};
+
+// Without an attention_factor of its own. Scores are products of a query and a key, so they grow by
+// its square.
+double default_attention_factor(double factor, double mscale, double mscale_all_dim) {
+  const auto of = [&](double m) { return factor <= 1 ? 1.0 : 0.1 * m * std::log(factor) + 1; };
+  return mscale != 0 && mscale_all_dim != 0 ? of(mscale) / of(mscale_all_dim) : of(1);
+}
+
+at::Tensor llama3_frequencies(const at::Tensor& f, const RopeScaling& s) {
+  const at::Tensor turns =
+      f * (static_cast<double>(s.original_max_seq_len) / (2 * std::numbers::pi));
+  const at::Tensor smooth =
+      ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1);
+  return f * (smooth + (1 - smooth) / s.factor);
+}
+
+at::Tensor yarn_frequencies(const at::Tensor& f, double theta, const RopeScaling& s) {
+  const auto half = static_cast<double>(f.size(0));
+  // The index whose angle makes that many turns over the N positions.
+  const auto index = [&](double turns) {
+    const double n = static_cast<double>(s.original_max_seq_len);
+    return half * std::log(n / (turns * 2 * std::numbers::pi)) / std::log(theta);
+  };
+  double low = index(s.beta_fast), high = index(s.beta_slow);
+  if (s.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, 2 * half - 1);
+  if (low == high) high += 0.001;
+  const at::Tensor ramp = ((at::arange(f.size(0), at::kDouble) - low) / (high - low)).clamp(0, 1);
+  return f * (ramp / s.factor + (1 - ramp));
+}
+
 }  // namespace
 
-Rope::Rope(std::int64_t head_dim, double theta, at::Device device)
-    : half_(head_dim / 2), theta_(theta), device_(device) {}
+RopeScaling RopeScaling::from_yaml(const YamlMap& map, std::int64_t max_seq_len) {
+  RopeScaling scaling;
+  const auto name = map.get<std::string>("type", "no_scaling");
+  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                   [&](const auto& known) { return name == known.first; });
+  if (found == std::end(kTypes)) {
+    map.fail("type", "unknown type " + name, "one of: no_scaling, linear, dynamic, llama3, yarn");
+  }
+  scaling.type = found->second;
+  const bool llama3 = scaling.type == Type::kLlama3, yarn = scaling.type == Type::kYarn;
+  if (scaling.type == Type::kNone) {
+    map.no_effect("factor", "type is no_scaling");
+  } else {
+    scaling.factor = map.positive<double>("factor");
+    if (scaling.factor < 1) map.fail("factor", fmt::format("factor {} is below 1", scaling.factor));
+  }
+  if (scaling.type == Type::kDynamic) scaling.original_max_seq_len = max_seq_len;
+  if (llama3 || yarn) {
+    scaling.original_max_seq_len = map.positive<std::int64_t>("original_max_position_embeddings");
+  }
+  if (llama3) {
+    scaling.low_freq_factor = map.positive<double>("low_freq_factor");
+    scaling.high_freq_factor = map.positive<double>("high_freq_factor");
+    if (scaling.high_freq_factor <= scaling.low_freq_factor) {
+      map.fail("high_freq_factor",
+               fmt::format("high_freq_factor {} is not above low_freq_factor {}",
+                           scaling.high_freq_factor, scaling.low_freq_factor));
+    }
+  }
+  if (yarn) {
+    scaling.beta_fast = map.positive<double>("beta_fast", scaling.beta_fast);
+    scaling.beta_slow = map.positive<double>("beta_slow", scaling.beta_slow);
+    if (scaling.beta_fast < scaling.beta_slow) {
+      map.fail("beta_fast", fmt::format("beta_fast {} is below beta_slow {}", scaling.beta_fast,
+                                        scaling.beta_slow));
+    }
+    scaling.truncate = map.get<bool>("truncate", scaling.truncate);
+    const auto mscale = map.non_negative<double>("mscale", 0.0);
+    const auto all_dim = map.non_negative<double>("mscale_all_dim", 0.0);
+    scaling.attention_factor =
+        map.find_positive<double>("attention_factor")
+            .value_or(default_attention_factor(scaling.factor, mscale, all_dim));
+  }
+  map.finish();
+  return scaling;
+}
 
-void Rope::grow(std::int64_t positions) {
-  if (cos_.defined() && cos_.size(0) >= positions) return;
+const char* RopeScaling::type_name() const {
+  for (const auto& [name, known] : kTypes) {
+    if (type == known) return name;
+  }
+  return "unknown";
+}
+
+std::string RopeScaling::describe() const {
+  std::string text = type_name();
+  if (type == Type::kNone) return text;
+  text += fmt::format(", factor {}", factor);
+  if (type == Type::kLinear) return text;
+  text += fmt::format(", {} positions", original_max_seq_len);
+  if (type == Type::kLlama3) {
+    text += fmt::format(", from {} to {} turns", low_freq_factor, high_freq_factor);
+  }
+  if (type == Type::kYarn) {
+    text += fmt::format(", from {} to {} turns{}, attention_factor {}", beta_slow, beta_fast,
+                        truncate ? "" : " (not truncated)", attention_factor);
+  }
+  return text;
+}
+
+at::Tensor rope_frequencies(std::int64_t head_dim, double theta, const RopeScaling& scaling,
+                            std::int64_t positions) {
+  const auto d = static_cast<double>(head_dim);
+  if (scaling.depends_on_length(positions)) {
+    const double longer =
+        static_cast<double>(positions) / static_cast<double>(scaling.original_max_seq_len);
+    theta *= std::pow(scaling.factor * longer - (scaling.factor - 1), d / (d - 2));
+  }
+  const at::Tensor f = at::pow(theta, at::arange(head_dim / 2, at::kDouble) * (-2 / d));
+  switch (scaling.type) {
+    case RopeScaling::Type::kLinear:
+      return f / scaling.factor;
+    case RopeScaling::Type::kLlama3:
+      return llama3_frequencies(f, scaling);
+    case RopeScaling::Type::kYarn:
+      return yarn_frequencies(f, theta, scaling);
+    default:
+      return f;
+  }
+}
+
+Rope::Rope(std::int64_t head_dim, double theta, const RopeScaling& scaling, at::Device device)
+    : head_dim_(head_dim), theta_(theta), scaling_(scaling), device_(device) {}
+
+void Rope::fill(std::int64_t positions) {
+  const std::int64_t have = cos_.defined() ? cos_.size(0) : 0;
+  const bool stretched =
+      scaling_.depends_on_length(positions) || scaling_.depends_on_length(filled_for_);
+  if (stretched ? filled_for_ == positions : have >= positions) return;
+  filled_for_ = positions;
+  // Generation adds one position after the other.
+  const std::int64_t rows = stretched ? positions : std::max(positions, 2 * have);
   // Angles in fp64: at position 1e5 fp32 has lost three digits of the phase.
-  const at::Tensor i = at::arange(half_, at::kDouble);
-  const at::Tensor frequency = at::pow(theta_, i * (-1.0 / static_cast<double>(half_)));
-  const at::Tensor angle = at::arange(positions, at::kDouble).unsqueeze(1) * frequency.unsqueeze(0);
-  cos_ = angle.cos().to(at::kFloat).unsqueeze(1).to(device_);
-  sin_ = angle.sin().to(at::kFloat).unsqueeze(1).to(device_);
+  const at::Tensor f = rope_frequencies(head_dim_, theta_, scaling_, positions);
+  const at::Tensor angle = at::arange(rows, at::kDouble).unsqueeze(1) * f.unsqueeze(0);
+  const auto table = [&](const at::Tensor& values) {
+    return (values * scaling_.attention_factor).to(at::kFloat).unsqueeze(1).to(device_);
+  };
+  cos_ = table(angle.cos());
+  sin_ = table(angle.sin());
 }
 
 at::Tensor Rope::forward(const at::Tensor& x, std::int64_t first) {
-  grow(first + x.size(1));
+  fill(first + x.size(1));
   const at::Tensor cos = cos_.narrow(0, first, x.size(1)).to(x.scalar_type());
   const at::Tensor sin = sin_.narrow(0, first, x.size(1)).to(x.scalar_type());
   return RopeFunction::apply(x, cos, sin);

@@ -23,7 +23,18 @@ std::variant<Ffn, MoE> make_ffn(const ModelConfig& config, const std::string& na
   return Ffn(std::get<FfnConfig>(config.ffn), name, maker);
 }
 
+at::Tensor drop(const at::Tensor& x, double p) {
+  return p > 0 ? at::dropout(x, p, /*train=*/true) : x;
+}
+
 }  // namespace
+
+std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t stream) {
+  std::uint64_t z = seed + (stream + 1) * 0x9e3779b97f4a7c15ULL;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
 
 Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device)
     : config_(config), device_(device) {
@@ -37,7 +48,7 @@ Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Devi
     const std::string name = "transformer.blocks." + std::to_string(i);
     // Braces: evaluated left to right, so parameters are made in the order of the pass.
     blocks_.push_back(Block{Norm(config.norm, name + ".norm_1", config.d_model, maker),
-                            Attention(config.attention, name + ".attn", maker, device),
+                            Attention(config.attention_of(i), name + ".attn", maker, device),
                             Norm(config.norm, name + ".norm_2", config.d_model, maker),
                             make_ffn(config, name + ".ffn", maker)});
   }
@@ -50,11 +61,8 @@ Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Devi
 
 Transformer::~Transformer() = default;
 
-at::Tensor Transformer::forward(const at::Tensor& tokens_BS, RouterRecord& record,
-                                ModelCache* cache) {
-  if (cache && cache->empty()) cache->resize(blocks_.size());
-  const bool cached = cache && (*cache)[0].keys.defined();
-  const std::int64_t first = cached ? (*cache)[0].keys.size(2) : 0;
+at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
+                              bool training) const {
   at::Tensor x = at::embedding(wte_, tokens_BS);
   if (wpe_.defined()) {
     const std::int64_t end = first + tokens_BS.size(1);
@@ -66,17 +74,56 @@ at::Tensor Transformer::forward(const at::Tensor& tokens_BS, RouterRecord& recor
     }
     x = x + wpe_.narrow(0, first, tokens_BS.size(1)).unsqueeze(0);
   }
+  const double fraction = config_.embedding_fraction;
+  if (training && fraction != 1) x = x * fraction + x.detach() * (1 - fraction);
+  return training ? drop(x, config_.emb_pdrop) : x;
+}
+
+at::Tensor Transformer::forward(const at::Tensor& tokens_BS, RouterRecord& record,
+                                ModelCache* cache, const PassOptions& options) {
+  if (cache && cache->layers.empty()) cache->layers.resize(blocks_.size());
+  const bool cached = cache && cache->layers[0].keys.defined();
+  const std::int64_t first = cached ? cache->layers[0].keys.size(2) : 0, S = tokens_BS.size(1);
+  const RopeScaling& scaling = config_.attention.rope_scaling;
+  if (!cache || scaling.type != RopeScaling::Type::kDynamic) {
+    return run(tokens_BS, first, record, cache, options);
+  }
+  cache->tokens_BS = cached ? at::cat({cache->tokens_BS, tokens_BS}, 1) : tokens_BS;
+  if (!cached || !scaling.depends_on_length(first + S)) {
+    return run(tokens_BS, first, record, cache, options);
+  }
+  // Every position's angles, and with them all that later layers made of it, are of the new length.
+  cache->layers.assign(blocks_.size(), {});
+  return run(cache->tokens_BS, 0, record, cache, options).narrow(1, first, S);
+}
+
+at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, RouterRecord& record,
+                            ModelCache* cache, const PassOptions& options) {
+  const bool training = options.noise_seed.has_value();
+  // One stream a block, so that a block that is run again alone draws the same.
+  const auto begin_stream = [&](std::uint64_t stream) {
+    if (training && config_.draws_noise()) at::manual_seed(mix_seed(*options.noise_seed, stream));
+  };
+  const double p = training ? config_.resid_pdrop : 0;
+  AttentionPass pass{options.sequence_ids_BS, training, {}};
+  begin_stream(0);
+  at::Tensor x = embed(tokens_BS, first, training);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     Block& block = blocks_[i];
-    x = x + block.attention.forward(block.norm_1.forward(x), cache ? &(*cache)[i] : nullptr);
+    begin_stream(i + 1);
+    KeyValueCache* layer_cache = cache ? &cache->layers[i] : nullptr;
+    x = x + drop(block.attention.forward(block.norm_1.forward(x), layer_cache, pass), p);
     const at::Tensor normed = block.norm_2.forward(x);
     if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
-      x = x + moe->forward(normed, record);
+      x = x + drop(moe->forward(normed, record), p);
     } else {
-      x = x + std::get<Ffn>(block.ffn).forward(normed);
+      x = x + drop(std::get<Ffn>(block.ffn).forward(normed), p);
     }
   }
-  return at::linear(norm_f_->forward(x), lm_head_.defined() ? lm_head_ : wte_);
+  at::Tensor logits = at::linear(norm_f_->forward(x), lm_head_.defined() ? lm_head_ : wte_);
+  if (config_.logit_scale != 1) logits = logits * config_.logit_scale;
+  const double cap = config_.final_logit_softcap;
+  return cap > 0 ? at::tanh(logits / cap) * cap : logits;
 }
 
 ParameterCount Transformer::count() const {

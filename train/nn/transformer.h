@@ -1,7 +1,7 @@
 // The decoder-only language model: MPT's block order and LLM Foundry's names.
 //
 //   x = wte[token] (+ wpe[position]);  per block: x += attn(norm_1(x)); x += ffn(norm_2(x))
-//   logits = norm_f(x) wte^T, or lm_head where embeddings are untied
+//   logits = norm_f(x) wte^T, or lm_head where embeddings are untied, scaled and capped where asked
 //
 // Shape legend: B rows, S positions, D model width, V vocabulary.
 #pragma once
@@ -21,8 +21,24 @@ struct ParameterCount {
   std::int64_t active = 0;
 };
 
-// One cache per layer; filled by Transformer::forward.
-using ModelCache = std::vector<KeyValueCache>;
+// What Transformer::forward keeps of the tokens so far.
+struct ModelCache {
+  std::vector<KeyValueCache> layers;
+  at::Tensor tokens_BS;  // only where a longer row may change the angles of earlier positions
+};
+
+// What a pass takes besides its tokens.
+struct PassOptions {
+  // int64 [B, S]: which document of its row a token belongs to, for attn_uses_sequence_id;
+  // undefined: a row is one document.
+  at::Tensor sequence_ids_BS;
+  // Of the random numbers of a training pass (dropout); absent: a pass without. Passes with equal
+  // seeds draw equal numbers, whatever was drawn before.
+  std::optional<std::uint64_t> noise_seed;
+};
+
+// SplitMix64's output function (Steele et al. 2014): one of many seeds that one makes.
+std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t stream);
 
 class Transformer {
  public:
@@ -32,8 +48,8 @@ class Transformer {
 
   // tokens_BS int64 -> logits [B, S, V]. With a cache, the tokens follow those it holds. Throws
   // Error(kInvalidArgument) when learned positions run out.
-  at::Tensor forward(const at::Tensor& tokens_BS, RouterRecord& record,
-                     ModelCache* cache = nullptr);
+  at::Tensor forward(const at::Tensor& tokens_BS, RouterRecord& record, ModelCache* cache = nullptr,
+                     const PassOptions& options = {});
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const ModelConfig& config() const { return config_; }
@@ -42,6 +58,9 @@ class Transformer {
 
  private:
   struct Block;
+  at::Tensor embed(const at::Tensor& tokens_BS, std::int64_t first, bool training) const;
+  at::Tensor run(const at::Tensor& tokens_BS, std::int64_t first, RouterRecord& record,
+                 ModelCache* cache, const PassOptions& options);
 
   ModelConfig config_;
   at::Device device_;

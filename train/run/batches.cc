@@ -20,6 +20,12 @@ BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t 
     std::copy_n(row + 1, length - 1, label + b * S);
     result.scored += length - 1;
   }
+  if (batch.separator) {
+    const at::Tensor is_separator = tokens.eq(batch.separator->id).to(at::kLong);
+    at::Tensor ids = is_separator.cumsum(1);
+    if (!batch.separator->begins) ids = ids - is_separator;
+    result.sequence_ids_BS = ids.to(device);
+  }
   result.tokens_BS = tokens.to(device);
   result.labels_BS = labels.to(device);
   return result;

@@ -12,6 +12,9 @@ struct BatchTensors {
   at::Tensor tokens_BS;  // int64, on the device
   at::Tensor labels_BS;  // the next token of each position; -100 at a row's last token and on pads
   std::int64_t scored = 0;  // labels that are not -100
+  // With a separator: how many documents began (or ended, an ending token belonging to its own) in
+  // the row up to a token.
+  at::Tensor sequence_ids_BS;
 };
 
 // Rows [first, first + rows) of the batch.

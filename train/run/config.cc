@@ -81,6 +81,27 @@ void read_loaders(const YamlMap& root, TrainConfig& config) {
   }
 }
 
+// What tells documents apart is needed where attention asks for it, and has no effect elsewhere.
+void check_separators(const YamlMap& root, const TrainConfig& config) {
+  const auto check = [&](const YamlMap& loader, bool separated) {
+    const YamlMap dataset = loader.map("dataset");
+    if (config.model.attention.sequence_ids && !separated) {
+      dataset.fail("", "attn_uses_sequence_id needs eos_token_id or bos_token_id",
+                   "name the token that stands between documents");
+    }
+    if (config.model.attention.sequence_ids) return;
+    for (const char* key : {"eos_token_id", "bos_token_id"}) {
+      dataset.no_effect(key, "model.attn_config.attn_uses_sequence_id is off");
+    }
+  };
+  check(root.map("train_loader"), config.train_loader.separator.has_value());
+  if (!root.has("eval_loader")) return;
+  const std::vector<YamlMap> loaders = root.maps("eval_loader");
+  for (std::size_t i = 0; i < loaders.size(); ++i) {
+    check(loaders[i], config.eval_loaders[i].separator.has_value());
+  }
+}
+
 void accept_without_effect(const YamlMap& root) {
   root.skip("variables");
   for (const char* key : {"expandable_segments", "max_split_size_mb", "cuda_load_lazy"}) {
@@ -254,6 +275,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   read_batch_sizes(root, config);
   check_schedule(root, config);
   read_loaders(root, config);
+  check_separators(root, config);
   read_algorithms(root, config);
   config.eval_interval = interval_at(root, "eval_interval", config.eval_interval);
   config.eval_subset_num_batches = root.get<std::int64_t>("eval_subset_num_batches", -1);

@@ -38,7 +38,8 @@ EvalResult run_evaluation(Transformer& model, BatchSource& source, Precision pre
     const BatchTensors tensors = batch_tensors(batch, 0, batch.batch, model.device());
     if (tensors.scored == 0) continue;
     RouterRecord record;
-    const at::Tensor logits = model.forward(tensors.tokens_BS, record);
+    const at::Tensor logits =
+        model.forward(tensors.tokens_BS, record, nullptr, {tensors.sequence_ids_BS, {}});
     result.loss_sum += cross_entropy_sum(logits, tensors.labels_BS).item<double>();
     result.tokens += tensors.scored;
     if (!std::isfinite(result.loss_sum)) {

@@ -1,6 +1,5 @@
 #include "train/run/step.h"
 
-#include <ATen/Context.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -22,10 +21,18 @@ bool all_finite(const std::vector<at::Tensor>& tensors) {
   return at::isfinite(at::stack(at::_foreach_norm(tensors, kLargest))).all().item<bool>();
 }
 
+// Of a microbatch. What a pass draws depends on its step and place alone, so that looking at the
+// weights before a save, or a resume, changes nothing.
+std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step, std::int64_t first_row) {
+  return mix_seed(mix_seed(seed, static_cast<std::uint64_t>(step)),
+                  static_cast<std::uint64_t>(first_row));
+}
+
 }  // namespace
 
 Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optimizer)
-    : precision_(config.precision),
+    : seed_(config.seed),
+      precision_(config.precision),
       clip_(config.clip),
       microbatch_(config.microbatch_samples()),
       microbatch_is_auto_(config.device_train_microbatch_size == 0),
@@ -43,10 +50,11 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
 // Backward over all microbatches. Every scored token of the batch weighs the same, however the
 // batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
 // rule). Returns fp32 [4] on the device: cross-entropy, load-balancing loss, z-loss, as in the
-// total, and the routers' entropy where it is wanted.
-at::Tensor Stepper::accumulate_gradients(const Batch& batch, bool want_entropy,
+// total, and in every kLogInterval-th step the routers' entropy.
+at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number,
                                          StepResult& result) {
   const std::int64_t scored = batch.scored_tokens();
+  const bool want_entropy = number % kLogInterval == 0;
   const MoELayerConfig* moe = model_.config().moe();
   at::Tensor sums = at::zeros({4}, at::TensorOptions(at::kFloat).device(model_.device()));
   at::Tensor tokens_per_expert;
@@ -59,7 +67,8 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, bool want_entropy,
       AutocastGuard autocast(precision_, model_.device());
       RouterRecord record;
       record.want_entropy = want_entropy;
-      const at::Tensor logits = model_.forward(tensors.tokens_BS, record);
+      const PassOptions options{tensors.sequence_ids_BS, noise_seed(seed_, number, first)};
+      const at::Tensor logits = model_.forward(tensors.tokens_BS, record, nullptr, options);
       loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
       sums[0].add_(loss.detach());
       if (moe) {
@@ -82,15 +91,12 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, bool want_entropy,
   return sums;
 }
 
-at::Tensor Stepper::accumulate_within_memory(const Batch& batch, bool want_entropy,
+at::Tensor Stepper::accumulate_within_memory(const Batch& batch, std::int64_t number,
                                              StepResult& result) {
-  if (!microbatch_is_auto_) return accumulate_gradients(batch, want_entropy, result);
-  // What a pass that ran out of memory has drawn is drawn again.
-  at::Generator generator = at::globalContext().defaultGenerator(model_.device());
-  const at::Tensor drawn = generator.get_state();
+  if (!microbatch_is_auto_) return accumulate_gradients(batch, number, result);
   while (true) {
     try {
-      return accumulate_gradients(batch, want_entropy, result);
+      return accumulate_gradients(batch, number, result);
     } catch (const std::exception& error) {
       if (microbatch_ == 1 || !is_out_of_memory(error)) throw;
     }
@@ -98,7 +104,6 @@ at::Tensor Stepper::accumulate_within_memory(const Batch& batch, bool want_entro
     log_warning("out of memory: device_train_microbatch_size auto goes down to {}", microbatch_);
     optimizer_.zero_grad();
     result = {};
-    generator.set_state(drawn);
     release_cached_memory(model_.device());
   }
 }
@@ -124,7 +129,7 @@ void Stepper::skip_or_stop(StepResult& result, const std::string& what) {
 
 StepResult Stepper::step(const Batch& batch, std::int64_t number, double multiplier) {
   StepResult result;
-  const at::Tensor sums = accumulate_within_memory(batch, number % kLogInterval == 0, result).cpu();
+  const at::Tensor sums = accumulate_within_memory(batch, number, result).cpu();
   result.cross_entropy = sums[0].item<double>();
   result.load_balance = sums[1].item<double>();
   result.zloss = sums[2].item<double>();
@@ -198,7 +203,7 @@ void Stepper::check_trainable(const Batch& batch, std::int64_t number) {
   StepResult result;
   const Batch head = first_rows(batch, microbatch_);
   const at::Tensor sums =
-      accumulate_gradients(head.scored_tokens() > 0 ? head : batch, /*want_entropy=*/false, result);
+      accumulate_gradients(head.scored_tokens() > 0 ? head : batch, number, result);
   const double loss = sums.sum().item<double>();
   const double norm = global_grad_norm(parameters_).item<double>();
   optimizer_.zero_grad();

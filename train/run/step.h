@@ -54,12 +54,13 @@ class Stepper {
   void reload_microbatch(std::int64_t samples);
 
  private:
-  at::Tensor accumulate_gradients(const Batch& batch, bool want_entropy, StepResult& result);
-  at::Tensor accumulate_within_memory(const Batch& batch, bool want_entropy, StepResult& result);
+  at::Tensor accumulate_gradients(const Batch& batch, std::int64_t number, StepResult& result);
+  at::Tensor accumulate_within_memory(const Batch& batch, std::int64_t number, StepResult& result);
   void skip_or_stop(StepResult& result, const std::string& what);
   void measure_norms(StepResult& result) const;
   void apply_gradients(StepResult& result, std::int64_t number, double multiplier);
 
+  std::uint64_t seed_;
   Precision precision_;
   std::optional<ClipConfig> clip_;
   std::int64_t microbatch_;

@@ -42,7 +42,8 @@ TEST(ModelConfig, EstimateIsTheModelsCount) {
           "attn_config.attn_type=multiquery_attention",
           "attn_config={attn_type: grouped_query_attention, kv_n_heads: 2}",
           "attn_config={qk_ln: true, attn_type: multiquery_attention}", "attn_config.qk_gn=true",
-          "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
+          "attn_config={fused_qkv: false, out_proj_bias: false}", "attention_bias=true",
+          "attn_config.alibi=true", "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
           "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3}",
           "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3, shared_expert: true}",
           "ffn_config={ffn_type: mb_dmoe, mlp_type: glu, shared_expert: true, "
@@ -82,7 +83,7 @@ TEST(ModelConfig, NumbersOutOfRange) {
                                "head_dim=0",
                                "expansion_ratio=0",
                                "expansion_ratio=.inf",
-                               "resid_pdrop=0.1",
+                               "resid_pdrop=1",
                                "emb_pdrop=.nan",
                                "init_config.init_std=0",
                                "init_config.emb_init_std=-1",
@@ -92,7 +93,7 @@ TEST(ModelConfig, NumbersOutOfRange) {
                                "attn_config.clip_qkv=-1",
                                "attn_config.rope_theta=0",
                                "attn_config.rope_theta=.nan",
-                               "attn_config.attn_pdrop=0.5",
+                               "attn_config.attn_pdrop=1",
                                "ffn_config.moe_loss_weight=-0.1",
                                "ffn_config.moe_loss_weight=.inf",
                                "ffn_config.moe_zloss_weight=.nan",
@@ -108,16 +109,43 @@ TEST(ModelConfig, MathsAreTheKeysThatChangeTheFunction) {
   for (const char* same :
        {"norm_type=low_precision_layernorm", "init_config.name=baseline_", "max_seq_len=99",
         "ffn_config.backend=torch", "ffn_config.moe_loss_weight=0.5", "resid_pdrop=0",
-        "attn_config.rope_theta=10000"}) {
+        "attn_config.rope_theta=10000", "attn_config.attn_pdrop=0.1", "embedding_fraction=0.5",
+        "attn_config={rope_impl: hf, rope_hf_config: {type: no_scaling}}",
+        "block_overrides={order: [{name: default, repeat: 3}], overrides: {}}"}) {
     EXPECT_EQ(parse(kMoE, {same}).maths(), base) << same;
   }
   for (const char* other :
-       {"d_model=48", "n_heads=2", "n_layers=2", "vocab_size=21", "norm_type=rmsnorm",
-        "norm_eps=1e-6", "tie_word_embeddings=false", "attn_config.softmax_scale=0.5",
-        "attn_config.clip_qkv=8", "attn_config.qk_ln=true", "attn_config.qk_gn=true",
-        "attn_config.rope=false", "attn_config.rope_theta=1e6", "ffn_config.ffn_act_fn=relu",
-        "ffn_config.mlp_type=mlp", "ffn_config.moe_top_k=1",
-        "ffn_config.moe_normalize_expert_weights=1", "ffn_config.shared_expert=true",
+       {"d_model=48",
+        "n_heads=2",
+        "n_layers=2",
+        "vocab_size=21",
+        "norm_type=rmsnorm",
+        "norm_eps=1e-6",
+        "tie_word_embeddings=false",
+        "attn_config.softmax_scale=0.5",
+        "attn_config.clip_qkv=8",
+        "attn_config.qk_ln=true",
+        "attn_config.qk_gn=true",
+        "attn_config.rope=false",
+        "attn_config.rope_theta=1e6",
+        "ffn_config.ffn_act_fn=relu",
+        "attn_config={rope_impl: hf, rope_hf_config: {type: linear, factor: 2}}",
+        "attn_config={rope_impl: hf, rope_hf_config: {type: dynamic, factor: 2}}",
+        "attn_config.alibi=true",
+        "attn_config.sliding_window_size=5",
+        "attention_bias=true",
+        "attn_config.attn_uses_sequence_id=true",
+        "attn_config.attn_logit_softcapping=5",
+        "attn_config.fused_qkv=false",
+        "attn_config.out_proj_bias=true",
+        "logit_scale=2",
+        "final_logit_softcapping=9",
+        "block_overrides={order: [{name: near, repeat: 3}], "
+        "overrides: {near: {attn_config: {sliding_window_size: 4}}}}",
+        "ffn_config.mlp_type=mlp",
+        "ffn_config.moe_top_k=1",
+        "ffn_config.moe_normalize_expert_weights=1",
+        "ffn_config.shared_expert=true",
         "ffn_config.ffn_type=mptglu"}) {
     std::vector<std::string> overrides{other};
     if (std::string(other) == "ffn_config.ffn_type=mptglu") {

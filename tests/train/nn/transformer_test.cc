@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
 #include <set>
 
 #include "dropless/error.h"
@@ -77,7 +78,11 @@ TEST(Transformer, CountsActiveParameters) {
 }
 
 TEST(Transformer, CacheGivesWhatTheWholePassGives) {
-  for (const std::string& extra : {std::string(kMoE), std::string()}) {
+  for (const std::string& extra :
+       {std::string(kMoE), std::string(),
+        std::string(", attn_config: {alibi: true}, logit_scale: 0.5, final_logit_softcapping: 3"),
+        std::string(", block_overrides: {order: [{name: near}, {name: default}], "
+                    "overrides: {near: {attn_config: {sliding_window_size: 2}}}}")}) {
     Transformer model(parse(extra), 3, at::kCPU);
     at::NoGradGuard no_grad;
     at::manual_seed(1);
@@ -91,6 +96,111 @@ TEST(Transformer, CacheGivesWhatTheWholePassGives) {
     }
     EXPECT_LT((at::cat(parts, 1) - whole).abs().max().item<double>(), 1e-4);
   }
+}
+
+// Past the trained length every further token changes all angles, so what a cached pass gives for
+// the last token is what a whole pass over the tokens so far gives.
+TEST(Transformer, CacheOfDynamicScalingGivesWhatTheWholePassGives) {
+  Transformer model(parse(", attn_config: {rope: true, rope_impl: hf, rope_hf_config: {type: "
+                          "dynamic, factor: 3}}"),
+                    3, at::kCPU);
+  at::NoGradGuard no_grad;
+  at::manual_seed(1);
+  const at::Tensor tokens = at::randint(0, 20, {2, 16}, at::kLong);
+  RouterRecord record;
+  ModelCache cache;
+  model.forward(tokens.narrow(1, 0, 9), record, &cache);
+  for (int s = 9; s < 16; ++s) {
+    const at::Tensor cached = model.forward(tokens.narrow(1, s, 1), record, &cache);
+    ASSERT_EQ(cached.size(1), 1);
+    const at::Tensor whole = model.forward(tokens.narrow(1, 0, s + 1), record);
+    EXPECT_TRUE(at::allclose(cached.select(1, 0), whole.select(1, s), 1e-5, 1e-5)) << s;
+  }
+}
+
+TEST(Transformer, NoiseFollowsItsSeed) {
+  for (const char* extra :
+       {", resid_pdrop: 0.2", ", emb_pdrop: 0.2", ", attn_config: {attn_pdrop: 0.2}"}) {
+    Transformer model(parse(extra), 3, at::kCPU);
+    at::NoGradGuard no_grad;
+    const at::Tensor tokens = at::arange(10, at::kLong).unsqueeze(0);
+    RouterRecord record;
+    const auto pass = [&](std::optional<std::uint64_t> seed) {
+      return model.forward(tokens, record, nullptr, {{}, seed});
+    };
+    const at::Tensor first = pass(5), other = pass(6);
+    at::rand({3});  // what others draw in between changes nothing
+    EXPECT_TRUE(at::equal(first, pass(5))) << extra;
+    EXPECT_FALSE(at::equal(first, other)) << extra;
+    EXPECT_FALSE(at::equal(first, pass({}))) << extra;
+    EXPECT_TRUE(at::equal(pass({}), pass({}))) << extra;
+  }
+}
+
+TEST(Transformer, WithoutNoiseNobodysGeneratorIsTouched) {
+  Transformer model(parse(""), 3, at::kCPU);
+  at::NoGradGuard no_grad;
+  RouterRecord record;
+  at::manual_seed(8);
+  const at::Tensor expected = at::rand({4});
+  at::manual_seed(8);
+  model.forward(at::arange(10, at::kLong).unsqueeze(0), record, nullptr, {{}, 5});
+  EXPECT_TRUE(at::equal(at::rand({4}), expected));
+}
+
+TEST(Transformer, EmbeddingFractionShrinksTheEmbeddingsGradient) {
+  const auto gradients = [](const char* extra) {
+    Transformer model(parse(extra), 3, at::kCPU);
+    RouterRecord record;
+    const at::Tensor tokens = at::arange(10, at::kLong).unsqueeze(0);
+    model.forward(tokens, record, nullptr, {{}, 1}).square().mean().backward();
+    std::map<std::string, at::Tensor> all;
+    for (const Parameter& parameter : model.parameters()) {
+      all[parameter.name] = parameter.value.grad();
+    }
+    return all;
+  };
+  auto whole = gradients(", tie_word_embeddings: false");
+  auto part = gradients(", tie_word_embeddings: false, embedding_fraction: 0.25");
+  for (const char* name : {"transformer.wte.weight", "transformer.wpe.weight"}) {
+    EXPECT_TRUE(at::allclose(part[name], whole[name] * 0.25, 1e-4, 1e-7)) << name;
+  }
+  EXPECT_TRUE(at::allclose(part["lm_head.weight"], whole["lm_head.weight"], 1e-4, 1e-7));
+}
+
+TEST(Transformer, LogitsAreScaledThenCapped) {
+  at::NoGradGuard no_grad;
+  const at::Tensor tokens = at::arange(10, at::kLong).unsqueeze(0);
+  const auto logits = [&](const char* extra) {
+    RouterRecord record;
+    return Transformer(parse(extra), 3, at::kCPU).forward(tokens, record);
+  };
+  const at::Tensor plain = logits("");
+  EXPECT_TRUE(at::allclose(logits(", logit_scale: inv_sqrt_d_model"), plain / 4));
+  EXPECT_TRUE(at::allclose(logits(", logit_scale: 3, final_logit_softcapping: 2"),
+                           at::tanh(plain * 3 / 2) * 2));
+}
+
+TEST(Transformer, SeparateProjectionsAreTheFusedOne) {
+  Transformer fused(parse(""), 3, at::kCPU);
+  Transformer separate(parse(", attn_config: {fused_qkv: false}"), 3, at::kCPU);
+  std::map<std::string, at::Tensor> of;
+  for (const Parameter& parameter : fused.parameters()) of[parameter.name] = parameter.value;
+  at::NoGradGuard no_grad;
+  for (const Parameter& parameter : separate.parameters()) {
+    const auto at = parameter.name.find("attn.W");
+    if (at == std::string::npos) {
+      parameter.value.copy_(of.at(parameter.name));
+      continue;
+    }
+    const std::int64_t part = std::string("qkv").find(parameter.name[at + 6]);
+    const std::string kind = parameter.name.substr(at + 7);
+    const at::Tensor& whole = of.at(parameter.name.substr(0, at) + "attn.Wqkv" + kind);
+    parameter.value.copy_(whole.narrow(0, part * 16, 16));
+  }
+  const at::Tensor tokens = at::arange(10, at::kLong).unsqueeze(0);
+  RouterRecord record;
+  EXPECT_TRUE(at::allclose(fused.forward(tokens, record), separate.forward(tokens, record)));
 }
 
 TEST(Transformer, LearnedPositionsRunOut) {
@@ -117,7 +227,14 @@ TEST(CrossEntropy, SumsOverLabelledPositions) {
 
 TEST(ModelConfig, RefusesWhatItDoesNotHave) {
   for (const char* extra :
-       {", name: hf_causal_lm", ", norm_type: batchnorm", ", resid_pdrop: 0.1", ", logit_scale: 2",
+       {", name: hf_causal_lm", ", norm_type: batchnorm", ", resid_pdrop: 1", ", logit_scale: 0",
+        ", logit_scale: sqrt", ", embedding_fraction: 1.5", ", final_logit_softcapping: -1",
+        ", use_pad_tok_in_ffn: false", ", master_weights_dtype: bf16",
+        ", block_overrides: {order: [{name: default}], overrides: {}}",
+        ", block_overrides: {order: [{name: default, repeat: 3}], overrides: {}}",
+        ", block_overrides: {order: [{name: near, repeat: 2}], overrides: {}}",
+        ", block_overrides: {order: [{name: a, repeat: 2}], overrides: {a: {attn_config: "
+        "{reuse_kv_layer_idx: -1}}}}",
         ", n_heads: 0", ", ffn_config: {ffn_type: mb_moe}", ", ffn_config: {ffn_type: te_ln_mlp}",
         ", d_modle: 3", ", expansion_ratio: 0"}) {
     EXPECT_THROW(parse(extra), Error) << extra;

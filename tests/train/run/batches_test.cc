@@ -22,6 +22,24 @@ TEST(BatchTensors, LabelsAreTheNextTokensOfEachRow) {
                         at::tensor({2, 3, 4, -100, 6, -100, -100, -100}, at::kLong).view({2, 4})));
 }
 
+TEST(BatchTensors, SequenceIdsCountTheDocumentsOfARow) {
+  Batch batch;
+  batch.batch = 2;
+  batch.seq_len = 5;
+  batch.tokens_BS = {4, 0, 5, 6, 0, 0, 7, 0, 8, 9};
+  batch.lengths_B = {5, 5};
+  batch.tokens = 10;
+  EXPECT_FALSE(batch_tensors(batch, 0, 2, at::kCPU).sequence_ids_BS.defined());
+  const auto ids = [&](bool begins) {
+    batch.separator = {0, begins};
+    return batch_tensors(batch, 0, 2, at::kCPU).sequence_ids_BS;
+  };
+  EXPECT_TRUE(
+      at::equal(ids(false), at::tensor({0, 0, 1, 1, 1, 0, 1, 1, 2, 2}, at::kLong).view({2, 5})));
+  EXPECT_TRUE(
+      at::equal(ids(true), at::tensor({0, 1, 1, 1, 2, 1, 1, 2, 2, 2}, at::kLong).view({2, 5})));
+}
+
 TEST(BatchTensors, FirstRowsAreABatchOfTheirOwn) {
   Batch batch;
   batch.batch = 3;

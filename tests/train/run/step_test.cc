@@ -147,6 +147,23 @@ TEST(Stepper, AutoMicrobatchGoesDownToWhatFits) {
   EXPECT_EQ(result.grad_norm, half_result.grad_norm);
 }
 
+// Noise is of the step, not of what was drawn before it.
+TEST(Stepper, DropoutIsTheSameAfterALookOrAResume) {
+  const std::vector<std::string> noisy{"model.resid_pdrop=0.2", "model.emb_pdrop=0.1",
+                                       "model.attn_config={attn_pdrop: 0.3}"};
+  Training looked(noisy), straight(noisy), resumed(noisy);
+  for (std::int64_t step = 1; step <= 2; ++step) {
+    looked.stepper->step(uneven_batch(), step, 0.0);
+    EXPECT_EQ(refusal(looked, step), "nothing");
+    straight.stepper->step(uneven_batch(), step, 0.0);
+  }
+  // A multiplier of 0 and weight decay aside, the weights of all three are equal: only noise differs.
+  const double expected = straight.stepper->step(uneven_batch(), 3, 0.0).cross_entropy;
+  EXPECT_EQ(looked.stepper->step(uneven_batch(), 3, 0.0).cross_entropy, expected);
+  EXPECT_EQ(resumed.stepper->step(uneven_batch(), 3, 0.0).cross_entropy, expected);
+  EXPECT_NE(straight.stepper->step(uneven_batch(), 4, 0.0).cross_entropy, expected);
+}
+
 TEST(Stepper, LookingChangesNothing) {
   Training looked({"device_train_microbatch_size=1"}), straight({"device_train_microbatch_size=1"});
   for (std::int64_t step = 1; step <= 3; ++step) {
