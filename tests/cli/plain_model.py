@@ -135,10 +135,23 @@ def moe(x, weights, name, model):
     rows = x.reshape(-1, x.shape[-1])
     E, K, act = model["experts"], model["top_k"], ACTIVATIONS[model["act"]]
     logits = rows @ weights[f"{name}.router.layer.weight"].T
-    probabilities = logits.softmax(-1)
-    top, chosen = probabilities.topk(K, -1)
+    scores = logits.sigmoid() if model.get("sigmoid") else logits.softmax(-1)
+    probabilities = scores / scores.sum(-1, keepdim=True)
+    if model.get("uniform"):
+        chosen = (torch.arange(len(rows) * K) % E).view(-1, K)
+    else:
+        eligible = scores + weights.get(f"{name}.router.selection_bias", 0)
+        if "groups" in model:
+            # Only the best groups', by their two best experts.
+            grouped = eligible.view(len(rows), model["groups"], -1)
+            best = grouped.topk(2, -1).values.sum(-1).topk(model["group_top_k"], -1).indices
+            mask = torch.zeros(grouped.shape[:2]).scatter(1, best, 1).bool()
+            eligible = grouped.masked_fill(~mask[:, :, None], float("-inf")).flatten(1)
+        chosen = eligible.topk(K, -1).indices
+    top = scores.gather(1, chosen)
     if model["normalize"]:
         top = top / top.sum(-1, keepdim=True)
+    top = top * model.get("route_scale", 1)
     w1, w2 = (weights[f"{name}.experts.mlp.{w}"].view(E, -1, rows.shape[1]) for w in ("w1", "w2"))
     v1 = weights.get(f"{name}.experts.mlp.v1")
     out = torch.zeros_like(rows)
@@ -146,6 +159,9 @@ def moe(x, weights, name, model):
     for e in range(E):
         token, slot = (chosen == e).nonzero(as_tuple=True)
         count[e] = len(token)
+        if "capacity" in model:
+            kept = token.argsort(stable=True)[: int(model["capacity"] * K * len(rows) / E)]
+            token, slot = token[kept], slot[kept]
         hidden = act(rows[token] @ w1[e].T)
         if v1 is not None:
             hidden = hidden * (rows[token] @ v1.view_as(w1)[e].T)
@@ -183,7 +199,7 @@ def trunk(weights, tokens, model):
         normed = norm(x, weights, f"{name}.norm_1", model["norm"])
         x = x + attention(normed, weights, f"{name}.attn", model, visible(tokens, model, i))
         normed = norm(x, weights, f"{name}.norm_2", model["norm"])
-        if model["experts"]:
+        if model["experts"] and i in model.get("moe_layers", range(model["n_layers"])):
             out, balance, z = moe(normed, weights, f"{name}.ffn", model)
             balances.append(balance)
             zs.append(z)

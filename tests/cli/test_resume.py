@@ -127,6 +127,28 @@ class ResumeTest(CommandTest):
         self.assertIn("resumed from hurt/step-35", result.stderr)
         self.assert_equal_runs("hurt")
 
+    def test_a_resume_draws_the_noise_of_a_straight_run(self):
+        noisy = [
+            "model.resid_pdrop=0.1", "model.emb_pdrop=0.1", "model.attn_config.attn_pdrop=0.2",
+            "model.ffn_config={moe_jitter_eps: 0.1, moe_selection_bias: true}",
+            "max_duration=8ba", "save_interval=4ba", "eval_loader=null",
+        ]  # fmt: skip
+        self.check_command("train", self.config, "save_folder=noisy", *noisy)
+        quiet = self.losses("straight")[:8]
+        self.assertNotEqual(self.losses("noisy"), quiet)
+        # Another run, saved at other steps, of which the last two are lost.
+        self.check_command("train", self.config, "save_folder=again", *noisy, "save_interval=3ba")
+        for step in [6, 8]:
+            shutil.rmtree(self.folder / "again" / f"step-{step}")
+        (self.folder / "again" / "latest").unlink()
+        os.symlink("step-3", self.folder / "again" / "latest")
+        self.check_command("train", self.config, "save_folder=again", *noisy, "autoresume=true")
+        self.assertEqual(self.losses("again"), self.losses("noisy"))
+        for file in ["model.safetensors", "optimizer.safetensors"]:
+            ours = read_safetensors(self.folder / "again" / "latest" / file)
+            theirs = read_safetensors(self.folder / "noisy" / "latest" / file)
+            self.assertEqual(ours, theirs, file)
+
     def test_first_interrupt_saves_too(self):
         process = self.start("save_folder=interrupted", "save_interval=1000ba")
         self.wait_for_step(process, "interrupted", 5)

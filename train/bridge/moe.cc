@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "dropless/error.h"
+#include "dropless/permute.h"
 #include "train/bridge/device.h"
 #include "train/bridge/views.h"
 
@@ -50,23 +51,24 @@ SavedTensors make_saved(const MoEConfig& config, const at::Tensor& x_TD) {
 
 MoEWeights weight_views(const MoEConfig& config, const at::Tensor& router_ED,
                         const at::Tensor& w1_EFD, const at::Tensor& v1_EFD,
-                        const at::Tensor& w2_EFD) {
+                        const at::Tensor& w2_EFD, const at::Tensor& selection_bias_E) {
   return {view_of(router_ED), view_of(w1_EFD), config.glu ? view_of(v1_EFD) : TensorView(),
-          view_of(w2_EFD)};
+          view_of(w2_EFD), config.selection_bias ? view_of(selection_bias_E) : TensorView()};
 }
 
 struct MoEFunction : torch::autograd::Function<MoEFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x_TD,
                                const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                                const at::Tensor& v1_EFD, const at::Tensor& w2_EFD,
-                               const MoEConfig& config) {
+                               const at::Tensor& selection_bias_E, const MoEConfig& config) {
     const SavedTensors saved = make_saved(config, x_TD);
     const auto loss_options = saved.weights_TK.options();
     at::Tensor out_TD = at::empty_like(x_TD);
     at::Tensor losses_2 = at::empty({2}, loss_options);
     at::Tensor tokens_per_expert_E =
         at::empty({config.num_experts}, x_TD.options().dtype(at::kInt));
-    const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
+    const MoEWeights weights =
+        weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD, selection_bias_E);
     const TensorView x = view_of(x_TD);
     const std::size_t bytes = moe_forward_workspace_bytes(config, x_TD.size(0), x.dtype, x.device);
     at::Tensor workspace = make_workspace(bytes, x_TD);
@@ -75,7 +77,8 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
                 current_stream(x_TD.device()));
 
     ctx->save_for_backward({x_TD, router_ED, w1_EFD, v1_EFD, w2_EFD, saved.gate_RF, saved.up_RF,
-                            saved.weights_TK, saved.indices_TK, saved.rows_TK, saved.offsets_E1});
+                            saved.weights_TK, saved.indices_TK, saved.rows_TK, saved.offsets_E1,
+                            selection_bias_E});
     ctx->mark_non_differentiable({tokens_per_expert_E});
     ctx->set_materialize_grads(true);
     ctx->saved_data["state"] = c10::IValue::make_capsule(c10::make_intrusive<NodeState>(config));
@@ -98,7 +101,7 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     }
     state->consumed = true;
     const SavedTensors saved{kept[5], kept[6], kept[7], kept[8], kept[9], kept[10]};
-    const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD);
+    const MoEWeights weights = weight_views(config, router_ED, w1_EFD, v1_EFD, w2_EFD, kept[11]);
 
     const at::Tensor d_out_TD = grads[0].contiguous();
     const at::Tensor d_losses_2 = grads[1].contiguous();
@@ -112,7 +115,7 @@ struct MoEFunction : torch::autograd::Function<MoEFunction> {
     at::Tensor workspace = make_workspace(bytes, x_TD);
     moe_backward(config, x, weights, saved.views(), view_of(d_out_TD), view_of(d_losses_2), out,
                  workspace.data_ptr(), bytes, current_stream(x_TD.device()));
-    return {d_x, d_router, d_w1, d_v1, d_w2, at::Tensor()};
+    return {d_x, d_router, d_w1, d_v1, d_w2, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -122,13 +125,19 @@ std::string moe_layer_problem(const MoEConfig& config, at::ScalarType dtype, at:
   return moe_unsupported(config, dtype_of(dtype), device_of(device));
 }
 
+std::int64_t moe_capacity(const MoEConfig& config, std::int64_t num_tokens) {
+  return expert_capacity(config.capacity_factor, num_tokens, config.top_k, config.num_experts);
+}
+
 MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x_TD, const at::Tensor& router_ED,
-                    const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
+                    const at::Tensor& w1_EFD, const at::Tensor& v1_EFD, const at::Tensor& w2_EFD,
+                    const at::Tensor& selection_bias_E) {
   // libtorch asks every argument of a function for its device, so an absent tensor is passed as an
   // empty one.
-  const at::Tensor v1 = config.glu ? v1_EFD : at::empty({0}, x_TD.options());
+  const at::Tensor none = at::empty({0}, x_TD.options());
   const variable_list out =
-      MoEFunction::apply(x_TD.contiguous(), router_ED, w1_EFD, v1, w2_EFD, config);
+      MoEFunction::apply(x_TD.contiguous(), router_ED, w1_EFD, config.glu ? v1_EFD : none, w2_EFD,
+                         config.selection_bias ? selection_bias_E : none, config);
   return {out[0], out[1], out[2]};
 }
 

@@ -44,7 +44,7 @@ double squared_kaiming_gain(const YamlMap& map) {
 }
 
 // `true`, `false` or a number.
-double residual_divisor(const YamlMap& map) {
+double read_residual_divisor(const YamlMap& map) {
   const char* key = "init_div_is_residual";
   const auto text = map.get<std::string>(key, "true");
   if (text == "true") return 0;
@@ -116,7 +116,7 @@ InitConfig InitConfig::from_yaml(const YamlMap& map) {
   if (config.scheme == InitScheme::kNeox) {
     map.no_effect("init_div_is_residual", "neox_init_ has a divisor of its own");
   } else {
-    config.residual_divisor = residual_divisor(map);
+    config.residual_divisor = read_residual_divisor(map);
   }
   read_embedding(map, config);
   map.no_effect("verbose", "nothing more is printed");

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
+#include <utility>
 
 #include "dropless/error.h"
 
@@ -35,33 +37,64 @@ NormConfig norm_from_yaml(const YamlMap& map, bool bias) {
   return config;
 }
 
-std::variant<FfnConfig, MoELayerConfig> ffn_from_yaml(const std::optional<YamlMap>& map,
-                                                      std::int64_t d_model, std::int64_t d_ffn,
-                                                      bool bias) {
-  FfnConfig dense;
-  dense.d_model = d_model;
-  dense.d_ffn = d_ffn;
-  dense.bias = bias;
-  if (!map) return dense;
-  const std::string type = map->get<std::string>("ffn_type", "mptmlp");
-  if (type == "mb_dmoe" || type == "torch_dmoe") {
-    return MoELayerConfig::from_yaml(*map, d_model, d_ffn, bias);
+// `moe_layers`, a list of layers by their numbers from 0; absent: all. Returns the others.
+std::vector<std::int64_t> dense_layers_from_yaml(const YamlMap& map, std::int64_t n_layers) {
+  std::vector<std::int64_t> dense;
+  if (!map.has("moe_layers")) {
+    map.skip("moe_layers");
+    return dense;
   }
-  if (type == "mb_moe") {
-    map->fail("ffn_type",
-              "mb_moe (capacity MoE, which drops tokens) is not supported by this version",
-              "use mb_dmoe: no token is dropped");
+  std::set<std::int64_t> chosen;
+  for (const std::int64_t layer : map.get<std::vector<std::int64_t>>("moe_layers")) {
+    if (layer < 0 || layer >= n_layers) {
+      map.fail("moe_layers", fmt::format("there is no layer {} of {}", layer, n_layers),
+               "layers are counted from 0");
+    }
+    if (!chosen.insert(layer).second) map.fail("moe_layers", fmt::format("{} twice", layer));
+  }
+  if (chosen.empty()) map.fail("moe_layers", "no layer", "name one, or take ffn_type mptmlp");
+  for (std::int64_t layer = 0; layer < n_layers; ++layer) {
+    if (!chosen.contains(layer)) dense.push_back(layer);
+  }
+  return dense;
+}
+
+void read_mixture(const YamlMap& map, std::int64_t d_ffn, ModelConfig& config) {
+  config.dense_layers = dense_layers_from_yaml(map, config.n_layers);
+  const auto dense_width = map.find_positive<std::int64_t>("dense_ffn_hidden_size");
+  if (config.dense_layers.empty()) {
+    map.no_effect("dense_ffn_hidden_size", "every layer is a mixture");
+  }
+  const auto layer = MoELayerConfig::from_yaml(map, config.d_model, d_ffn, config.bias);
+  config.dense_ffn = {config.d_model, dense_width.value_or(d_ffn), layer.moe.activation,
+                      layer.moe.glu, config.bias};
+  config.ffn = layer;
+}
+
+void read_ffn(const std::optional<YamlMap>& map, std::int64_t d_ffn, ModelConfig& config) {
+  FfnConfig dense;
+  dense.d_model = config.d_model;
+  dense.d_ffn = d_ffn;
+  dense.bias = config.bias;
+  config.ffn = dense;
+  if (!map) return;
+  const std::string type = map->get<std::string>("ffn_type", "mptmlp");
+  if (type == "mb_dmoe" || type == "torch_dmoe" || type == "mb_moe") {
+    return read_mixture(*map, d_ffn, config);
+  }
+  if (type == "te_ln_mlp") {
+    map->refuse("ffn_type", true, "it is Transformer Engine's; use mptmlp or mptglu");
   }
   if (type != "mptmlp" && type != "mptglu") {
     map->fail("ffn_type", "unknown ffn_type " + type,
-              "one of: mptmlp, mptglu, mb_dmoe, torch_dmoe");
+              "one of: mptmlp, mptglu, mb_dmoe, mb_moe, torch_dmoe");
   }
   dense.glu = type == "mptglu";
   dense.d_ffn = map->find_positive<std::int64_t>("ffn_hidden_size").value_or(d_ffn);
   dense.activation = activation_from_yaml(*map, dense.activation);
   map->no_effect("fc_type", "there is one linear layer");
   map->finish();
-  return dense;
+  config.ffn = dense;
 }
 
 // A number, or the name of one.
@@ -110,7 +143,7 @@ std::vector<std::string> block_order(const YamlMap& map, std::int64_t n_layers) 
 }
 
 // LLM Foundry's block_overrides, of which this model takes the windows.
-std::vector<std::int64_t> windows_from_yaml(const YamlMap& map, const ModelConfig& config) {
+void read_block_overrides(const YamlMap& map, ModelConfig& config) {
   std::vector<std::int64_t> windows;
   const YamlMap overrides = map.map("overrides");
   std::map<std::string, std::int64_t> window_of{{"default", config.attention.window}};
@@ -139,7 +172,9 @@ std::vector<std::int64_t> windows_from_yaml(const YamlMap& map, const ModelConfi
                                   config.n_layers));
   }
   map.finish();
-  return windows;
+  config.attention.window = windows[0];
+  const bool alike = std::count(windows.begin(), windows.end(), windows[0]) == config.n_layers;
+  if (!alike) config.layer_windows = std::move(windows);
 }
 
 void accept_without_effect(const YamlMap& map) {
@@ -148,10 +183,11 @@ void accept_without_effect(const YamlMap& map) {
   map.no_effect("fc_type", "there is one linear layer");
   map.no_effect("use_cache", "generation always uses a key/value cache");
   map.no_effect("verbose", "nothing more is printed");
+  map.no_effect("fuse_norm_attn_norm",
+                "it changes names of parameters alone, and `convert` writes DBRX's");
 }
 
 void refuse_unsupported(const YamlMap& map) {
-  map.refuse("fuse_norm_attn_norm", map.get<bool>("fuse_norm_attn_norm", false));
   map.refuse("use_pad_tok_in_ffn", !map.get<bool>("use_pad_tok_in_ffn", true),
              "pads go through the feed-forward layers, and count in the router's losses");
   const auto dtype = map.get<std::string>("master_weights_dtype", "float32");
@@ -207,12 +243,11 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
                                  {config.d_model, config.n_heads, head_dim, config.max_seq_len,
                                   map.get<bool>("attention_bias", config.bias), config.norm});
   if (const auto blocks = map.find_map("block_overrides")) {
-    config.layer_windows = windows_from_yaml(*blocks, config);
+    read_block_overrides(*blocks, config);
   }
   config.learned_pos_emb =
       map.get<bool>("learned_pos_emb", true) && !config.attention.rope && !config.attention.alibi;
-  config.ffn = ffn_from_yaml(map.find_map("ffn_config"), config.d_model,
-                             default_ffn_size(map, config.d_model), config.bias);
+  read_ffn(map.find_map("ffn_config"), default_ffn_size(map, config.d_model), config);
   if (const auto init = map.find_map("init_config")) config.init = InitConfig::from_yaml(*init);
   refuse_unsupported(map);
   accept_without_effect(map);
@@ -228,6 +263,11 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   return config;
 }
 
+std::variant<FfnConfig, MoELayerConfig> ModelConfig::ffn_of(std::int64_t layer) const {
+  if (std::binary_search(dense_layers.begin(), dense_layers.end(), layer)) return dense_ffn;
+  return ffn;
+}
+
 AttentionConfig ModelConfig::attention_of(std::int64_t layer) const {
   AttentionConfig config = attention;
   if (!layer_windows.empty()) config.window = layer_windows[static_cast<std::size_t>(layer)];
@@ -235,7 +275,8 @@ AttentionConfig ModelConfig::attention_of(std::int64_t layer) const {
 }
 
 bool ModelConfig::draws_noise() const {
-  return emb_pdrop > 0 || resid_pdrop > 0 || attention.dropout > 0;
+  return emb_pdrop > 0 || resid_pdrop > 0 || attention.dropout > 0 ||
+         (moe() && moe()->jitter_eps > 0);
 }
 
 std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
@@ -286,6 +327,20 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
     add("ffn_config.moe_num_experts", layer->moe.num_experts);
     add("ffn_config.moe_top_k", layer->moe.top_k);
     add("ffn_config.moe_normalize_expert_weights", layer->moe.route.normalize_p);
+    const RouteConfig& route = layer->moe.route;
+    add("ffn_config.uniform_expert_assignment", route.selection == RouteSelection::kUniform);
+    add("ffn_config.moe_router_score", route.score == RouteScore::kSigmoid ? "sigmoid" : "softmax");
+    add("ffn_config.moe_routed_scaling_factor", route.scaling_factor);
+    add("ffn_config.moe_num_groups", route.num_groups);
+    add("ffn_config.moe_group_top_k", route.group_top_k);
+    add("ffn_config.moe_selection_bias", layer->moe.selection_bias);
+    add("ffn_config.moe_capacity_factor", layer->moe.capacity_factor);
+    if (dense_layers.empty()) {
+      add("ffn_config.moe_layers", "all");
+    } else {
+      add("ffn_config.moe_layers", fmt::format("all but {}", fmt::join(dense_layers, ", ")));
+      add("ffn_config.dense_ffn_hidden_size", dense_ffn.d_ffn);
+    }
     add("ffn_config.shared_expert_hidden_size", layer->shared_d_ffn);
     add("ffn_config.shared_expert_weighted_sum", layer->shared_weighted);
     add("ffn_config.shared_expert_gate", layer->shared_gate);
@@ -330,23 +385,26 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
   if (attention.qk_norm == QkNorm::kWhole) qk_norm_width = (qkv_width + q_width) / 2;
   if (attention.qk_norm == QkNorm::kPerHead) qk_norm_width = 2 * head;
   add(norm * ((2 * L + 1) * D + L * qk_norm_width), "the norms'");
+  const double dense_layers = config.moe() ? static_cast<double>(config.dense_layers.size()) : L;
+  const auto* uniform = std::get_if<FfnConfig>(&config.ffn);
+  const FfnConfig& dense = uniform ? *uniform : config.dense_ffn;
+  const double dense_F = dense.d_ffn, up = dense.glu ? 2 : 1;
+  add(dense_layers * (up * (dense_F * D + bias * dense_F) + D * dense_F + bias * D),
+      fmt::format("the feed-forward layers' (n_layers {}, {} {}, d_model {})", config.n_layers,
+                  uniform ? "ffn_hidden_size" : "dense_ffn_hidden_size", dense.d_ffn,
+                  config.d_model));
   if (const MoELayerConfig* layer = config.moe()) {
-    const double E = layer->moe.num_experts, F = layer->moe.d_ffn;
+    const double E = layer->moe.num_experts, F = layer->moe.d_ffn, mixtures = L - dense_layers;
     const double matrices = layer->moe.glu ? 3 : 2, S = layer->shared_d_ffn;
-    add(L * (E * D + matrices * E * F * D + (layer->bias ? D : 0)),
+    const double router = E * D + (layer->moe.selection_bias ? E : 0);
+    add(mixtures * (router + matrices * E * F * D + (layer->bias ? D : 0)),
         fmt::format(
             "the experts' (n_layers {}, moe_num_experts {}, ffn_hidden_size {}, d_model {})",
             config.n_layers, layer->moe.num_experts, layer->moe.d_ffn, config.d_model));
     const double shared_bias = layer->bias && S > 0 ? (matrices - 1) * S + D : 0;
-    add(L * (matrices * S * D + shared_bias + (layer->shared_gate ? D : 0)),
+    add(mixtures * (matrices * S * D + shared_bias + (layer->shared_gate ? D : 0)),
         fmt::format("the shared experts' (n_layers {}, shared_expert_hidden_size {}, d_model {})",
                     config.n_layers, layer->shared_d_ffn, config.d_model));
-  } else {
-    const FfnConfig& dense = std::get<FfnConfig>(config.ffn);
-    const double F = dense.d_ffn, up = dense.glu ? 2 : 1;
-    add(L * (up * (F * D + bias * F) + D * F + bias * D),
-        fmt::format("the feed-forward layers' (n_layers {}, ffn_hidden_size {}, d_model {})",
-                    config.n_layers, dense.d_ffn, config.d_model));
   }
   return estimate;
 }

@@ -35,12 +35,16 @@ struct ModelConfig {
   AttentionConfig attention;
   std::vector<std::int64_t> layer_windows;  // AttentionConfig::window of each layer; empty: alike
   std::variant<FfnConfig, MoELayerConfig> ffn;
+  // Of a mixture: the layers that are dense instead, ascending, and what they are.
+  std::vector<std::int64_t> dense_layers;
+  FfnConfig dense_ffn;
   InitConfig init;
 
   // Reads the `model` block. Throws Error(kInvalidArgument) with the place.
   static ModelConfig from_yaml(const YamlMap& map);
 
   const MoELayerConfig* moe() const { return std::get_if<MoELayerConfig>(&ffn); }
+  std::variant<FfnConfig, MoELayerConfig> ffn_of(std::int64_t layer) const;
   AttentionConfig attention_of(std::int64_t layer) const;
   // Whether a training pass draws random numbers.
   bool draws_noise() const;

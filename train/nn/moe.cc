@@ -1,5 +1,7 @@
 #include "train/nn/moe.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -21,10 +23,84 @@ MoEBackend backend_from_yaml(const YamlMap& map) {
   map.fail("backend", "unknown backend " + name, "one of: auto, dropless, reference, torch");
 }
 
-// Arguments of MegaBlocks that change the result and that this version does not have.
+// MegaBlocks' options of the router, and those of later models, whose keys are ours.
+void read_router(const YamlMap& map, MoELayerConfig& config) {
+  RouteConfig& route = config.moe.route;
+  const std::int64_t E = config.moe.num_experts;
+  route.normalize_p = map.non_negative<double>("moe_normalize_expert_weights", 0.0);
+  config.jitter_eps = map.non_negative<double>("moe_jitter_eps", 0.0);
+  if (config.jitter_eps >= 1) {
+    map.fail("moe_jitter_eps", fmt::format("{} is not below 1", config.jitter_eps));
+  }
+  if (map.get<bool>("uniform_expert_assignment", false)) route.selection = RouteSelection::kUniform;
+  const auto score = map.get<std::string>("moe_router_score", "softmax");
+  if (score != "softmax" && score != "sigmoid") {
+    map.fail("moe_router_score", "unknown moe_router_score " + score, "one of: softmax, sigmoid");
+  }
+  if (score == "sigmoid") route.score = RouteScore::kSigmoid;
+  route.scaling_factor = map.positive<double>("moe_routed_scaling_factor", 1.0);
+  route.num_groups = map.positive<std::int64_t>("moe_num_groups", 1);
+  route.group_top_k = map.positive<std::int64_t>("moe_group_top_k", route.num_groups);
+  if (E % route.num_groups != 0) {
+    map.fail("moe_num_groups",
+             fmt::format("moe_num_experts {} is not a multiple of {} groups", E, route.num_groups));
+  }
+  if (route.group_top_k > route.num_groups) {
+    map.fail("moe_group_top_k", fmt::format("moe_group_top_k {} is above moe_num_groups {}",
+                                            route.group_top_k, route.num_groups));
+  }
+  if (route.group_top_k * (E / route.num_groups) < config.moe.top_k) {
+    map.fail("moe_group_top_k",
+             fmt::format("{} groups have {} experts, fewer than moe_top_k {}", route.group_top_k,
+                         route.group_top_k * (E / route.num_groups), config.moe.top_k));
+  }
+  config.moe.selection_bias = map.get<bool>("moe_selection_bias", false);
+  config.bias_update_rate =
+      map.non_negative<double>("moe_selection_bias_update_rate", config.bias_update_rate);
+  if (!config.moe.selection_bias) {
+    map.no_effect("moe_selection_bias_update_rate", "moe_selection_bias is off");
+  }
+}
+
+void read_capacity(const YamlMap& map, bool has_capacity, MoEConfig& moe) {
+  if (has_capacity) {
+    moe.capacity_factor = map.non_negative<double>("moe_capacity_factor", 1.0);
+  } else {
+    map.no_effect("moe_capacity_factor", "only mb_moe's experts have a capacity");
+  }
+}
+
+// Fields of MegaBlocks' Arguments that change nothing here.
+void accept_without_effect(const YamlMap& map) {
+  map.no_effect("memory_optimized_mlp", "the layer always keeps only its pre-activations");
+  map.no_effect("moe_lbl_in_fp32", "router losses are always computed in fp32");
+  map.no_effect("moe_zloss_in_fp32", "router losses are always computed in fp32");
+  map.no_effect("num_layers", "the load-balancing loss is the mean over the mixtures there are");
+  map.no_effect("return_bias", "the bias is added in the layer");
+  map.no_effect("remat_act_fn", "activations are always computed again");
+  for (const char* key : {"fp16", "bf16"}) map.no_effect(key, "`precision` says how it computes");
+  map.no_effect("device", "`device` of the run says where it computes");
+  for (const char* key : {"lbl_process_group", "device_mesh", "expert_parallel_group"}) {
+    map.no_effect(key, "there is one process");
+  }
+}
+
 void refuse_unsupported(const YamlMap& map) {
-  map.refuse("moe_jitter_eps");
-  map.refuse("uniform_expert_assignment", map.get<bool>("uniform_expert_assignment", false));
+  const auto parallel = [&](const char* key, bool set) {
+    map.refuse(key, set, "this version trains in one process");
+  };
+  parallel("moe_expert_model_parallelism", map.get<bool>("moe_expert_model_parallelism", false));
+  parallel("pipeline_model_parallel_size",
+           map.get<std::int64_t>("pipeline_model_parallel_size", 1) != 1);
+  parallel("num_layers_per_virtual_pipeline_stage",
+           map.has("num_layers_per_virtual_pipeline_stage"));
+  map.refuse("activation_fn", map.has("activation_fn"), "name it by ffn_act_fn");
+  for (const char* key : {"init_method", "output_layer_init_method"}) {
+    map.refuse(key, map.has(key), "name a scheme by model.init_config");
+  }
+  for (const char* key : {"fc_cls", "fc_kwargs"}) {
+    map.refuse(key, map.has(key), "there is one linear layer");
+  }
   const std::int64_t world = map.get<std::int64_t>("moe_world_size", 1);
   if (world != 1) {
     map.fail("moe_world_size", "moe_world_size " + std::to_string(world) +
@@ -56,7 +132,8 @@ FfnConfig shared_ffn(const MoELayerConfig& config) {
 
 MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_model,
                                          std::int64_t default_d_ffn, bool bias) {
-  const bool megablocks = map.get<std::string>("ffn_type") == "mb_dmoe";
+  const std::string type = map.get<std::string>("ffn_type");
+  const bool megablocks = type != "torch_dmoe";
   MoELayerConfig config;
   MoEConfig& moe = config.moe;
   moe.d_model = d_model;
@@ -71,8 +148,9 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
     map.fail("mlp_type", "unknown mlp_type " + mlp_type, "one of: mlp, glu");
   }
   moe.glu = mlp_type == "glu";
-  moe.route.normalize_p = map.non_negative<double>("moe_normalize_expert_weights", 0.0);
-  config.bias = megablocks && bias;
+  config.bias = map.get<bool>("bias", megablocks && bias);
+  const auto hidden = map.get<std::int64_t>("hidden_size", d_model);
+  map.refuse("hidden_size", hidden != d_model, fmt::format("d_model is {}", d_model));
   config.loss_weight = map.non_negative<double>("moe_loss_weight", megablocks ? 0.1 : 0.0);
   config.zloss_weight = map.non_negative<double>("moe_zloss_weight", 0.0);
   config.backend = backend_from_yaml(map);
@@ -81,6 +159,8 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
     map.fail("moe_top_k", "moe_top_k " + std::to_string(moe.top_k) + " is above moe_num_experts " +
                               std::to_string(moe.num_experts));
   }
+  read_router(map, config);
+  read_capacity(map, type == "mb_moe", moe);
   read_shared_expert(map, config);
   refuse_unsupported(map);
   const std::string impl = map.get<std::string>("mlp_impl", "grouped");
@@ -90,38 +170,28 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
   if (impl == "sparse") {
     map.no_effect("mlp_impl", "both forms compute the same layer; the grouped one runs");
   }
-  map.no_effect("memory_optimized_mlp", "the layer always keeps only its pre-activations");
-  map.no_effect("moe_lbl_in_fp32", "router losses are always computed in fp32");
-  map.no_effect("moe_zloss_in_fp32", "router losses are always computed in fp32");
-  map.no_effect("lbl_process_group", "there is one process");
+  accept_without_effect(map);
   map.finish();
   return config;
 }
 
 BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type,
                               at::Device device) {
-  const std::string torch_problem = moe_torch_problem(config.moe);
-  if (config.backend == MoEBackend::kTorch) {
-    if (torch_problem.empty()) return {MoEBackend::kTorch, ""};
-    throw Error(ErrorKind::kUnsupported, "ffn_config.backend torch: " + torch_problem,
-                "use ffn_config.backend auto");
-  }
+  if (config.backend == MoEBackend::kTorch) return {MoEBackend::kTorch, ""};
   MoEConfig moe = config.moe;
   if (config.backend == MoEBackend::kReference) moe.backend = Backend::kReference;
-  const std::string problem = moe_layer_problem(moe, type, device);
+  const std::string problem = config.jitter_eps > 0
+                                  ? "the layer's kernels have no router jitter (moe_jitter_eps)"
+                                  : moe_layer_problem(moe, type, device);
   if (problem.empty()) {
     const bool reference = config.backend == MoEBackend::kReference;
     return {reference ? MoEBackend::kReference : MoEBackend::kDropless, ""};
   }
-  if (config.backend == MoEBackend::kAuto && torch_problem.empty()) {
-    return {MoEBackend::kTorch, problem};
-  }
+  if (config.backend == MoEBackend::kAuto) return {MoEBackend::kTorch, problem};
   throw Error(
       ErrorKind::kUnsupported,
-      std::string("ffn_config.backend ") + moe_backend_name(config.backend) + ": " + problem +
-          (torch_problem.empty() ? "" : "; " + torch_problem),
-      torch_problem.empty() ? "use ffn_config.backend auto or torch"
-                            : "train on the CPU, where libdropless has every option");
+      std::string("ffn_config.backend ") + moe_backend_name(config.backend) + ": " + problem,
+      "use ffn_config.backend auto or torch");
 }
 
 const char* moe_backend_name(MoEBackend backend) {
@@ -150,6 +220,10 @@ MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& 
     : config_(config) {
   const MoEConfig& moe = config.moe;
   router_ = maker.linear(name + ".router.layer.weight", moe.num_experts, moe.d_model);
+  if (moe.selection_bias) {
+    selection_bias_ =
+        maker.constant(name + ".router.selection_bias", moe.num_experts, 0.0, /*trained=*/false);
+  }
   const std::string mlp = name + ".experts.mlp.";
   w1_ = maker.experts(mlp + "w1", moe.num_experts, moe.d_ffn, moe.d_model, false);
   if (moe.glu) v1_ = maker.experts(mlp + "v1", moe.num_experts, moe.d_ffn, moe.d_model, false);
@@ -162,7 +236,7 @@ MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& 
   }
 }
 
-at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
+at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record, bool training) const {
   MoEConfig moe = config_.moe;
   const at::Tensor x_TD = to_compute_dtype(x_BSD).reshape({-1, moe.d_model});
   if (!resolved_ || resolved_->type != x_TD.scalar_type() || resolved_->device != x_TD.device()) {
@@ -178,8 +252,9 @@ at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
   const at::Tensor router = to_compute_dtype(router_);
   const MoEResult result =
       backend == MoEBackend::kTorch
-          ? moe_layer_torch(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_))
-          : moe_layer(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_));
+          ? moe_layer_torch(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_),
+                            selection_bias_, training ? config_.jitter_eps : 0.0)
+          : moe_layer(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_), selection_bias_);
   record.losses_2.push_back(result.losses_2);
   record.tokens_per_expert_E.push_back(result.tokens_per_expert_E);
   if (record.want_entropy) record.entropy.push_back(router_entropy(x_TD, router));
@@ -187,6 +262,14 @@ at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record) const {
   if (bias_.defined()) out = out + bias_;
   if (shared_) out = add_shared_expert(x_TD, out);
   return out.view(x_BSD.sizes());
+}
+
+void MoE::update_selection_bias(const at::Tensor& tokens_per_expert_E) {
+  if (!selection_bias_.defined()) return;
+  at::NoGradGuard no_grad;
+  const at::Tensor load = tokens_per_expert_E.to(at::kDouble);
+  const at::Tensor direction = at::sign(load.mean() - load);
+  selection_bias_.add_(direction.to(selection_bias_.options()), config_.bias_update_rate);
 }
 
 at::Tensor MoE::add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD) const {

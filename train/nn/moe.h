@@ -28,15 +28,20 @@ enum class MoEBackend {
 };
 
 struct MoELayerConfig {
-  MoEConfig moe;
+  MoEConfig moe;  // its shared expert and expert biases stay unused: the ones here are beside it
   MoEBackend backend = MoEBackend::kAuto;
+  double jitter_eps = 0;  // training multiplies the router's input by U(1 - eps, 1 + eps); 0: off
+  // Of the selection bias (MoEConfig::selection_bias) after every step, up for experts below the
+  // mean load and down for those above (DeepSeek-V3, arXiv:2412.19437).
+  double bias_update_rate = 0.001;
   bool bias = false;              // one output bias [D], not weighted by the router
   std::int64_t shared_d_ffn = 0;  // width of the shared expert; 0: none
   bool shared_weighted = false, shared_gate = false;
   double loss_weight = 0.1;
   double zloss_weight = 0.0;
 
-  // Reads an `ffn_config` with ffn_type mb_dmoe or torch_dmoe. Throws Error(kInvalidArgument).
+  // Reads an `ffn_config` with ffn_type mb_dmoe, torch_dmoe or mb_moe (the one whose experts have a
+  // capacity). Throws Error(kInvalidArgument).
   static MoELayerConfig from_yaml(const YamlMap& map, std::int64_t d_model,
                                   std::int64_t default_d_ffn, bool bias);
 };
@@ -65,11 +70,14 @@ const char* moe_backend_name(MoEBackend backend);
 
 class MoE {
  public:
-  // Parameters NAME.router.layer.weight [E, D], NAME.experts.mlp.{w1,v1,w2} [E * F, D],
+  // Parameters NAME.router.layer.weight [E, D], NAME.router.selection_bias [E] (no gradient trains
+  // it), NAME.experts.mlp.{w1,v1,w2} [E * F, D],
   // NAME.experts.bias [D]; NAME.shared_expert.{up_proj,down_proj,gate_proj} as a dense network's,
   // NAME.shared_expert_gate.weight [1, D].
   MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker);
-  at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record) const;
+  at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record, bool training = false) const;
+  // After a step in which the experts were chosen so often, int64 [E].
+  void update_selection_bias(const at::Tensor& tokens_per_expert_E);
 
  private:
   struct Resolved {
@@ -81,7 +89,7 @@ class MoE {
 
   MoELayerConfig config_;
   mutable std::optional<Resolved> resolved_;  // by the last forward pass
-  at::Tensor router_, w1_, v1_, w2_, bias_, shared_gate_;
+  at::Tensor router_, selection_bias_, w1_, v1_, w2_, bias_, shared_gate_;
   std::optional<Ffn> shared_;
 };
 

@@ -9,13 +9,12 @@
 
 namespace dropless::train {
 
-// Why libtorch cannot run this layer; empty where it can.
-std::string moe_torch_problem(const MoEConfig& config);
-
-// Same contract as moe_layer (train/bridge/moe.h). Throws Error(kUnsupported) with what
-// moe_torch_problem says.
+// Same contract as moe_layer (train/bridge/moe.h), for layers without expert biases and shared
+// expert. jitter_eps: the router's input is multiplied by noise, uniform in [1 - eps, 1 + eps], from
+// libtorch's generator; 0: off.
 MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
-                          const at::Tensor& v1_EFD, const at::Tensor& w2_EFD);
+                          const at::Tensor& v1_EFD, const at::Tensor& w2_EFD,
+                          const at::Tensor& selection_bias_E = {}, double jitter_eps = 0);
 
 }  // namespace dropless::train

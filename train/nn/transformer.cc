@@ -17,10 +17,10 @@ struct Transformer::Block {
 
 namespace {
 
-std::variant<Ffn, MoE> make_ffn(const ModelConfig& config, const std::string& name,
-                                ParameterMaker& maker) {
-  if (const MoELayerConfig* moe = config.moe()) return MoE(*moe, name, maker);
-  return Ffn(std::get<FfnConfig>(config.ffn), name, maker);
+std::variant<Ffn, MoE> make_ffn(const std::variant<FfnConfig, MoELayerConfig>& config,
+                                const std::string& name, ParameterMaker& maker) {
+  if (const auto* moe = std::get_if<MoELayerConfig>(&config)) return MoE(*moe, name, maker);
+  return Ffn(std::get<FfnConfig>(config), name, maker);
 }
 
 at::Tensor drop(const at::Tensor& x, double p) {
@@ -50,7 +50,7 @@ Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Devi
     blocks_.push_back(Block{Norm(config.norm, name + ".norm_1", config.d_model, maker),
                             Attention(config.attention_of(i), name + ".attn", maker, device),
                             Norm(config.norm, name + ".norm_2", config.d_model, maker),
-                            make_ffn(config, name + ".ffn", maker)});
+                            make_ffn(config.ffn_of(i), name + ".ffn", maker)});
   }
   norm_f_.emplace(config.norm, "transformer.norm_f", config.d_model, maker);
   if (!config.tie_word_embeddings) {
@@ -115,7 +115,7 @@ at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, Rou
     x = x + drop(block.attention.forward(block.norm_1.forward(x), layer_cache, pass), p);
     const at::Tensor normed = block.norm_2.forward(x);
     if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
-      x = x + drop(moe->forward(normed, record), p);
+      x = x + drop(moe->forward(normed, record, training), p);
     } else {
       x = x + drop(std::get<Ffn>(block.ffn).forward(normed), p);
     }
@@ -124,6 +124,15 @@ at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, Rou
   if (config_.logit_scale != 1) logits = logits * config_.logit_scale;
   const double cap = config_.final_logit_softcap;
   return cap > 0 ? at::tanh(logits / cap) * cap : logits;
+}
+
+void Transformer::update_selection_bias(const at::Tensor& tokens_per_expert_LE) {
+  std::int64_t mixture = 0;
+  for (Block& block : blocks_) {
+    if (MoE* moe = std::get_if<MoE>(&block.ffn)) {
+      moe->update_selection_bias(tokens_per_expert_LE[mixture++]);
+    }
+  }
 }
 
 ParameterCount Transformer::count() const {

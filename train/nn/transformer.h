@@ -32,7 +32,7 @@ struct PassOptions {
   // int64 [B, S]: which document of its row a token belongs to, for attn_uses_sequence_id;
   // undefined: a row is one document.
   at::Tensor sequence_ids_BS;
-  // Of the random numbers of a training pass (dropout); absent: a pass without. Passes with equal
+  // Of the random numbers of a training pass (dropout, router jitter); absent: a pass without. Passes with equal
   // seeds draw equal numbers, whatever was drawn before.
   std::optional<std::uint64_t> noise_seed;
 };
@@ -50,6 +50,10 @@ class Transformer {
   // Error(kInvalidArgument) when learned positions run out.
   at::Tensor forward(const at::Tensor& tokens_BS, RouterRecord& record, ModelCache* cache = nullptr,
                      const PassOptions& options = {});
+
+  // After an optimiser step over a batch, of which each mixture's experts were chosen so often (int64,
+  // one row a mixture): the next step of the balance by MoELayerConfig::bias_update_rate.
+  void update_selection_bias(const at::Tensor& tokens_per_expert_LE);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const ModelConfig& config() const { return config_; }

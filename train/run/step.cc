@@ -141,6 +141,10 @@ StepResult Stepper::step(const Batch& batch, std::int64_t number, double multipl
   }
   if (!result.skipped) nonfinite_in_row_ = 0;
   optimizer_.zero_grad();
+  const MoELayerConfig* moe = model_.config().moe();
+  if (moe && moe->moe.selection_bias && !result.skipped) {
+    model_.update_selection_bias(result.tokens_per_expert_LE);
+  }
   return result;
 }
 

@@ -16,8 +16,11 @@ std::string describe_ffn(const ModelConfig& config, Precision precision, at::Dev
     const BackendChoice choice = resolve_backend(*layer, compute_type(precision), device);
     const std::string why =
         choice.reason.empty() ? "" : fmt::format("\n           ({})", choice.reason);
-    return fmt::format("{} experts of width {}, top-{}, {}, backend {}{}", layer->moe.num_experts,
-                       layer->moe.d_ffn, layer->moe.top_k, layer->moe.glu ? "GLU" : "MLP",
+    const std::int64_t mixtures = config.n_layers - std::ssize(config.dense_layers);
+    const std::string where =
+        mixtures == config.n_layers ? "" : fmt::format(" in {} of the layers", mixtures);
+    return fmt::format("{} experts of width {}{}, top-{}, {}, backend {}{}", layer->moe.num_experts,
+                       layer->moe.d_ffn, where, layer->moe.top_k, layer->moe.glu ? "GLU" : "MLP",
                        moe_backend_name(choice.backend), why);
   }
   const FfnConfig& dense = std::get<FfnConfig>(config.ffn);

@@ -37,15 +37,26 @@ std::string refusal(const std::string& text, const std::string& override) {
 TEST(ModelConfig, EstimateIsTheModelsCount) {
   for (const char* text : {kDense, kMoE}) {
     for (const char* change :
-         {"d_model=24", "tie_word_embeddings=false", "no_bias=false", "no_bias=true",
-          "norm_type=rmsnorm", "learned_pos_emb=false", "head_dim=10",
+         {"d_model=24",
+          "tie_word_embeddings=false",
+          "no_bias=false",
+          "no_bias=true",
+          "norm_type=rmsnorm",
+          "learned_pos_emb=false",
+          "head_dim=10",
           "attn_config.attn_type=multiquery_attention",
           "attn_config={attn_type: grouped_query_attention, kv_n_heads: 2}",
-          "attn_config={qk_ln: true, attn_type: multiquery_attention}", "attn_config.qk_gn=true",
-          "attn_config={fused_qkv: false, out_proj_bias: false}", "attention_bias=true",
-          "attn_config.alibi=true", "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
+          "attn_config={qk_ln: true, attn_type: multiquery_attention}",
+          "attn_config.qk_gn=true",
+          "attn_config={fused_qkv: false, out_proj_bias: false}",
+          "attention_bias=true",
+          "attn_config.alibi=true",
+          "ffn_config={ffn_type: mptglu, ffn_hidden_size: 9}",
           "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3}",
           "ffn_config={ffn_type: mb_dmoe, moe_num_experts: 3, shared_expert: true}",
+          "ffn_config={ffn_type: mb_moe, moe_num_experts: 3, moe_selection_bias: true}",
+          "ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_layers: [0, 2], "
+          "dense_ffn_hidden_size: 11}",
           "ffn_config={ffn_type: mb_dmoe, mlp_type: glu, shared_expert: true, "
           "shared_expert_hidden_size: 7, shared_expert_gate: true}",
           "ffn_config={ffn_type: torch_dmoe, moe_num_experts: 3}"}) {
@@ -98,7 +109,7 @@ TEST(ModelConfig, NumbersOutOfRange) {
                                "ffn_config.moe_loss_weight=.inf",
                                "ffn_config.moe_zloss_weight=.nan",
                                "ffn_config.moe_normalize_expert_weights=-1",
-                               "ffn_config.moe_jitter_eps=0.1"}) {
+                               "ffn_config.moe_jitter_eps=1"}) {
     const std::string key = std::string(override).substr(0, std::string(override).find('='));
     EXPECT_THAT(refusal(kMoE, override), HasSubstr(key + ": ")) << override;
   }
@@ -111,7 +122,9 @@ TEST(ModelConfig, MathsAreTheKeysThatChangeTheFunction) {
         "ffn_config.backend=torch", "ffn_config.moe_loss_weight=0.5", "resid_pdrop=0",
         "attn_config.rope_theta=10000", "attn_config.attn_pdrop=0.1", "embedding_fraction=0.5",
         "attn_config={rope_impl: hf, rope_hf_config: {type: no_scaling}}",
-        "block_overrides={order: [{name: default, repeat: 3}], overrides: {}}"}) {
+        "block_overrides={order: [{name: default, repeat: 3}], overrides: {}}",
+        "ffn_config.moe_jitter_eps=0.1", "ffn_config.moe_layers=[0, 1, 2]",
+        "ffn_config={ffn_type: mb_moe, moe_capacity_factor: 0}"}) {
     EXPECT_EQ(parse(kMoE, {same}).maths(), base) << same;
   }
   for (const char* other :
@@ -146,6 +159,13 @@ TEST(ModelConfig, MathsAreTheKeysThatChangeTheFunction) {
         "ffn_config.moe_top_k=1",
         "ffn_config.moe_normalize_expert_weights=1",
         "ffn_config.shared_expert=true",
+        "ffn_config.uniform_expert_assignment=true",
+        "ffn_config.moe_router_score=sigmoid",
+        "ffn_config.moe_routed_scaling_factor=2",
+        "ffn_config={moe_num_groups: 5, moe_group_top_k: 2}",
+        "ffn_config.moe_selection_bias=true",
+        "ffn_config.ffn_type=mb_moe",
+        "ffn_config.moe_layers=[0, 1]",
         "ffn_config.ffn_type=mptglu"}) {
     std::vector<std::string> overrides{other};
     if (std::string(other) == "ffn_config.ffn_type=mptglu") {

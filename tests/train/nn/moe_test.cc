@@ -2,6 +2,7 @@
 #include "train/nn/moe.h"
 
 #include <ATen/autocast_mode.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -15,9 +16,10 @@ namespace {
 
 MoELayerConfig parse(const std::string& extra) {
   const std::string text =
-      "{ffn_type: mb_dmoe, moe_num_experts: 5, moe_top_k: 2, ffn_hidden_size: 24" + extra + "}";
-  return MoELayerConfig::from_yaml(YamlDocument::parse(text, "t.yaml").root(), 16, 64,
-                                   /*bias=*/true);
+      "{ffn_type: mb_dmoe, moe_num_experts: 5, moe_top_k: 2, ffn_hidden_size: 24}";
+  const std::string changes = "{" + (extra.empty() ? extra : extra.substr(2)) + "}";
+  const auto document = YamlDocument::parse("moe: " + text, "t.yaml", {"moe=" + changes});
+  return MoELayerConfig::from_yaml(document.root().map("moe"), 16, 64, /*bias=*/true);
 }
 
 struct Outcome {
@@ -42,7 +44,9 @@ Outcome run(const MoELayerConfig& config, Precision precision = Precision::kFp32
   ((outcome.out.to(at::kFloat) * weight).sum() + outcome.losses[0] * 3 + outcome.losses[1] * 0.7)
       .backward();
   outcome.grads.push_back(x.grad());
-  for (const Parameter& parameter : maker.take()) outcome.grads.push_back(parameter.value.grad());
+  for (const Parameter& parameter : maker.take()) {
+    if (parameter.value.requires_grad()) outcome.grads.push_back(parameter.value.grad());
+  }
   return outcome;
 }
 
@@ -83,7 +87,13 @@ TEST(MoE, BackendsAgree) {
         ", mlp_type: mlp, ffn_act_fn: {name: relu}, moe_normalize_expert_weights: 2",
         ", mlp_type: glu, ffn_act_fn: {name: quick_gelu}",
         ", mlp_type: glu, ffn_act_fn: {name: gelu}, mlp_impl: grouped",
-        ", mlp_type: glu, shared_expert: true, shared_expert_weighted_sum: true"}) {
+        ", mlp_type: glu, shared_expert: true, shared_expert_weighted_sum: true",
+        ", mlp_type: glu, moe_router_score: sigmoid, moe_normalize_expert_weights: 1, "
+        "moe_routed_scaling_factor: 2.5",
+        ", mlp_type: glu, uniform_expert_assignment: true", ", moe_selection_bias: true",
+        ", moe_num_experts: 6, moe_num_groups: 3, moe_group_top_k: 2, moe_router_score: sigmoid",
+        ", moe_num_experts: 6, moe_num_groups: 3, moe_group_top_k: 1, moe_selection_bias: true",
+        ", ffn_type: mb_moe, mlp_type: glu, moe_capacity_factor: 0.7"}) {
     MoELayerConfig config = parse(extra);
     const Outcome dropless = run(config);
     for (const MoEBackend backend : {MoEBackend::kReference, MoEBackend::kTorch}) {
@@ -132,44 +142,113 @@ TEST(MoE, BackendFollowsDeviceAndType) {
   EXPECT_EQ(resolve_backend(config, at::kFloat, gpu).reason, "");
 }
 
-TEST(MoE, BackendThatNothingCanRunIsRefusedAtOnce) {
+TEST(MoE, ARouterWithoutKernelsRunsOnLibtorch) {
   const at::Device cpu = at::kCPU, gpu(at::kCUDA, 0);
-  MoELayerConfig sigmoid = parse(""), biased = parse(""), shared = parse("");
-  sigmoid.moe.route.score = RouteScore::kSigmoid;
-  biased.moe.expert_bias = true;
-  shared.moe.shared_d_ffn = 8;
-  for (MoELayerConfig config : {sigmoid, biased, shared}) {
-    EXPECT_EQ(resolve_backend(config, at::kFloat, cpu).backend, MoEBackend::kDropless);
-    EXPECT_THROW(resolve_backend(config, at::kFloat, gpu), Error);
-    config.backend = MoEBackend::kTorch;
-    EXPECT_THROW(resolve_backend(config, at::kFloat, cpu), Error);
-  }
+  MoELayerConfig config = parse("");
+  config.moe.route.score = RouteScore::kSigmoid;
+  EXPECT_EQ(resolve_backend(config, at::kFloat, cpu).backend, MoEBackend::kDropless);
+  EXPECT_EQ(resolve_backend(config, at::kFloat, gpu).backend, MoEBackend::kTorch);
+  config.backend = MoEBackend::kDropless;
+  EXPECT_THROW(resolve_backend(config, at::kFloat, gpu), Error);
 }
 
 TEST(MoELayerConfig, RefusesWhatDoesNotFit) {
-  for (const char* extra :
-       {", moe_top_k: 6", ", moe_top_k: 0", ", mlp_type: gpu", ", backend: fast",
-        ", ffn_act_fn: {name: swish}", ", moe_jitter_eps: 0.1", ", shared_expert_hidden_size: 0",
-        ", moe_loss_weight: -1", ", mlp_impl: dense", ", moe_normalize_expert_weights: -1",
-        ", moe_num_expert: 3"}) {
+  for (const char* extra : {", moe_top_k: 6",
+                            ", moe_top_k: 0",
+                            ", mlp_type: gpu",
+                            ", backend: fast",
+                            ", ffn_act_fn: {name: swish}",
+                            ", moe_jitter_eps: 1",
+                            ", shared_expert_hidden_size: 0",
+                            ", moe_loss_weight: -1",
+                            ", mlp_impl: dense",
+                            ", moe_normalize_expert_weights: -1",
+                            ", moe_num_expert: 3",
+                            ", moe_router_score: relu",
+                            ", moe_num_groups: 2",
+                            ", moe_num_experts: 6, moe_num_groups: 3, moe_group_top_k: 4",
+                            ", moe_num_experts: 6, moe_num_groups: 6, moe_group_top_k: 1",
+                            ", hidden_size: 8",
+                            ", moe_expert_model_parallelism: true",
+                            ", fc_cls: te",
+                            ", pipeline_model_parallel_size: 2",
+                            ", activation_fn: relu",
+                            ", init_method: normal",
+                            ", moe_routed_scaling_factor: 0",
+                            ", ffn_type: mb_moe, moe_capacity_factor: -1"}) {
     EXPECT_THROW(parse(extra), Error) << extra;
   }
 }
 
-TEST(MoE, LibtorchsLayerRefusesOtherRouters) {
-  const at::Tensor x = at::randn({3, 16}), router = at::randn({5, 16}), w = at::randn({5, 24, 16});
-  MoEConfig plain = parse(", mlp_type: glu, moe_normalize_expert_weights: 1").moe;
-  EXPECT_EQ(moe_layer_torch(plain, x, router, w, w, w).out_TD.size(0), 3);
-  MoEConfig sigmoid = plain, biased = plain;
-  sigmoid.route.score = RouteScore::kSigmoid;
-  biased.selection_bias = true;
-  for (const MoEConfig& config : {sigmoid, biased}) {
-    try {
-      moe_layer_torch(config, x, router, w, w, w);
-      FAIL() << "did not throw";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
-    }
+// The bias decides which experts are taken, and no weight or loss contains it.
+TEST(MoE, SelectionBiasChoosesAndIsUpdatedTowardsBalance) {
+  MoELayerConfig config = parse(", mlp_type: glu, moe_top_k: 1, moe_selection_bias: true");
+  config.bias_update_rate = 10;
+  ParameterMaker maker({}, 16, 2, 11, at::kCPU);
+  MoE moe(config, "ffn", maker);
+  at::manual_seed(4);
+  const at::Tensor x = at::randn({1, 40, 16});
+  const auto load = [&] {
+    RouterRecord record;
+    at::NoGradGuard no_grad;
+    moe.forward(x, record);
+    return record.tokens_per_expert_E.at(0).to(at::kLong);
+  };
+  const at::Tensor before = load();
+  const std::int64_t least = before.argmin().item<std::int64_t>();
+  moe.update_selection_bias(before);
+  const at::Tensor after = load();
+  // Scores are at most 1: with biases of +-10 only the experts that had too few are taken.
+  EXPECT_GT(after[least].item<std::int64_t>(), before[least].item<std::int64_t>());
+  for (int e = 0; e < 5; ++e) {
+    if (before[e].item<std::int64_t>() <= 8) continue;
+    EXPECT_EQ(after[e].item<std::int64_t>(), 0) << e;
+  }
+  for (const Parameter& parameter : maker.take()) {
+    EXPECT_EQ(parameter.value.requires_grad(), parameter.name != "ffn.router.selection_bias");
+  }
+}
+
+TEST(MoE, JitterIsOfTrainingAndFollowsTheGenerator) {
+  const MoELayerConfig config = parse(", mlp_type: glu, moe_jitter_eps: 0.3");
+  EXPECT_EQ(resolve_backend(config, at::kFloat, at::kCPU).backend, MoEBackend::kTorch);
+  EXPECT_THAT(resolve_backend(config, at::kFloat, at::kCPU).reason,
+              ::testing::HasSubstr("moe_jitter_eps"));
+  MoELayerConfig demanded = config;
+  demanded.backend = MoEBackend::kDropless;
+  EXPECT_THROW(resolve_backend(demanded, at::kFloat, at::kCPU), Error);
+
+  ParameterMaker maker({}, 16, 2, 11, at::kCPU);
+  const MoE moe(config, "ffn", maker);
+  at::NoGradGuard no_grad;
+  const at::Tensor x = at::randn({3, 7, 16});
+  const auto pass = [&](bool training, std::uint64_t seed) {
+    at::manual_seed(seed);
+    RouterRecord record;
+    return moe.forward(x, record, training);
+  };
+  EXPECT_TRUE(at::equal(pass(false, 1), pass(false, 2)));
+  EXPECT_TRUE(at::equal(pass(true, 1), pass(true, 1)));
+  EXPECT_FALSE(at::equal(pass(true, 1), pass(true, 2)));
+}
+
+TEST(MoE, CapacityDropsTheLastRows) {
+  MoELayerConfig config = MoELayerConfig::from_yaml(
+      YamlDocument::parse(
+          "{ffn_type: mb_moe, moe_num_experts: 4, moe_top_k: 2, ffn_hidden_size: 8, "
+          "moe_capacity_factor: 0.5, uniform_expert_assignment: true}",
+          "t.yaml")
+          .root(),
+      16, 64, /*bias=*/false);
+  ParameterMaker maker({}, 16, 2, 11, at::kCPU);
+  at::NoGradGuard no_grad;
+  const at::Tensor x = at::randn({1, 8, 16});
+  RouterRecord record;
+  for (const MoEBackend backend : {MoEBackend::kAuto, MoEBackend::kTorch}) {
+    config.backend = backend;
+    // 16 rows evenly over 4 experts, of which each keeps 2: tokens 0 to 3 have one or both.
+    const at::Tensor out = MoE(config, "ffn", maker).forward(x, record).abs().amax(2)[0];
+    for (int t = 0; t < 8; ++t) EXPECT_EQ(out[t].item<float>() > 0, t < 4) << t;
   }
 }
 

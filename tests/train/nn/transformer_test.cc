@@ -69,6 +69,22 @@ TEST(Transformer, SharedExpertsNames) {
   EXPECT_EQ(shapes[ffn + "shared_expert_gate.weight"], (Shape{1, 16}));
 }
 
+TEST(Transformer, ChosenLayersAreMixtures) {
+  const std::string moe(kMoE);
+  const Transformer model(
+      parse(moe.substr(0, moe.size() - 1) + ", moe_layers: [1], dense_ffn_hidden_size: 24}"), 1,
+      at::kMeta);
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  for (const Parameter& parameter : model.parameters()) {
+    shapes[parameter.name] = parameter.value.sizes().vec();
+  }
+  using Shape = std::vector<std::int64_t>;
+  EXPECT_EQ(shapes["transformer.blocks.0.ffn.gate_proj.weight"], (Shape{24, 16}));
+  EXPECT_FALSE(shapes.contains("transformer.blocks.0.ffn.router.layer.weight"));
+  EXPECT_EQ(shapes["transformer.blocks.1.ffn.experts.mlp.w1"], (Shape{32, 16}));
+  EXPECT_FALSE(shapes.contains("transformer.blocks.1.ffn.up_proj.weight"));
+}
+
 TEST(Transformer, CountsActiveParameters) {
   const ParameterCount count = Transformer(parse(kMoE), 1, at::kMeta).count();
   const std::int64_t experts = 2 * 3 * 4 * 8 * 16;
@@ -235,8 +251,8 @@ TEST(ModelConfig, RefusesWhatItDoesNotHave) {
         ", block_overrides: {order: [{name: near, repeat: 2}], overrides: {}}",
         ", block_overrides: {order: [{name: a, repeat: 2}], overrides: {a: {attn_config: "
         "{reuse_kv_layer_idx: -1}}}}",
-        ", n_heads: 0", ", ffn_config: {ffn_type: mb_moe}", ", ffn_config: {ffn_type: te_ln_mlp}",
-        ", d_modle: 3", ", expansion_ratio: 0"}) {
+        ", n_heads: 0", ", ffn_config: {ffn_type: mb_dmoe, moe_layers: [2]}",
+        ", ffn_config: {ffn_type: te_ln_mlp}", ", d_modle: 3", ", expansion_ratio: 0"}) {
     EXPECT_THROW(parse(extra), Error) << extra;
   }
 }
