@@ -91,6 +91,30 @@ TEST(TrainConfig, RefusesContradictions) {
   }
 }
 
+TEST(TrainConfig, DocumentsAreToldApartByTheLoadersToken) {
+  const std::string on = "model.attn_config={attn_uses_sequence_id: true}";
+  const auto refusal = [](const std::vector<std::string>& overrides) -> std::string {
+    try {
+      parse(kMinimal, overrides);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+      return error.what();
+    }
+    return "nothing";
+  };
+  EXPECT_THAT(refusal({on}), testing::HasSubstr("train_loader.dataset"));
+  EXPECT_EQ(refusal({on, "train_loader.dataset.eos_token_id=0"}), "nothing");
+  EXPECT_THAT(refusal({on, "train_loader.dataset.eos_token_id=0",
+                       "eval_loader={name: text, dataset: {local: elsewhere}}"}),
+              testing::HasSubstr("eval_loader.dataset"));
+  EXPECT_THAT(refusal({"train_loader.dataset={eos_token_id: 0, bos_token_id: 1}"}),
+              testing::HasSubstr("exclude each other"));
+  const TrainConfig begins = parse(kMinimal, {on, "train_loader.dataset.bos_token_id=3"});
+  ASSERT_TRUE(begins.train_loader.separator);
+  EXPECT_EQ(begins.train_loader.separator->id, 3);
+  EXPECT_TRUE(begins.train_loader.separator->begins);
+}
+
 TEST(TrainConfig, NumbersOutOfRange) {
   for (const char* override :
        {"optimizer.lr=0",
