@@ -38,8 +38,8 @@ struct Types {
         accumulator(accumulator_dtype(storage)),
         rounded(storage != accumulator),
         element(static_cast<std::int64_t>(dtype_bytes(storage))),
-        packed_element(static_cast<std::int64_t>(dtype_bytes(accumulator))),
-        shape(simd().gemm_shape(accumulator, storage)) {}
+        shape(simd().gemm_shape(storage, storage)),
+        packed_element(static_cast<std::int64_t>(dtype_bytes(shape.packed))) {}
 
   const char* at(const void* data, std::int64_t i) const {
     return static_cast<const char*>(data) + i * element;
@@ -48,13 +48,14 @@ struct Types {
     return round_up(rows, shape.tile_rows) * shape.packed_row * packed_element;
   }
   std::int64_t packed_b_bytes(std::int64_t cols, std::int64_t k) const {
-    return round_up(cols, shape.tile_cols) * k * packed_element;
+    return round_up(cols, shape.tile_cols) * round_up(k, shape.group) * packed_element;
   }
 
   DType storage, accumulator;
   bool rounded;  // outputs are narrower than their sums, which are made in the slot
-  std::int64_t element, packed_element;
+  std::int64_t element;
   GemmShape shape;
+  std::int64_t packed_element;
 };
 
 // A dense operand as the product reads it: line i of it lies along the summed index k, or across.
@@ -178,7 +179,7 @@ class SddTask {
     const SimdTable& loops = simd();
     // Steps of equal length: their number and bounds depend on the depth alone.
     const std::int64_t steps = ceil_div(args_.depth, types_.shape.step_k);
-    const std::int64_t step = ceil_div(args_.depth, steps);
+    const std::int64_t step = round_up(ceil_div(args_.depth, steps), types_.shape.group);
     for (std::int64_t k = 0; k < args_.depth; k += step) {
       const std::int64_t depth = std::min(step, args_.depth - k);
       for (std::int64_t c = 0; c < columns_; ++c) {
@@ -199,7 +200,7 @@ class SddTask {
         std::int64_t c = 0;
         for (std::int64_t n = taken_from_[i]; n < row_[i].next; ++n) {
           while (column_[c] != args_.column_indices[n]) ++c;
-          loops.gemm_tiles({.accumulator = types_.accumulator,
+          loops.gemm_tiles({.packed = types_.shape.packed,
                             .a_layout = a_.layout,
                             .rows = block_,
                             .cols = block_,
@@ -349,7 +350,7 @@ class SparseDenseTask {
           .rows = nullptr,
           .stride = block_},
          block_layout_, block_);
-    simd().gemm_tiles({.accumulator = types_.accumulator,
+    simd().gemm_tiles({.packed = types_.shape.packed,
                        .a_layout = sparse_is_a_ ? block_layout_ : dense_.layout,
                        .rows = rows(range.size),
                        .cols = cols(range.size),

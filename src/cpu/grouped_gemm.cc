@@ -130,8 +130,6 @@ void fill_zero(char* out, DType dtype, std::int64_t stride, const Block& block) 
   }
 }
 
-DType accumulator_of(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
-
 const char* at(const void* data, DType dtype, std::int64_t element) {
   return static_cast<const char*>(data) + element * static_cast<std::int64_t>(dtype_bytes(dtype));
 }
@@ -141,7 +139,8 @@ const char* at(const void* data, DType dtype, std::int64_t element) {
 void grouped_gemm(const GroupedGemmArgs& args) {
   const SimdTable& loops = simd();
   const Outputs outputs{args.groups, args.n, args.offsets, args.k, false};
-  const GemmShape shape = loops.gemm_shape(accumulator_of(args.terms[0].b_dtype), args.out_dtype);
+  const GemmShape shape =
+      loops.gemm_shape(product_type(args.terms[0].a_dtype, args.terms[0].b_dtype), args.out_dtype);
   for_blocks(
       outputs, shape, args.workspace, args.workspace_bytes, [&](const Block& block, void* slot) {
         const std::int64_t row = args.offsets[block.group] + block.row;
@@ -185,7 +184,8 @@ void grouped_gemm(const GroupedGemmArgs& args) {
 void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args) {
   const SimdTable& loops = simd();
   const Outputs outputs{args.groups, args.n, args.offsets, args.m, true};
-  const GemmShape shape = loops.gemm_shape(accumulator_of(args.b_dtype), args.out_dtype);
+  const GemmShape shape =
+      loops.gemm_shape(product_type(args.a_dtype, args.b_dtype), args.out_dtype);
   for_blocks(
       outputs, shape, args.workspace, args.workspace_bytes, [&](const Block& block, void* slot) {
         const std::int64_t first = args.offsets[block.group],

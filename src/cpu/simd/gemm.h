@@ -3,9 +3,10 @@
 // After Goto and van de Geijn (ACM TOMS 34, 2008) and BLIS: B is packed in panels of kTileCols
 // columns, k after k; A in rows (kAlongK) or in panels of kTileRows rows, k after k (kAcrossK), so
 // that neither needs a transposition in registers except B when its columns run along k. Packing
-// also gathers rows and widens 16-bit storage to float; from there on everything is float or
-// double. k is cut into steps of kStepK so that a panel of A stays in the first-level cache and all
-// of packed A and B in the second.
+// also gathers rows and widens 16-bit storage to float, from there on everything is float or double;
+// but with AVX-512 BF16 two bf16 operands stay as they are, in pairs of neighbouring k that one
+// instruction multiplies and adds to a float. k is cut into steps of kStepK so that a panel of A
+// stays in the first-level cache and all of packed A and B in the second.
 //
 // Each output element is a chain of multiply-adds in the order of k within a step, and of additions
 // over steps: no result depends on how the output is cut into blocks or which thread takes one.
@@ -24,13 +25,26 @@ constexpr int kTileRows = 14;
 #else
 constexpr int kTileRows = 6;
 #endif
-template <class T>
-constexpr int kTileCols = 2 * kLanes<T>;
-template <class T>
-constexpr int kStepK = 1024 / sizeof(T);
+
+// P is the type of packed operands: float, double or, in pairs, BFloat16. Sums are of type Sum<P>.
+template <class P>
+using Sum = Accumulator<P>;
+// Neighbours along k that lie together in a packed operand and are multiplied by one instruction; the
+// last group is filled with zeros.
+template <class P>
+constexpr int kGroup = sizeof(P) == 2 ? 2 : 1;
+template <class P>
+constexpr int kTileCols = 2 * kLanes<Sum<P>>;
+template <class P>
+constexpr int kStepK = 1024 / sizeof(P);
 // Odd in cache lines, so that the rows of a tile do not fall into one cache set.
-template <class T>
-constexpr int kRowStride = kStepK<T> + 64 / sizeof(T);
+template <class P>
+constexpr int kRowStride = kStepK<P> + 64 / sizeof(P);
+
+template <class P>
+std::int64_t whole_groups(std::int64_t k) {
+  return (k + kGroup<P> - 1) / kGroup<P> * kGroup<P>;
+}
 
 // Rows of a B panel fetched ahead of use: B comes from the second-level cache.
 constexpr int kPrefetch = 12;
@@ -38,25 +52,49 @@ constexpr int kPrefetch = 12;
 // With 16-bit outputs the block's sums live in the slot too, hence smaller blocks.
 constexpr int kMaxRows = 672, kMaxCols = 512;
 constexpr int kMaxRowsRounded = 336, kMaxColsRounded = 256;
-constexpr int kABytes = kMaxRows * kRowStride<float> * 4;
-constexpr int kBBytes = kMaxCols * kStepK<float> * 4;
-static_assert(kABytes + kBBytes <= kGemmSlotBytes);
+constexpr int kPackedRowBytes = kRowStride<float> * 4, kPackedColBytes = kStepK<float> * 4;
+static_assert(kMaxRows * kPackedRowBytes + kMaxCols * kPackedColBytes <= kGemmSlotBytes);
 static_assert(kMaxRows % kTileRows == 0 && kMaxRowsRounded % kTileRows == 0);
-static_assert((kMaxRowsRounded * kRowStride<float> + kMaxColsRounded * kStepK<float> +
-               kMaxRowsRounded * kMaxColsRounded) *
-                  4 <=
+static_assert(kMaxRowsRounded * kPackedRowBytes + kMaxColsRounded * kPackedColBytes +
+                  kMaxRowsRounded * kMaxColsRounded * 4 <=
               kGemmSlotBytes);
 
-bool rounds_output(DType accumulator, DType out) { return accumulator != out; }
+// visitor(zero of the packed type)
+template <class Visitor>
+void visit_packed(DType packed, Visitor&& visitor) {
+  if (packed == DType::kFloat64) return visitor(double{});
+#if defined(__AVX512BF16__)
+  if (packed == DType::kBFloat16) return visitor(BFloat16{});
+#endif
+  visitor(float{});
+}
 
-GemmShape gemm_shape(DType accumulator, DType out) {
-  const bool rounded = rounds_output(accumulator, out);
-  return {.tile_rows = kTileRows,
-          .tile_cols = accumulator == DType::kFloat64 ? kTileCols<double> : kTileCols<float>,
-          .max_rows = rounded ? kMaxRowsRounded : kMaxRows,
-          .max_cols = rounded ? kMaxColsRounded : kMaxCols,
-          .step_k = accumulator == DType::kFloat64 ? kStepK<double> : kStepK<float>,
-          .packed_row = accumulator == DType::kFloat64 ? kRowStride<double> : kRowStride<float>};
+DType packed_type(DType operand) {
+#if defined(__AVX512BF16__)
+  if (operand == DType::kBFloat16) return operand;
+#endif
+  return operand == DType::kFloat64 ? operand : DType::kFloat32;
+}
+
+GemmShape gemm_shape(DType operand, DType out) {
+  const DType packed = packed_type(operand);
+  const bool rounded = dtype_bytes(out) == 2;
+  GemmShape shape{.packed = packed,
+                  .tile_rows = kTileRows,
+                  .tile_cols = 0,
+                  .max_rows = rounded ? kMaxRowsRounded : kMaxRows,
+                  .max_cols = rounded ? kMaxColsRounded : kMaxCols,
+                  .step_k = 0,
+                  .packed_row = 0,
+                  .group = 0};
+  visit_packed(packed, [&](auto zero) {
+    using P = decltype(zero);
+    shape.tile_cols = kTileCols<P>;
+    shape.step_k = kStepK<P>;
+    shape.packed_row = kRowStride<P>;
+    shape.group = kGroup<P>;
+  });
+  return shape;
 }
 
 // ---- packing
@@ -149,29 +187,143 @@ void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, s
   }
 }
 
+#if defined(__AVX512BF16__)
+
+// The same four for bf16 as it is. A lane of 32 bits is a pair (k, k + 1).
+
+// Lanes {low[i], high[i]} for i < n <= 16, else 0; a null `high` counts as zeros.
+[[gnu::always_inline]] inline __m512i pairs(const BFloat16* low, const BFloat16* high, int n) {
+  typedef std::uint16_t Half __attribute__((vector_size(32)));
+  typedef std::uint32_t Word __attribute__((vector_size(64)));
+  const auto mask = static_cast<__mmask16>((1u << n) - 1);
+  const auto words = [&](const BFloat16* p) {
+    return __builtin_convertvector((Half)_mm256_maskz_loadu_epi16(mask, p), Word);
+  };
+  return (__m512i)(high == nullptr ? words(low) : words(low) | words(high) << 16);
+}
+
+void pack_a_along(const GemmOperand& a, std::int64_t rows, std::int64_t first, std::int64_t k,
+                  BFloat16* to) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto* from = static_cast<const BFloat16*>(a.data) + source_row(a, i) * a.stride + first;
+    BFloat16* row = to + i * kRowStride<BFloat16>;
+    __builtin_memcpy(row, from, static_cast<std::size_t>(k) * 2);
+    if (k % 2 == 1) row[k] = {};
+  }
+}
+
+// Calls line(p, row k = p, row k = p + 1 or null) for the pairs of an operand across k.
+template <class Line>
+void for_pairs_across(const GemmOperand& operand, std::int64_t first, std::int64_t k, Line&& line) {
+  const auto row = [&](std::int64_t p) {
+    return static_cast<const BFloat16*>(operand.data) +
+           source_row(operand, first + p) * operand.stride;
+  };
+  for (std::int64_t p = 0; p < k; p += 2) line(p, row(p), p + 1 < k ? row(p + 1) : nullptr);
+}
+
+void pack_a_across(const GemmOperand& a, std::int64_t rows, std::int64_t first, std::int64_t k,
+                   BFloat16* to) {
+  static_assert(kTileRows <= 16);
+  const std::int64_t depth = whole_groups<BFloat16>(k);
+  for_pairs_across(a, first, k, [&](std::int64_t p, const BFloat16* low, const BFloat16* high) {
+    for (std::int64_t i = 0; i < rows; i += kTileRows) {
+      const int n = static_cast<int>(rows - i < kTileRows ? rows - i : kTileRows);
+      const __m512i lanes = pairs(low + i, high == nullptr ? nullptr : high + i, n);
+      _mm512_mask_storeu_epi32(to + i * depth + p * kTileRows,
+                               static_cast<__mmask16>((1u << kTileRows) - 1), lanes);
+    }
+  });
+}
+
+void pack_b_across(const GemmOperand& b, std::int64_t cols, std::int64_t first, std::int64_t k,
+                   BFloat16* to) {
+  const std::int64_t depth = whole_groups<BFloat16>(k);
+  for_pairs_across(b, first, k, [&](std::int64_t p, const BFloat16* low, const BFloat16* high) {
+    for (std::int64_t j = 0; j < cols; j += 16) {
+      const int n = static_cast<int>(cols - j < 16 ? cols - j : 16);
+      const __m512i lanes = pairs(low + j, high == nullptr ? nullptr : high + j, n);
+      _mm512_storeu_si512(to + j / 32 * 32 * depth + p * 32 + j % 32 * 2, lanes);
+      if (j + 16 >= cols && j % 32 == 0) {  // the panel's other half
+        _mm512_storeu_si512(to + j * depth + p * 32 + 32, _mm512_setzero_si512());
+      }
+    }
+  });
+}
+
+void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, std::int64_t k,
+                  BFloat16* to) {
+  const std::int64_t depth = whole_groups<BFloat16>(k);
+  for (std::int64_t j = 0; j < cols; j += 16) {
+    BFloat16* panel = to + j / 32 * 32 * depth + j % 32 * 2;
+    const int n = static_cast<int>(cols - j < 16 ? cols - j : 16);
+    for (std::int64_t p = 0; p < k; p += 32) {
+      const auto mask = static_cast<__mmask32>(k - p < 32 ? (1u << (k - p)) - 1 : ~0u);
+      Vec<float> block[16] = {};
+      for (int r = 0; r < n; ++r) {
+        const auto* row = static_cast<const BFloat16*>(b.data) + source_row(b, j + r) * b.stride;
+        block[r] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, row + first + p));
+      }
+      transpose<float>(block);
+      const std::int64_t left = (depth - p) / 2;
+      for (int r = 0; r < 16 && r < left; ++r) {
+        _mm512_storeu_si512(panel + (p + 2 * r) * 32, _mm512_castps_si512(block[r]));
+      }
+    }
+  }
+}
+
+#endif
+
 // ---- register tile
 // ------------------------------------------------------------------------------------
 
+// A group of A in all lanes; a group of each column of B; fma of both is summed per lane.
+template <class P>
+[[gnu::always_inline]] inline Vec<P> broadcast_group(const P* a) {
+  return broadcast(*a);
+}
+template <class P>
+[[gnu::always_inline]] inline Vec<P> load_group(const P* b) {
+  return load(b);
+}
+#if defined(__AVX512BF16__)
+[[gnu::always_inline]] inline __m512bh broadcast_group(const BFloat16* a) {
+  std::int32_t pair;
+  __builtin_memcpy(&pair, a, 4);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+[[gnu::always_inline]] inline __m512bh load_group(const BFloat16* b) {
+  return (__m512bh)_mm512_loadu_si512(b);
+}
+[[gnu::always_inline]] inline Vec<float> fma(__m512bh a, __m512bh b, Vec<float> sum) {
+  return _mm512_dpbf16_ps(sum, a, b);
+}
+#endif
+
 // c [rows, (vectors - 1) * kLanes + last] (+)= A B over k. `vectors` of B's two are used, `last`
 // lanes of the last one are stored.
-template <class T, OperandLayout a_layout, int rows, int vectors>
-void tile(std::int64_t k, const T* a, const T* b, T* c, std::int64_t c_stride, int last, bool add) {
-  constexpr int L = kLanes<T>;
-  constexpr int kRow = a_layout == OperandLayout::kAlongK ? kRowStride<T> : 1;
-  constexpr int kStep = a_layout == OperandLayout::kAlongK ? 1 : kTileRows;
+template <class P, OperandLayout a_layout, int rows, int vectors>
+void tile(std::int64_t k, const P* a, const P* b, Sum<P>* c, std::int64_t c_stride, int last,
+          bool add) {
+  using T = Sum<P>;
+  constexpr int L = kLanes<T>, kG = kGroup<P>, kCols = kTileCols<P>;
+  constexpr int kRow = a_layout == OperandLayout::kAlongK ? kRowStride<P> : kG;
+  constexpr int kStep = a_layout == OperandLayout::kAlongK ? kG : kTileRows * kG;
   Vec<T> sum[rows][vectors] = {};
   for (int i = 0; i < rows; ++i) {
     for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + i * c_stride + v * L, 1);
   }
-  for (std::int64_t p = 0; p < k; ++p) {
-    Vec<T> b_p[vectors];
+  const std::int64_t groups = (k + kG - 1) / kG;
+  for (std::int64_t p = 0; p < groups; ++p) {
+    decltype(load_group(b)) b_p[vectors];
     for (int v = 0; v < vectors; ++v) {
-      b_p[v] = load(b + p * kTileCols<T> + v * L);
-      __builtin_prefetch(b + (p + kPrefetch) * kTileCols<T> + v * L);
+      b_p[v] = load_group(b + (p * kCols + v * L) * kG);
+      __builtin_prefetch(b + ((p + kPrefetch) * kCols + v * L) * kG);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const Vec<T> a_ip = broadcast(a[i * kRow + p * kStep]);
+      const auto a_ip = broadcast_group(a + i * kRow + p * kStep);
       for (int v = 0; v < vectors; ++v) sum[i][v] = fma(a_ip, b_p[v], sum[i][v]);
     }
   }
@@ -195,36 +347,37 @@ void tile(std::int64_t k, const T* a, const T* b, T* c, std::int64_t c_stride, i
   }
 }
 
-template <class T>
-using Tile = void (*)(std::int64_t, const T*, const T*, T*, std::int64_t, int, bool);
+template <class P>
+using Tile = void (*)(std::int64_t, const P*, const P*, Sum<P>*, std::int64_t, int, bool);
 
-template <class T, OperandLayout a_layout>
+template <class P, OperandLayout a_layout>
 struct Tiles {
-  Tile<T> of[kTileRows][2];  // [rows - 1][vectors - 1]
+  Tile<P> of[kTileRows][2];  // [rows - 1][vectors - 1]
 };
 
-template <class T, OperandLayout a_layout, int... i>
-constexpr Tiles<T, a_layout> make_tiles(std::integer_sequence<int, i...>) {
-  return {{{tile<T, a_layout, i + 1, 1>, tile<T, a_layout, i + 1, 2>}...}};
+template <class P, OperandLayout a_layout, int... i>
+constexpr Tiles<P, a_layout> make_tiles(std::integer_sequence<int, i...>) {
+  return {{{tile<P, a_layout, i + 1, 1>, tile<P, a_layout, i + 1, 2>}...}};
 }
 
-template <class T, OperandLayout a_layout>
-constexpr Tiles<T, a_layout> kTiles =
-    make_tiles<T, a_layout>(std::make_integer_sequence<int, kTileRows>{});
+template <class P, OperandLayout a_layout>
+constexpr Tiles<P, a_layout> kTiles =
+    make_tiles<P, a_layout>(std::make_integer_sequence<int, kTileRows>{});
 
 // out [rows, cols] (+)= packed A times packed B.
-template <class T, OperandLayout a_layout>
-void run_tiles(std::int64_t rows, std::int64_t cols, std::int64_t k, const T* a, const T* b, T* out,
-               std::int64_t out_stride, bool add) {
-  constexpr int L = kLanes<T>, kCols = kTileCols<T>;
+template <class P, OperandLayout a_layout>
+void run_tiles(std::int64_t rows, std::int64_t cols, std::int64_t k, const P* a, const P* b,
+               Sum<P>* out, std::int64_t out_stride, bool add) {
+  constexpr int L = kLanes<Sum<P>>, kCols = kTileCols<P>;
   constexpr bool kAlong = a_layout == OperandLayout::kAlongK;
+  const std::int64_t depth = whole_groups<P>(k);
   for (std::int64_t i = 0; i < rows; i += kTileRows) {
     const int n_rows = static_cast<int>(rows - i < kTileRows ? rows - i : kTileRows);
-    const T* a_panel = a + (kAlong ? i * kRowStride<T> : i * k);
+    const P* a_panel = a + i * (kAlong ? kRowStride<P> : depth);
     for (std::int64_t j = 0; j < cols; j += kCols) {
       const int n_cols = static_cast<int>(cols - j < kCols ? cols - j : kCols);
       const int vectors = n_cols > L ? 2 : 1;
-      kTiles<T, a_layout>.of[n_rows - 1][vectors - 1](k, a_panel, b + j * k,
+      kTiles<P, a_layout>.of[n_rows - 1][vectors - 1](k, a_panel, b + j * depth,
                                                       out + i * out_stride + j, out_stride,
                                                       n_cols - (vectors - 1) * L, add);
     }
@@ -245,32 +398,42 @@ void visit_storage(DType dtype, Visitor&& visitor) {
   visitor(T{});
 }
 
-template <class T>
+template <class P>
 void pack_a(const GemmOperand& a, OperandLayout layout, std::int64_t rows, std::int64_t first,
-            std::int64_t k, T* to) {
-  visit_storage<T>(a.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    layout == OperandLayout::kAlongK ? pack_a_along<T, S>(a, rows, first, k, to)
-                                     : pack_a_across<T, S>(a, rows, first, k, to);
-  });
+            std::int64_t k, P* to) {
+  const bool along = layout == OperandLayout::kAlongK;
+  if constexpr (kGroup<P> == 2) {
+    along ? pack_a_along(a, rows, first, k, to) : pack_a_across(a, rows, first, k, to);
+  } else {
+    visit_storage<P>(a.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      along ? pack_a_along<P, S>(a, rows, first, k, to)
+            : pack_a_across<P, S>(a, rows, first, k, to);
+    });
+  }
 }
 
-template <class T>
+template <class P>
 void pack_b(const GemmOperand& b, OperandLayout layout, std::int64_t cols, std::int64_t first,
-            std::int64_t k, T* to) {
-  visit_storage<T>(b.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    layout == OperandLayout::kAlongK ? pack_b_along<T, S>(b, cols, first, k, to)
-                                     : pack_b_across<T, S>(b, cols, first, k, to);
-  });
+            std::int64_t k, P* to) {
+  const bool along = layout == OperandLayout::kAlongK;
+  if constexpr (kGroup<P> == 2) {
+    along ? pack_b_along(b, cols, first, k, to) : pack_b_across(b, cols, first, k, to);
+  } else {
+    visit_storage<P>(b.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      along ? pack_b_along<P, S>(b, cols, first, k, to)
+            : pack_b_across<P, S>(b, cols, first, k, to);
+    });
+  }
 }
 
-template <class T>
+template <class P>
 void run_tiles(OperandLayout a_layout, std::int64_t rows, std::int64_t cols, std::int64_t k,
-               const T* a, const T* b, T* out, std::int64_t out_stride, bool add) {
+               const P* a, const P* b, Sum<P>* out, std::int64_t out_stride, bool add) {
   a_layout == OperandLayout::kAlongK
-      ? run_tiles<T, OperandLayout::kAlongK>(rows, cols, k, a, b, out, out_stride, add)
-      : run_tiles<T, OperandLayout::kAcrossK>(rows, cols, k, a, b, out, out_stride, add);
+      ? run_tiles<P, OperandLayout::kAlongK>(rows, cols, k, a, b, out, out_stride, add)
+      : run_tiles<P, OperandLayout::kAcrossK>(rows, cols, k, a, b, out, out_stride, add);
 }
 
 void gemm_round(const GemmRound& round) {
@@ -285,15 +448,20 @@ void gemm_round(const GemmRound& round) {
   });
 }
 
-template <class T>
-void run_block(const GemmBlock& block, bool rounded) {
-  T* a = static_cast<T*>(block.slot);
-  T* b = a + (rounded ? kMaxRowsRounded : kMaxRows) * (kABytes / kMaxRows) / sizeof(T);
-  T* sums = rounded ? b + kMaxColsRounded * kStepK<T> : static_cast<T*>(block.out);
+template <class P>
+void run_block(const GemmBlock& block) {
+  using T = Sum<P>;
+  const bool rounded = dtype_bytes(block.out_dtype) == 2;
+  char* slot = static_cast<char*>(block.slot);
+  P* a = reinterpret_cast<P*>(slot);
+  slot += (rounded ? kMaxRowsRounded : kMaxRows) * kPackedRowBytes;
+  P* b = reinterpret_cast<P*>(slot);
+  slot += kMaxColsRounded * kPackedColBytes;
+  T* sums = rounded ? reinterpret_cast<T*>(slot) : static_cast<T*>(block.out);
   const std::int64_t stride = rounded ? kMaxColsRounded : block.out_stride;
   // Steps of equal length: their number and bounds depend on k alone.
-  const std::int64_t steps = (block.k + kStepK<T> - 1) / kStepK<T>;
-  const std::int64_t step = (block.k + steps - 1) / steps;
+  const std::int64_t steps = (block.k + kStepK<P> - 1) / kStepK<P>;
+  const std::int64_t step = whole_groups<P>((block.k + steps - 1) / steps);
   for (int term = 0; term < block.num_terms; ++term) {
     for (std::int64_t first = 0; first < block.k; first += step) {
       const std::int64_t k = block.k - first < step ? block.k - first : step;
@@ -321,32 +489,28 @@ void run_block(const GemmBlock& block, bool rounded) {
 }
 
 void gemm_block(const GemmBlock& block) {
-  const bool wide = block.b[0].dtype == DType::kFloat64;
-  const DType accumulator = wide ? DType::kFloat64 : DType::kFloat32;
-  const bool rounded = rounds_output(accumulator, block.out_dtype);
-  wide ? run_block<double>(block, false) : run_block<float>(block, rounded);
+  const DType operands = product_type(block.a[0].dtype, block.b[0].dtype);
+  visit_packed(packed_type(operands), [&](auto zero) { run_block<decltype(zero)>(block); });
 }
 
 void gemm_pack_a(const GemmPack& pack) {
-  pack.operand.dtype == DType::kFloat64
-      ? pack_a(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<double*>(pack.to))
-      : pack_a(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<float*>(pack.to));
+  visit_packed(packed_type(pack.operand.dtype), [&](auto zero) {
+    pack_a(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<decltype(zero)*>(pack.to));
+  });
 }
 
 void gemm_pack_b(const GemmPack& pack) {
-  pack.operand.dtype == DType::kFloat64
-      ? pack_b(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<double*>(pack.to))
-      : pack_b(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<float*>(pack.to));
+  visit_packed(packed_type(pack.operand.dtype), [&](auto zero) {
+    pack_b(pack.operand, pack.layout, pack.size, 0, pack.k, static_cast<decltype(zero)*>(pack.to));
+  });
 }
 
-template <class T>
-void run_tiles(const GemmTiles& t) {
-  run_tiles(t.a_layout, t.rows, t.cols, t.k, static_cast<const T*>(t.a), static_cast<const T*>(t.b),
-            static_cast<T*>(t.out), t.out_stride, t.add);
-}
-
-void gemm_tiles(const GemmTiles& tiles) {
-  tiles.accumulator == DType::kFloat64 ? run_tiles<double>(tiles) : run_tiles<float>(tiles);
+void gemm_tiles(const GemmTiles& t) {
+  visit_packed(t.packed, [&](auto zero) {
+    using P = decltype(zero);
+    run_tiles(t.a_layout, t.rows, t.cols, t.k, static_cast<const P*>(t.a),
+              static_cast<const P*>(t.b), static_cast<Sum<P>*>(t.out), t.out_stride, t.add);
+  });
 }
 
 }  // namespace

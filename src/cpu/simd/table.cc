@@ -13,9 +13,13 @@ extern const SimdTable kGenericTable;
 #ifdef DROPLESS_X86_SIMD
 extern const SimdTable kAvx2Table;
 extern const SimdTable kAvx512Table;
+extern const SimdTable kAvx512Bf16Table;
 #endif
 
 namespace {
+
+// Of SimdLevel, in its order.
+constexpr std::string_view kLevelNames[] = {"generic", "avx2", "avx512", "avx512_bf16"};
 
 SimdLevel processor_level() {
 #ifdef DROPLESS_X86_SIMD
@@ -24,6 +28,7 @@ SimdLevel processor_level() {
                     __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return SimdLevel::kAvx512Bf16;
   if (avx2 && avx512) return SimdLevel::kAvx512;
   if (avx2) return SimdLevel::kAvx2;
 #endif
@@ -32,13 +37,14 @@ SimdLevel processor_level() {
 
 SimdLevel requested_level() {
   const char* variable = std::getenv("DROPLESS_CPU_ISA");
-  const std::string_view name = variable == nullptr ? "avx512" : variable;
-  DROPLESS_CHECK(name == "generic" || name == "avx2" || name == "avx512",
-                 concat("the environment variable DROPLESS_CPU_ISA is \"", name, "\""),
-                 "set it to generic, avx2 or avx512, or unset it");
-  return name == "generic" ? SimdLevel::kGeneric
-         : name == "avx2"  ? SimdLevel::kAvx2
-                           : SimdLevel::kAvx512;
+  if (variable == nullptr) return SimdLevel::kAvx512Bf16;
+  const std::string_view name = variable;
+  for (int level = 0; level < 4; ++level) {
+    if (name == kLevelNames[level]) return static_cast<SimdLevel>(level);
+  }
+  check_failed(ErrorKind::kInvalidArgument, "DROPLESS_CPU_ISA", __FILE__, __LINE__,
+               concat("the environment variable DROPLESS_CPU_ISA is \"", name, "\""),
+               "set it to generic, avx2, avx512 or avx512_bf16, or unset it");
 }
 
 SimdLevel& current_level() {
@@ -54,6 +60,7 @@ void set_simd_level(SimdLevel level) { current_level() = std::min(level, process
 
 const SimdTable& simd() {
 #ifdef DROPLESS_X86_SIMD
+  if (current_level() == SimdLevel::kAvx512Bf16) return kAvx512Bf16Table;
   if (current_level() == SimdLevel::kAvx512) return kAvx512Table;
   if (current_level() == SimdLevel::kAvx2) return kAvx2Table;
 #endif

@@ -41,18 +41,24 @@ struct GemmBlock {
 };
 
 // Block limits for one pair of operand and output type; rows and cols of a block are best multiples
-// of the tile. The packed pieces: at most step_k along k, packed_row elements for each row of A.
+// of the tile. Packed pieces are of type `packed`: at most step_k along k, packed_row elements for
+// each row of A, k rounded up to whole groups.
 struct GemmShape {
+  DType packed;
   int tile_rows, tile_cols;
   int max_rows, max_cols;
-  int step_k, packed_row;
+  int step_k, packed_row, group;
 };
 
-// The steps of gemm_block one by one, for products that use a packed operand several times. All
-// types are those of one accumulator: double for fp64 operands, else float.
+// The type of the operands of a product: where they differ one is an accumulator and decides.
+constexpr DType product_type(DType a, DType b) { return dtype_bytes(a) > dtype_bytes(b) ? a : b; }
+
+// The steps of gemm_block one by one, for products that use a packed operand several times. Both
+// operands have one type; sums are double for fp64, else float.
 
 // Packs an operand of `size` rows (A) or columns (B) by k <= step_k. A takes round_up(size,
-// tile_rows) * packed_row elements, B round_up(size, tile_cols) * k.
+// tile_rows) * packed_row elements of the packed type, B round_up(size, tile_cols) * round_up(k,
+// group).
 struct GemmPack {
   GemmOperand operand;
   OperandLayout layout;
@@ -62,7 +68,7 @@ struct GemmPack {
 
 // out [rows, cols] = A B, or += with `add`, of packed operands.
 struct GemmTiles {
-  DType accumulator;
+  DType packed;  // of gemm_shape
   OperandLayout a_layout;
   std::int64_t rows, cols, k;
   const void *a, *b;
@@ -83,7 +89,7 @@ struct GemmRound {
 
 struct SimdTable {
   const char* name;
-  GemmShape (*gemm_shape)(DType accumulator, DType out);
+  GemmShape (*gemm_shape)(DType operands, DType out);
   void (*gemm_block)(const GemmBlock& block);
   void (*gemm_pack_a)(const GemmPack& pack);
   void (*gemm_pack_b)(const GemmPack& pack);
@@ -103,10 +109,10 @@ struct SimdTable {
                               std::int64_t end);
 };
 
-enum class SimdLevel : std::uint8_t { kGeneric, kAvx2, kAvx512 };
+enum class SimdLevel : std::uint8_t { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The widest level this processor and build have, at most the one named by the environment variable
-// DROPLESS_CPU_ISA (generic, avx2 or avx512).
+// DROPLESS_CPU_ISA (generic, avx2, avx512 or avx512_bf16).
 SimdLevel simd_level();
 
 // Lowers the level for the whole process (tests compare levels); not while kernels run.
