@@ -173,6 +173,7 @@ void add_bench_verb(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "Times parts of dropless beside their rivals");
   bench->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
   bench->require_subcommand(1);
+  add_bench_data(*bench);
   auto verb = std::make_shared<BenchMoeVerb>();
   CLI::App* moe = bench->add_subcommand(
       "moe", "The mixture-of-experts layer; dense products of equal FLOPs and libtorch beside it");

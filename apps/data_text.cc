@@ -61,7 +61,9 @@ void add_data_text(CLI::App& data) {
   CLI::App* verb = data.add_subcommand("text", "Turn text files, one document each, into a set");
   verb->add_option("FILE", options->files, "text files")->required();
   verb->add_option("--out", options->out, "folder of the new set")->required();
-  verb->add_option("--tokenizer", options->tokenizer, "bytes")->capture_default_str();
+  verb->add_option("--tokenizer", options->tokenizer,
+                   "bytes, a tokenizer.json, .model or .tiktoken file, or a folder that holds one")
+      ->capture_default_str();
   verb->add_option("--concat-tokens", set.concat_tokens,
                    "join the documents' tokens and cut rows of this many")
       ->check(whole_number<std::int64_t>(1));

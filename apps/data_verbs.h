@@ -16,6 +16,7 @@ void add_data_info(CLI::App& data);
 void add_data_merge(CLI::App& data);
 void add_data_order(CLI::App& data);
 void add_data_text(CLI::App& data);
+void add_data_tokenizer(CLI::App& data);
 void add_data_verify(CLI::App& data);
 void add_data_write(CLI::App& data);
 

@@ -95,7 +95,7 @@ std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
                 "give token ids: --prompt-ids");
   }
   const std::string text = verb.from_file ? read_file(verb.prompt_file, 64 << 20) : verb.prompt;
-  std::vector<TokenId> ids = tokenizer->encode(text);
+  std::vector<TokenId> ids = tokenizer->encode_with_template(text);
   if (ids.empty() && tokenizer->eos_id()) ids.push_back(*tokenizer->eos_id());  // starts a document
   return {ids};
 }
@@ -150,7 +150,7 @@ void run_generate(const GenerateVerb& verb) {
   Utf8Printer printer;
   printer.print(tokenizer->decode_bytes(prompts[0]));
   generate(*loaded.model, prompts, options, [&](std::size_t, TokenId id) {
-    printer.print(tokenizer->decode_bytes(std::vector<TokenId>{id}));
+    printer.print(tokenizer->decode_bytes(std::vector<TokenId>{id}, /*first=*/false));
   });
   printer.finish();
   std::fputs("\n", stdout);

@@ -30,6 +30,15 @@ class StandardInput {
     return true;
   }
 
+  // All that was not handed out yet.
+  std::string rest() {
+    while (fill()) {
+    }
+    std::string out = buffer_.substr(begin_);
+    begin_ = buffer_.size();
+    return out;
+  }
+
  private:
   bool fill() {
     constexpr std::size_t kBytes = 1 << 16;

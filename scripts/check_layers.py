@@ -3,7 +3,7 @@
 
 A file includes only files of its own room or of rooms on a lower layer; rooms of one layer never include
 each other, however they are built. On top of that: only train/bridge joins libtorch and the kernel API;
-base, data and checkpoint stand without libtorch; src/cuda/device includes nothing outside itself; nobody
+base, tokenizer, data and checkpoint stand without libtorch; src/cuda/device includes nothing outside itself; nobody
 but apps includes train/run; files do not include each other in circles. CMake's targets enforce the same
 at link time; this check sees headers too and names the line.
 
@@ -41,8 +41,9 @@ ROOMS = (
     Room("src/ops", 4, kernels=True, sees=LIBRARY + ("src/common", "src/cpu", "src/cuda")),
     # The training system. It sees the library through its public headers only.
     Room("train/base", 2, sees=LIBRARY),
+    Room("train/tokenizer", 3, sees=LIBRARY + ("train/base",)),
     Room("train/bridge", 2, torch=True, kernels=True, sees=LIBRARY),
-    Room("train/data", 3, sees=LIBRARY + ("train/base",)),
+    Room("train/data", 4, sees=LIBRARY + ("train/base", "train/tokenizer")),
     Room("train/dist", 3, torch=True, sees=LIBRARY + ("train/base", "train/bridge")),
     Room("train/nn", 4, torch=True, sees=LIBRARY + ("train/base", "train/bridge", "train/dist")),
     Room("train/optim", 4, torch=True, sees=LIBRARY + ("train/base", "train/bridge", "train/dist")),
@@ -61,7 +62,7 @@ ROOMS = (
         sees=LIBRARY
         + tuple(
             f"train/{room}"
-            for room in ("base", "bridge", "data", "dist", "nn", "optim", "checkpoint", "convert", "report")
+            for room in ("base", "bridge", "tokenizer", "data", "dist", "nn", "optim", "checkpoint", "convert", "report")
         ),
     ),
     Room("apps", 7, torch=True),

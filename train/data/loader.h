@@ -17,7 +17,7 @@
 #include "train/data/batch.h"
 #include "train/data/epoch_plan.h"
 #include "train/data/shard_store.h"
-#include "train/data/tokenizer.h"
+#include "train/tokenizer/tokenizer.h"
 
 namespace dropless::train {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "train/data/batch.h"
-#include "train/data/tokenizer.h"
+#include "train/tokenizer/tokenizer.h"
 
 namespace dropless::train {
 

@@ -23,7 +23,7 @@ void write_rows(const std::vector<std::string>& files, const TextSetOptions& opt
   const auto eos = encode_marker(*options.tokenizer, options.eos_text);
   std::vector<TokenId> buffer;
   for (const std::string& file : files) {
-    const auto ids = options.tokenizer->encode(read_file(file));
+    const auto ids = options.tokenizer->encode_with_template(read_file(file));
     for (const auto* part : {&bos, &ids, &eos})
       buffer.insert(buffer.end(), part->begin(), part->end());
     std::size_t at = 0;

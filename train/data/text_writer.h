@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "train/data/mds_writer.h"
-#include "train/data/tokenizer.h"
+#include "train/tokenizer/tokenizer.h"
 
 namespace dropless::train {
 

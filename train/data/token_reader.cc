@@ -85,6 +85,20 @@ void TokenReader::append_array(const Encoding& encoding, std::string_view bytes,
                   row);
 }
 
+// A long text loses its end, not what the tokenizer's template puts behind it.
+void TokenReader::append_text(std::string_view text, std::vector<std::int64_t>& row) const {
+  const auto prefix = tokenizer_->prefix_ids(), suffix = tokenizer_->suffix_ids();
+  const auto ids = tokenizer_->encode(text);
+  const std::uint64_t around = prefix.size() + suffix.size();
+  const std::size_t room = max_tokens_ > around ? max_tokens_ - around : 0;
+  const std::size_t begin = row.size();
+  row.insert(row.end(), prefix.begin(), prefix.end());
+  row.insert(row.end(), ids.begin(),
+             ids.begin() + static_cast<std::ptrdiff_t>(std::min(ids.size(), room)));
+  row.insert(row.end(), suffix.begin(), suffix.end());
+  row.resize(std::min<std::size_t>(row.size(), begin + max_tokens_));
+}
+
 std::int64_t TokenReader::append(std::int64_t sample, std::vector<std::int64_t>& row) {
   const std::size_t begin = row.size();
   const std::size_t shard = reader_.shard_of(sample);
@@ -95,10 +109,7 @@ std::int64_t TokenReader::append(std::int64_t sample, std::vector<std::int64_t>&
       if (const std::size_t at = find_invalid_utf8(bytes); at != std::string_view::npos) {
         throw Error(ErrorKind::kDamaged, fmt::format("invalid UTF-8 at byte {}", at));
       }
-      const auto ids = tokenizer_->encode(bytes);
-      row.insert(row.end(), ids.begin(),
-                 ids.begin() +
-                     static_cast<std::ptrdiff_t>(std::min<std::uint64_t>(ids.size(), max_tokens_)));
+      append_text(bytes, row);
     } else {
       append_array(column.encoding, bytes, row);
     }

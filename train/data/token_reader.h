@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "train/data/mds_reader.h"
-#include "train/data/tokenizer.h"
+#include "train/tokenizer/tokenizer.h"
 
 namespace dropless::train {
 
@@ -29,6 +29,7 @@ class TokenReader {
  private:
   void append_array(const Encoding& encoding, std::string_view bytes,
                     std::vector<std::int64_t>& row) const;
+  void append_text(std::string_view text, std::vector<std::int64_t>& row) const;
 
   MdsReader reader_;
   std::shared_ptr<const Tokenizer> tokenizer_;

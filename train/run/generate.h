@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "train/data/tokenizer.h"
+#include "train/tokenizer/tokenizer.h"
 #include "train/nn/precision.h"
 #include "train/nn/transformer.h"
 

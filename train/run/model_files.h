@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "train/checkpoint/safetensors.h"
-#include "train/data/tokenizer.h"
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
+#include "train/tokenizer/tokenizer.h"
 
 namespace dropless::train {
 

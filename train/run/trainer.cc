@@ -101,13 +101,12 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
 
 void Trainer::open_data() {
   const YamlMap& source = config_.source;
-  try {
-    tokenizer_ = make_tokenizer(config_.tokenizer);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kInvalidArgument) throw;
+  if (is_tokenizer(config_.tokenizer)) {
+    tokenizer_ = source.locate("tokenizer.name", [&] { return make_tokenizer(config_.tokenizer); });
+  } else {
     // LLM Foundry's files name tokenizers of the Hugging Face hub; stored token ids do without.
-    log_warning("{}: {}: only sets of token ids can be read", source.where("tokenizer.name"),
-                error.what());
+    log_warning("{}: tokenizer '{}' is not here: only sets of token ids can be read",
+                source.where("tokenizer.name"), config_.tokenizer);
   }
   if (!tokenizer_ && config_.callbacks.generate) {
     source.fail("callbacks.generate_callback", "prompts need the tokenizer",

@@ -1,0 +1,214 @@
+// `dropless bench data`: how fast sets are read, opened and ordered, and text is tokenised, on one
+// core. scripts/compare_data.py runs the reference packages beside it.
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+
+#include <chrono>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "apps/verbs.h"
+#include "apps/whole_number.h"
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/hash.h"
+#include "train/base/signals.h"
+#include "train/data/epoch_plan.h"
+#include "train/data/mds_reader.h"
+#include "train/tokenizer/tokenizer.h"
+
+namespace dropless::apps {
+
+using namespace train;
+
+namespace {
+
+using nlohmann::ordered_json;
+
+struct BenchDataVerb {
+  std::string set, tokenizer, text;
+  std::int64_t samples = 10'000'000, order_shards = 2000, shards = 100'000;
+  bool json = false;
+};
+
+template <class Work>
+double seconds_of(Work&& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The least of some runs: what the machine can do when nothing else runs on it.
+template <class Work>
+double best_seconds(int runs, Work&& work) {
+  double best = seconds_of(work);
+  for (int i = 1; i < runs; ++i) best = std::min(best, seconds_of(work));
+  return best;
+}
+
+// Every sample in order; every byte of every value goes through XXH3.
+ordered_json bench_read(const std::string& folder) {
+  MdsReader reader(folder);
+  std::uint64_t bytes = 0;
+  const auto read_all = [&] {
+    bytes = 0;
+    Xxh3Hash hash;
+    for (std::int64_t i = 0; i < reader.num_samples(); ++i) {
+      for (const std::string_view value : reader.read(i)) {
+        hash.update(value.data(), value.size());
+        bytes += value.size();
+      }
+    }
+  };
+  const double seconds = best_seconds(3, read_all);
+  return {{"set", folder},
+          {"samples", reader.num_samples()},
+          {"bytes", bytes},
+          {"gigabytes_per_s", static_cast<double>(bytes) / 1e9 / seconds},
+          {"samples_per_s", static_cast<double>(reader.num_samples()) / seconds}};
+}
+
+// Most memory that the process has held so far.
+std::int64_t peak_bytes() {
+  rusage use{};
+  ::getrusage(RUSAGE_SELF, &use);
+  return use.ru_maxrss * 1024;
+}
+
+// The order of one epoch; the algorithms that need least memory first, as the peak never falls.
+ordered_json bench_order(std::int64_t samples, std::int64_t shards) {
+  ordered_json rows = ordered_json::array();
+  EpochStream stream;
+  for (std::int64_t i = 0; i < shards; ++i)
+    stream.shard_sizes.push_back(samples * (i + 1) / shards - samples * i / shards);
+  for (const char* name : {"naive", "py1s", "py1br", "py2s", "py1e"}) {
+    EpochConfig config;
+    config.shuffle.algo = parse_shuffle_algo(name);
+    const std::int64_t before = peak_bytes();
+    const double seconds = best_seconds(2, [&] { epoch_order(config, {stream}, 1, 0); });
+    rows.push_back({{"algorithm", name},
+                    {"samples", samples},
+                    {"shards", shards},
+                    {"seconds", seconds},
+                    {"peak_bytes", peak_bytes() - before}});
+  }
+  return rows;
+}
+
+// Opens a set of so many shards, of which only the index is there.
+ordered_json bench_open(std::int64_t shards) {
+  std::string folder = (std::filesystem::temp_directory_path() / "dropless-bench-XXXXXX").string();
+  if (::mkdtemp(folder.data()) == nullptr) throw_errno("make a folder", folder, errno);
+  MdsIndex index;
+  MdsShard shard;
+  shard.columns.push_back({"tokens", Encoding::parse("ndarray:int32"), std::nullopt});
+  for (std::int64_t i = 0; i < shards; ++i) {
+    shard.raw = {fmt::format("shard.{:05}.mds", i),
+                 std::uint64_t{1} << 26,
+                 {{"xxh128", std::string(32, '0')}}};
+    shard.hashes = {"xxh128"};
+    shard.samples = 8000;
+    index.shards.push_back(shard);
+  }
+  write_file_durable(join_path(folder, "index.json"), index.dump());
+  const double seconds = best_seconds(2, [&] { MdsReader reader(folder); });
+  const std::uint64_t bytes = file_bytes(join_path(folder, "index.json"));
+  remove_all(folder);
+  return {{"shards", shards}, {"index_bytes", bytes}, {"seconds", seconds}};
+}
+
+// Texts of 20,000 bytes, about a page of the web each.
+ordered_json bench_tokenizer(const std::string& name, const std::string& path) {
+  const std::string text = read_file(path);
+  std::shared_ptr<const Tokenizer> tokenizer;
+  const double load = seconds_of([&] { tokenizer = make_tokenizer(name); });
+  constexpr std::size_t kText = 20000;
+  std::size_t tokens = 0;
+  const double seconds = best_seconds(3, [&] {
+    tokens = 0;
+    for (std::size_t at = 0; at < text.size(); at += kText)
+      tokens += tokenizer->encode(std::string_view(text).substr(at, kText)).size();
+  });
+  return {{"tokenizer", name},
+          {"bytes", text.size()},
+          {"tokens", tokens},
+          {"load_seconds", load},
+          {"megabytes_per_s", static_cast<double>(text.size()) / 1e6 / seconds}};
+}
+
+void print(const ordered_json& json) {
+  if (json.contains("read")) {
+    const auto& row = json["read"];
+    std::cout << fmt::format("read       {:.2f} GB/s, {:.0f} samples/s\n",
+                             row["gigabytes_per_s"].get<double>(),
+                             row["samples_per_s"].get<double>());
+  }
+  for (const auto& row : json.value("order", ordered_json::array())) {
+    std::cout << fmt::format("order      {:<6} {:.3f} s, {:.0f} MB\n",
+                             row["algorithm"].get<std::string>(), row["seconds"].get<double>(),
+                             row["peak_bytes"].get<double>() / 1e6);
+  }
+  if (json.contains("open")) {
+    std::cout << fmt::format("open       {} shards in {:.3f} s\n",
+                             json["open"]["shards"].get<std::int64_t>(),
+                             json["open"]["seconds"].get<double>());
+  }
+  if (json.contains("tokenizer")) {
+    const auto& row = json["tokenizer"];
+    std::cout << fmt::format("tokenizer  {:.1f} MB/s, loaded in {:.3f} s\n",
+                             row["megabytes_per_s"].get<double>(),
+                             row["load_seconds"].get<double>());
+  }
+}
+
+void run_bench_data(const BenchDataVerb& verb) {
+  install_signal_handlers(SignalMode::kExit);
+  if (verb.tokenizer.empty() != verb.text.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--tokenizer and --text go together",
+                "name a tokenizer and a file of text");
+  }
+  ordered_json json;
+  if (!verb.set.empty()) json["read"] = bench_read(verb.set);
+  if (!verb.tokenizer.empty()) json["tokenizer"] = bench_tokenizer(verb.tokenizer, verb.text);
+  if (json.is_null()) {
+    json["open"] = bench_open(verb.shards);
+    json["order"] = bench_order(verb.samples, verb.order_shards);
+  }
+  if (verb.json) {
+    std::cout << json.dump() << "\n";
+  } else {
+    print(json);
+  }
+}
+
+}  // namespace
+
+void add_bench_data(CLI::App& bench) {
+  auto verb = std::make_shared<BenchDataVerb>();
+  CLI::App* data = bench.add_subcommand(
+      "data", "Reading, opening and ordering sets, and tokenising text, on one core");
+  data->add_option("--set", verb->set, "a set on this machine: read and hash all of it");
+  data->add_option("--tokenizer", verb->tokenizer, "tokenise --text with it");
+  data->add_option("--text", verb->text, "a file of text");
+  data->add_option("--samples", verb->samples, "of the epoch that is ordered")
+      ->capture_default_str()
+      ->check(whole_number<std::int64_t>(1));
+  data->add_option("--order-shards", verb->order_shards, "that they lie in")
+      ->capture_default_str()
+      ->check(whole_number<std::int64_t>(1));
+  data->add_option("--shards", verb->shards, "of the set that is opened")
+      ->capture_default_str()
+      ->check(whole_number<std::int64_t>(1, 10'000'000));
+  data->add_flag("--json", verb->json, "one JSON document");
+  data->footer(
+      "Example: dropless bench data --set data/books/train\n"
+      "         dropless bench data          (without --set or --tokenizer: opening and ordering)");
+  data->callback([verb] { run_bench_data(*verb); });
+}
+
+}  // namespace dropless::apps
