@@ -4,8 +4,10 @@
 #include <csignal>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "apps/verbs.h"
@@ -13,6 +15,7 @@
 #include "dropless/version.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
+#include "train/report/serve.h"
 #include "train/run/config.h"
 #include "train/run/trainer.h"
 
@@ -25,6 +28,7 @@ namespace {
 struct TrainOptions {
   std::string config;
   std::vector<std::string> overrides;
+  std::optional<int> serve;  // a port
 };
 
 void run_train(const TrainOptions& options) {
@@ -38,7 +42,13 @@ void run_train(const TrainOptions& options) {
                 "start it without a launcher, or unset WORLD_SIZE");
   }
   const YamlDocument document = YamlDocument::load(options.config, options.overrides);
-  Trainer trainer(TrainConfig::from_yaml(document), document.dump());
+  TrainConfig config = TrainConfig::from_yaml(document);
+  std::unique_ptr<ReportServer> server;
+  if (options.serve) {
+    server = std::make_unique<ReportServer>(config.save_folder, document.dump(), *options.serve);
+    log_info("the report, as training goes: http://127.0.0.1:{}/", server->port());
+  }
+  Trainer trainer(std::move(config), document.dump());
   trainer.run();
 }
 
@@ -49,6 +59,11 @@ void add_train_verb(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("train", "Train a model from a YAML config");
   verb->add_option("config", options->config, "LLM-Foundry-style YAML file")->required();
   verb->add_option("overrides", options->overrides, "key.path=value, replaces what the file says");
+  constexpr int kLastPort = 65535;
+  verb->add_option("--serve", options->serve,
+                   "show the report on this port of 127.0.0.1; 0: any that is free")
+      ->type_name("PORT")
+      ->check(CLI::Range(0, kLastPort));
   verb->footer(
       "Ctrl-C or SIGTERM saves a checkpoint and stops; autoresume=true goes on from it.\n"
       "Example: dropless train configs/demo.yaml max_duration=100ba optimizer.lr=1e-3");

@@ -31,6 +31,27 @@ class ReportTest(CommandTest):
         self.assertEqual(len(self.data("both.html")["runs"]), 2)
         self.assertIn("d_model: 32", self.data("both.html")["runs"][0]["config"])
 
+    def test_every_tenth_step_tells_how_decided_the_routers_are(self):
+        self.write_data()
+        self.write_config()
+        self.check_command("train", "config.yaml", "max_duration=20ba", "model.ffn_config.moe_loss_weight=0")
+        entropy = {line["step"]: line.get("mb_moe/router_entropy") for line in self.metrics() if "loss/train/total" in line}
+        self.assertEqual([step for step, value in entropy.items() if value is not None], [10, 20])
+        # Small weights at the start: close to undecided.
+        self.assertGreater(entropy[10], 0.9)
+        self.assertLess(entropy[10], 1)
+
+    def test_a_run_that_fails_says_so_on_its_last_page(self):
+        self.write_data()
+        self.write_config()
+        result = self.run_command("train", "config.yaml", "optimizer.lr=1e30", "algorithms=null")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        (run,) = self.data("run/report.html")["runs"]
+        last = run["events"][-1]
+        self.assertEqual(last["event"], "failed")
+        self.assertIn(last["detail"], result.stderr)
+        self.assertEqual(last["step"], run["step"])
+
     def test_refuses_what_is_no_run(self):
         (self.folder / "empty").mkdir()
         for arguments in [("none",), ("empty",)]:
