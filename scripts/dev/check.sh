@@ -37,7 +37,12 @@ verb_test() {
   fi
   preset=$(default_preset)
   # Tests read this: random and fuzz cases run longer.
-  [[ -z $nightly ]] || export DROPLESS_NIGHTLY=1
+  if [[ -n $nightly ]]; then
+    export DROPLESS_NIGHTLY=1
+    take_lock
+    ensure_packages build nightly
+    release_lock
+  fi
   build_all "$preset"
   run_tests "$preset" "$@"
   [[ -n $nightly ]] || return 0

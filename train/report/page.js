@@ -123,7 +123,7 @@ function drawChart(card, chart) {
     picture.append(svg('line', {class: 'grid', x1: left, x2: width - right, y1: py(value), y2: py(value)}), label);
   }
   const unit = axis() === 'tokens' ? 'tokens' : 'step';
-  for (const x of ticks(first, last, Math.max(3, Math.floor(width / 80)))) {
+  for (const x of ticks(first, last, Math.max(4, Math.floor(width / 75)))) {
     const text = format(x), most = width - 3.3 * text.length;
     picture.append(svg('text', {x: Math.min(px(x), most), y: height - 5, 'text-anchor': 'middle'}, text));
   }
