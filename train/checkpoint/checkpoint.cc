@@ -229,7 +229,12 @@ std::string resolve_checkpoint(const std::string& path) {
   const std::string latest = read_latest(path);
   if (!latest.empty() && has_manifest(latest)) return latest;
   for (const Candidate& candidate : candidates(path)) {
-    if (candidate.sequence >= 0) return candidate.folder;
+    if (candidate.sequence < 0) continue;
+    if (latest.empty()) return candidate.folder;
+    throw Error(ErrorKind::kDamaged,
+                fmt::format("{} names {}, which {}", join_path(path, kLatest), latest,
+                            path_exists(latest) ? "has no manifest.json" : "is not there"),
+                fmt::format("{} is the newest complete one: name it to use it", candidate.folder));
   }
   throw Error(ErrorKind::kInvalidArgument, fmt::format("no complete checkpoint in {}", path),
               "give a step-N folder with a manifest.json, or a run folder that holds one");

@@ -71,7 +71,8 @@ std::vector<std::string> sweep_stale(const std::string& run_folder);
 std::vector<std::string> prune_checkpoints(const std::string& run_folder, int keep);
 
 // A checkpoint folder is one that holds a manifest. Takes one, or a run folder (its `latest`; where
-// that is missing or dangling, its newest). Throws kInvalidArgument when there is none.
+// there is no such link, its newest). Throws kInvalidArgument when there is none, kDamaged when
+// `latest` names one that is not complete.
 std::string resolve_checkpoint(const std::string& path);
 
 // Reads manifest.json alone. kInvalidArgument: absent, or an unknown format or version; kDamaged:

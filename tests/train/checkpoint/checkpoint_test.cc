@@ -140,8 +140,15 @@ TEST_F(Checkpoint, ResolveExplainsItself) {
   EXPECT_THAT(error_of([&] { resolve_checkpoint(run_); }, ErrorKind::kInvalidArgument),
               HasSubstr("no complete checkpoint in " + run_));
   save(run_, 2, 1);
-  replace_symlink(run_ + "/latest", "step-99");  // dangling
+  std::filesystem::remove(run_ + "/latest");
   EXPECT_EQ(resolve_checkpoint(run_), run_ + "/step-2");
+  // Never another one than the name says.
+  replace_symlink(run_ + "/latest", "step-99");
+  EXPECT_THAT(error_of([&] { resolve_checkpoint(run_); }, ErrorKind::kDamaged),
+              HasSubstr("step-99, which is not there"));
+  make_folders(run_ + "/step-99");
+  EXPECT_THAT(error_of([&] { resolve_checkpoint(run_); }, ErrorKind::kDamaged),
+              HasSubstr("step-99, which has no manifest.json"));
 }
 
 TEST_F(Checkpoint, Prune) {
