@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "train/bridge/moe.h"
+#include "train/nn/moe_torch.h"
 
 namespace dropless::apps {
 
@@ -16,6 +17,18 @@ struct LayerShape {
 
 using LayerFunction = train::MoEResult (*)(const MoEConfig&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&);
+
+// Without the arguments that have defaults.
+inline train::MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x,
+                                  const at::Tensor& router, const at::Tensor& w1,
+                                  const at::Tensor& v1, const at::Tensor& w2) {
+  return train::moe_layer(config, x, router, w1, v1, w2);
+}
+inline train::MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x,
+                                        const at::Tensor& router, const at::Tensor& w1,
+                                        const at::Tensor& v1, const at::Tensor& w2) {
+  return train::moe_layer_torch(config, x, router, w1, v1, w2);
+}
 
 // SwiGLU, random tokens and router.
 class LayerCase {

@@ -1,5 +1,5 @@
 // `dropless data tokenizer encode|decode`: what a tokenizer makes of text.
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 
