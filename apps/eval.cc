@@ -14,12 +14,15 @@
 #include "apps/verbs.h"
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/convert/hf_folder.h"
 #include "train/data/mini_text.h"
 #include "train/run/config.h"
 #include "train/run/evaluate.h"
+#include "train/run/model_files.h"
 
 namespace dropless::apps {
 
@@ -127,7 +130,16 @@ void run_eval(EvalVerb verb) {
       config->source.locate("device", [&] { choose_device(config->device); });
     }
   }
-  const LoadedModel loaded = verb.model_options.open(model_path);
+  const LoadedModel loaded = [&] {
+    if (is_model) return verb.model_options.open(model_path);
+    const char* key = config->load_path.empty() ? "save_folder" : "load_path";
+    return config->source.locate(key, [&] { return verb.model_options.open(model_path); });
+  }();
+  if (config && !is_hf_folder(loaded.folder)) {
+    if (const auto difference = maths_difference(loaded.folder, config->model)) {
+      log_warning("the checkpoint's own model is evaluated: {}", *difference);
+    }
+  }
   if (!verb.data.empty()) {
     sources.emplace_back("", open_data(verb, loaded));
   } else {

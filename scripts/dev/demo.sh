@@ -37,8 +37,12 @@ verb_demo() {
   stage n-gram "see the log" demo_ngram "${dropless}_ngram"
   rm -rf "runs/$name"
   say "training: dropless train $config"
-  # Not a stage: the command shows its own progress.
+  # Not a stage: the command shows its own progress. It saves at Ctrl-C and ends well; the demo is over then.
+  local stopped=
+  trap 'stopped=1' INT TERM
   "$dropless" train "$config" >&2 || fail 1 "training failed" "the message above; the data: runs/demo-data"
+  trap - INT TERM
+  [[ -z $stopped ]] || fail 130 "demo stopped; what it learnt is saved" "./dev run train $config autoresume=true"
   stage evaluate "the data: runs/demo-data" demo_evaluate "$dropless" "$name" "$length"
   stage sample "dropless generate --help" demo_sample "$dropless" "$name"
   "$venv/bin/python" scripts/demo_summary.py "runs/$name" runs/demo-data/ngram.json

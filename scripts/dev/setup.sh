@@ -77,7 +77,7 @@ pip_install() {
   want=$(cat "$root/scripts/requirements.txt" "$file" | cksum)
   shift 2
   [[ ! -x $venv/bin/python || ! -f $stamp || $(<"$stamp") != "$want" ]] || return 0
-  stage "python" "is the package index reachable? try again; ./dev clean --all starts over" \
+  stage "python" "see its last lines: no usable Python (DROPLESS_PYTHON names one), or no package index? ./dev clean --all starts over" \
     pip_install_now "$file" "$@"
   printf '%s\n' "$want" >"$stamp"
 }

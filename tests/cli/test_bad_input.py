@@ -117,6 +117,16 @@ class BadInputTest(CommandTest):
         for arguments in [["load_path=run", "model.n_layers=3"], ["load_path=nowhere"]]:
             self.refuse(2, "", "train", self.config, "save_overwrite=true", *arguments)
             self.assertEqual(sorted(str(p) for p in (self.folder / "run").rglob("*")), before)
+        # Nothing to train: nothing is removed.
+        self.check_command("train", self.config, "save_overwrite=true", "load_path=run", "max_duration=3ba", "scheduler.t_warmup=0ba")
+        self.assertEqual(sorted(str(p) for p in (self.folder / "run").rglob("*")), before)
+        # What it goes on from stands until the first save.
+        self.refuse(
+            1, "what this run started from still stands: run/step-3", "train", self.config, "save_overwrite=true",
+            "load_path=run/step-3", "max_duration=5ba", "scheduler.t_warmup=0ba", "optimizer.lr=1e30", "algorithms=null",
+            "save_interval=100ba",
+        )  # fmt: skip
+        self.check_command("generate", "run", "--prompt", "a", "--max-new-tokens", 1)
         # From its own checkpoint: read first, then replaced.
         self.check_command("train", self.config, "save_overwrite=true", "load_path=run/step-3", "max_duration=5ba", "scheduler.t_warmup=0ba")
         self.assertFalse((self.folder / "run" / "step-3").exists())

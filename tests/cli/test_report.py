@@ -37,8 +37,8 @@ class ReportTest(CommandTest):
         self.check_command("train", "config.yaml", "max_duration=20ba", "model.ffn_config.moe_loss_weight=0")
         entropy = {line["step"]: line.get("mb_moe/router_entropy") for line in self.metrics() if "loss/train/total" in line}
         self.assertEqual([step for step, value in entropy.items() if value is not None], [10, 20])
-        # Small weights at the start: close to undecided.
-        self.assertGreater(entropy[10], 0.9)
+        # Between decided (0) and undecided (1), nearer to the latter at the start.
+        self.assertGreater(entropy[10], 0.5)
         self.assertLess(entropy[10], 1)
 
     def test_a_run_that_fails_says_so_on_its_last_page(self):

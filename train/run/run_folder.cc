@@ -30,6 +30,12 @@ bool is_link(const std::string& path) {
   return std::filesystem::is_symlink(std::filesystem::symlink_status(path, error));
 }
 
+void remove_checkpoint(const std::string& checkpoint) {
+  // Renamed first: a half-removed folder must not look like a checkpoint.
+  rename_path(checkpoint, checkpoint + ".tmp");
+  remove_all(checkpoint + ".tmp");
+}
+
 }  // namespace
 
 std::string metrics_path(const std::string& run_folder) {
@@ -129,7 +135,7 @@ std::optional<std::string> RunFolder::newest_good() const {
   }
   if (!newest.folder && !newest.rejected.empty()) {
     throw Error(ErrorKind::kDamaged, "no checkpoint under " + path_ + " verifies",
-                "restore one of them, or start anew with save_overwrite=true autoresume=false");
+                "restore one of them, or start anew in another save_folder");
   }
   return newest.folder;
 }
@@ -140,16 +146,29 @@ void RunFolder::check_in_place() const {
               "nothing more is saved there");
 }
 
-void RunFolder::remove_old_run() const {
-  remove_all(join_path(path_, "latest"));
+void RunFolder::remove_old_run(const std::string& kept) {
+  if (!kept.empty() && holds(kept)) kept_ = base_name(kept);
+  const std::string latest = join_path(path_, "latest");
+  if (kept_.empty()) {
+    remove_all(latest);
+  } else {
+    replace_symlink(latest, kept_);
+  }
   for (const std::int64_t step : list_steps(path_)) {
-    // Renamed first: a half-removed folder must not look like a checkpoint.
-    const std::string checkpoint = join_path(path_, step_folder_name(step));
-    rename_path(checkpoint, checkpoint + ".tmp");
-    remove_all(checkpoint + ".tmp");
+    const std::string name = step_folder_name(step);
+    if (name != kept_) remove_checkpoint(join_path(path_, name));
   }
   remove_all(metrics_path(path_));
   remove_all(samples_path(path_));
+}
+
+void RunFolder::remove_kept() {
+  if (kept_.empty()) return;
+  // A save of the same step has taken its place.
+  std::error_code error;
+  const auto latest = std::filesystem::read_symlink(join_path(path_, "latest"), error);
+  if (!error && latest != kept_) remove_checkpoint(join_path(path_, kept_));
+  kept_.clear();
 }
 
 void RunFolder::prune() const { prune_checkpoints(path_, policy_.keep); }

@@ -34,8 +34,10 @@ class RunFolder {
   // Throws Error(kDamaged) where the folder was removed or replaced since it was locked: what is
   // there now may be another run's.
   void check_in_place() const;
-  // Removes the checkpoints and metrics of the run that was there before.
-  void remove_old_run() const;
+  // Removes the checkpoints and metrics of the run that was there before, but for `kept`, one of its
+  // checkpoints or "": what this run goes on from stands until remove_kept(), after its first save.
+  void remove_old_run(const std::string& kept);
+  void remove_kept();
   void prune() const;
 
  private:
@@ -45,6 +47,7 @@ class RunFolder {
   std::string path_;
   Policy policy_;
   std::optional<FolderLock> lock_;
+  std::string kept_;
 };
 
 // RUN_FOLDER/metrics.jsonl, RUN_FOLDER/samples.jsonl

@@ -86,7 +86,8 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   with_torch_errors("", [&] { restore(); });
   // Not before: what load_path names may stand in this folder, and a load that fails removes
   // nothing.
-  if (config_.save_overwrite) folder_->remove_old_run();
+  if (step_ >= length_.max_batches) return;  // run() has nothing to do, and nothing is touched
+  if (config_.save_overwrite) folder_->remove_old_run(started_from_);
   metrics_ = std::make_unique<StepLog>(metrics_path(folder_->path()), step_);
   if (config_.callbacks.generate) {
     samples_log_ = std::make_unique<StepLog>(samples_path(folder_->path()), step_);
@@ -239,11 +240,20 @@ void Trainer::restore_from(const std::string& checkpoint) {
 bool Trainer::due(const Interval& interval) const {
   const double batches = length_.batches(interval);
   if (batches <= 0) return false;
-  return std::floor(static_cast<double>(step_) / batches) >
-         std::floor(static_cast<double>(step_ - 1) / batches);
+  // A fraction of max_duration is a whole number of batches but for its last bits.
+  constexpr double kSlack = 1e-9;
+  const auto passed = [&](std::int64_t step) {
+    return std::floor(static_cast<double>(step) / batches + kSlack);
+  };
+  return passed(step_) > passed(step_ - 1);
 }
 
 void Trainer::run() {
+  if (step_ >= length_.max_batches) {
+    log_info("step {} is already at max_duration {}: nothing to train", step_,
+             config_.max_duration.str());
+    return;
+  }
   log_info("{}", training_summary(config_, *model_, *train_loader_, length_));
   try {
     with_torch_errors("if memory ran out, lower device_train_microbatch_size", [&] { loop(); });
@@ -265,8 +275,7 @@ std::string Trainer::what_still_stands() const {
     return "last good checkpoint: " + last_checkpoint_ + " (autoresume=true goes on from it)";
   }
   const std::string nothing = "no checkpoint was saved";
-  // save_overwrite has removed what stood in the run folder itself.
-  if (started_from_.empty() || folder_->holds(started_from_)) return nothing;
+  if (started_from_.empty()) return nothing;
   return nothing + "; what this run started from still stands: " + started_from_;
 }
 
@@ -277,11 +286,6 @@ void Trainer::loop() {
   options.start = static_cast<std::uint64_t>(step_);
   options.redraw = config_.progress_bar;
   options.enabled = config_.progress_bar || config_.log_to_console;
-  if (step_ >= length_.max_batches) {
-    log_info("step {} is already at max_duration {}: nothing to train", step_,
-             config_.max_duration.str());
-    return;
-  }
   // After a resume: the evaluation that a signal cut off.
   if (step_ == 0 ? config_.eval_first : due(config_.eval_interval)) evaluate_all();
   progress_ = std::make_unique<ProgressLine>(options);
@@ -547,6 +551,7 @@ void Trainer::note_published() {
   if (!published) return;
   last_checkpoint_ = published->checkpoint;
   report_->event("save", published->step);
+  folder_->remove_kept();
   folder_->prune();
 }
 

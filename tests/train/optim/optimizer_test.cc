@@ -228,7 +228,7 @@ TEST(Optimizer, ExpressionsThatTakeNothingAreErrors) {
     return refusal([&] { parse(text).assign_groups({"wte.weight", "norm.weight"}); });
   };
   EXPECT_THAT(assign("{disable_grad: [wpe]}"), HasSubstr("'wpe' takes no parameter | parameters"));
-  EXPECT_THAT(assign("{disable_grad: weight}"), HasSubstr("leaves no parameter to train"));
+  EXPECT_THAT(assign("{disable_grad: weight}"), HasSubstr("nothing is left to train"));
   EXPECT_THAT(assign("{param_groups: [{param_str_match: norm}, {param_str_match: norm.w}]}"),
               HasSubstr("'norm.w' takes no parameter: all that match belong to an earlier group"));
 }

@@ -58,11 +58,17 @@ TEST_F(RunFolderTest, AnotherRunIsReplacedOrResumedOnlyWhenAsked) {
   EXPECT_THROW(RunFolder(run, {}), Error);
   EXPECT_NO_THROW(RunFolder(run, {.resume = true}));
   write_file_durable(run + "/step-5/manifest.json", "{}\n");
-  const RunFolder over(run, {.overwrite = true});
+  RunFolder over(run, {.overwrite = true});
   EXPECT_TRUE(path_exists(metrics_path(run))) << "not before it is asked to";
   EXPECT_THROW(RunFolder(run, {.resume = true}), Error) << "locked";
-  over.remove_old_run();
+  std::filesystem::create_directory(run + "/step-6");
+  write_file_durable(run + "/step-6/manifest.json", "{}\n");
+  over.remove_old_run(run + "/step-5");
   EXPECT_FALSE(path_exists(metrics_path(run)));
+  EXPECT_FALSE(path_exists(run + "/step-6"));
+  EXPECT_TRUE(path_exists(run + "/latest/manifest.json")) << "what the run goes on from";
+  replace_symlink(run + "/latest", "step-9");  // the first save
+  over.remove_kept();
   EXPECT_FALSE(path_exists(run + "/step-5"));
 }
 
