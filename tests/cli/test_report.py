@@ -37,9 +37,9 @@ class ReportTest(CommandTest):
         self.check_command("train", "config.yaml", "max_duration=20ba", "model.ffn_config.moe_loss_weight=0")
         entropy = {line["step"]: line.get("mb_moe/router_entropy") for line in self.metrics() if "loss/train/total" in line}
         self.assertEqual([step for step, value in entropy.items() if value is not None], [10, 20])
-        # Between decided (0) and undecided (1), nearer to the latter at the start.
-        self.assertGreater(entropy[10], 0.5)
-        self.assertLess(entropy[10], 1)
+        for step in (10, 20):
+            self.assertGreater(entropy[step], 0)
+            self.assertLess(entropy[step], 1)
 
     def test_a_run_that_fails_says_so_on_its_last_page(self):
         self.write_data()

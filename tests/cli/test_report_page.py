@@ -138,7 +138,7 @@ class ReportPageTest(CommandTest):
 
     def test_several_runs(self):
         for k in range(3):
-            self.check_command("train", "config.yaml", f"save_folder=run-{k}", f"seed={k}", f"max_duration={20 + 10 * k}ba")
+            self.check_command("train", "config.yaml", f"save_folder=run-{k}", f"seed={k}", f"max_duration={20 + 10 * k}ba", "eval_interval=5ba")
         self.check_command("report", "run-0", "run-1", "run-2", "--out", "all.html")
         for view in VIEWS:
             with self.subTest(view):
@@ -159,6 +159,12 @@ class ReportPageTest(CommandTest):
         self.keep(page, "failed run")
         self.assertEqual(page.complaints(), [])
         self.assertRegex(page.evaluate("document.querySelector('#summary p.bad').textContent"), "the (loss|gradient norm) of step")
+        self.assertEqual(page.evaluate(COLLISIONS), [])  # a learning rate of 1e30 included
+        labels = page.evaluate(
+            "[...document.querySelectorAll('svg.chart')].map(p => [...p.querySelectorAll('text[text-anchor=end]')].map(t => t.textContent))"
+        )
+        for chart in labels:
+            self.assertEqual(len(chart), len(set(chart)), chart)
 
     def test_the_page_of_a_server_goes_on_by_itself(self):
         process = subprocess.Popen(
@@ -176,10 +182,10 @@ class ReportPageTest(CommandTest):
         steps = "+document.querySelector('#summary td:nth-child(2)').textContent.replace(' k', 'e3')"
         page.wait(f"({steps}) >= 1")
         before = page.evaluate(steps)
-        page.evaluate("(() => { const e = document.getElementById('smooth'); e.value = 12; e.dispatchEvent(new Event('input')); })()")
+        page.evaluate("(() => { const e = document.getElementById('smooth'); e.value = 5; e.dispatchEvent(new Event('input')); })()")
         page.wait(f"({steps}) > {before}")
         page.wait(f"({steps}) >= 20 && document.querySelectorAll('svg.chart').length >= 9")
-        self.assertEqual(page.evaluate("document.getElementById('smooth-value').textContent"), "12 %")
+        self.assertEqual(page.evaluate("document.getElementById('smooth-value').textContent"), "5.0 %")
         self.assertEqual(page.complaints(), [])
         self.assertEqual(set(page.requests()), {address[0] + "data.json"})
         self.keep(page, "live")

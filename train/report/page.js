@@ -17,14 +17,24 @@ function svg(name, attributes = {}, ...children) {
   return made;
 }
 
-function format(value) {
+function format(value, digits = 4) {
   if (value === undefined || value === null) return '–';
   const size = Math.abs(value);
-  if (size !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0*e/, 'e');
+  if (size >= 1e15 || (size !== 0 && size < 1e-3)) return value.toExponential(digits - 2).replace(/\.?0*e\+?/, 'e');
   for (const [unit, name] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e4, 'k']]) {
-    if (size >= unit) return +(value / (name === 'k' ? 1e3 : unit)).toPrecision(4) + ' ' + name;
+    if (size >= unit) return +(value / (name === 'k' ? 1e3 : unit)).toPrecision(digits) + ' ' + name;
   }
-  return String(+value.toPrecision(4));
+  return String(+value.toPrecision(digits));
+}
+
+// With as many digits as tell them apart.
+function formatTicks(values) {
+  let labels;
+  for (let digits = 4; digits <= 9; ++digits) {
+    labels = values.map(value => format(value, digits));
+    if (new Set(labels).size === labels.length) break;
+  }
+  return labels;
 }
 
 const colour = i => `var(--c${i % 8})`;
@@ -89,11 +99,11 @@ function range() {
 
 // A chart: {title, curves: [{name, run, series, smooth, colour, dash}]}.
 function drawChart(card, chart) {
-  const strength = byId('smooth').value / 100;
+  const strength = byId('smooth').value / 100;  // of the points of a curve
   const width = Math.max(card.clientWidth - 24, 120), height = 210;
   const left = 54, right = 10, top = 8, bottom = 22;
   const curves = chart.curves.map(curve => {
-    const weight = curve.smooth ? strength : 0;
+    const weight = curve.smooth && strength > 0 ? Math.exp(-1 / (strength * curve.series.mean.length)) : 0;
     return {...curve, weight, x: positions(curve.run, curve.series.step), y: smoothed(curve.series.mean, weight)};
   });
   let low = Infinity, high = -Infinity;
@@ -118,12 +128,13 @@ function drawChart(card, chart) {
   const clip = `clip${chart.index}`;
   const picture = svg('svg', {class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': chart.title},
     svg('clipPath', {id: clip}, svg('rect', {x: left, y: 0, width: Math.max(width - left, 1), height: height - bottom + 1})));
-  for (const value of log ? logTicks(Math.exp(from), Math.exp(to)) : ticks(from, to, 5)) {
-    const label = svg('text', {x: left - 6, y: py(value) + 4, 'text-anchor': 'end'}, format(value));
+  const values = log ? logTicks(Math.exp(from), Math.exp(to)) : ticks(from, to, 5), labels = formatTicks(values);
+  values.forEach((value, i) => {
+    const label = svg('text', {x: left - 6, y: py(value) + 4, 'text-anchor': 'end'}, labels[i]);
     picture.append(svg('line', {class: 'grid', x1: left, x2: width - right, y1: py(value), y2: py(value)}), label);
-  }
+  });
   const unit = axis() === 'tokens' ? 'tokens' : 'step';
-  for (const x of ticks(first, last, Math.max(4, Math.floor(width / 75)))) {
+  for (const x of ticks(first, last, Math.max(4, Math.floor(width / 75))).filter(Number.isInteger)) {
     const text = format(x), most = width - 3.3 * text.length;
     picture.append(svg('text', {x: Math.min(px(x), most), y: height - 5, 'text-anchor': 'middle'}, text));
   }
@@ -131,14 +142,14 @@ function drawChart(card, chart) {
   drawEvents(picture, chart, px, top, height - bottom);
   const path = (xs, ys) => xs.map((x, i) => `${i ? 'L' : 'M'}${px(x).toFixed(1)} ${py(ys[i]).toFixed(1)}`).join('');
   const lines = svg('g', {'clip-path': `url(#${clip})`});
-  for (const {series, weight, x, y, colour, dash} of curves) {
+  for (const {series, smooth, weight, x, y, colour, dash} of curves) {
     if (series.min) {
       const outline = path(x, series.max) + path([...x].reverse(), [...series.min].reverse()).replace('M', 'L');
       lines.append(svg('path', {class: 'band', d: outline + 'Z', style: `fill:${colour}`}));
     }
     if (weight > 0) lines.append(svg('path', {class: 'raw', d: path(x, series.mean), style: `stroke:${colour}`}));
     lines.append(svg('path', {class: 'curve', d: path(x, y), style: `stroke:${colour}`, 'stroke-dasharray': dash}));
-    if (x.length <= 30) x.forEach((at, i) => lines.append(svg('circle', {cx: px(at), cy: py(y[i]), r: 2.5, style: `fill:${colour}`})));
+    if (x.length === 1 || (!smooth && x.length <= 30)) x.forEach((at, i) => lines.append(svg('circle', {cx: px(at), cy: py(y[i]), r: 2.5, style: `fill:${colour}`})));
   }
   const cross = svg('line', {class: 'cross', y1: top, y2: height - bottom, visibility: 'hidden'});
   picture.append(lines, cross);
@@ -252,7 +263,7 @@ const utc = time => time.replace('T', ' ').replace('Z', '');
 
 function summary() {
   const lastOf = series => series && series.mean.at(-1);
-  const calm = series => series && smoothed(series.mean, 0.95).at(-1);
+  const calm = series => series && smoothed(series.mean, Math.exp(-50 / series.mean.length)).at(-1);
   const evalKeys = [...new Set(runs.flatMap(run => Object.keys(run.series)))].filter(key => evalEntropy.test(key)).sort();
   const columns = [
     ['step', run => run.step], ['tokens', run => lastOf(run.series['time/token'])],
@@ -380,7 +391,7 @@ function drawRun() {
 // ---- the page ----
 
 function draw() {
-  byId('smooth-value').textContent = `${byId('smooth').value} %`;
+  byId('smooth-value').textContent = `${(+byId('smooth').value).toFixed(1)} %`;
   for (const chart of charts) if (chart.card.clientWidth > 0) drawChart(chart.card, chart);
 }
 
