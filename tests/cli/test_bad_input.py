@@ -45,7 +45,6 @@ class BadInputTest(CommandTest):
     def test_impossible_sizes(self):
         for override, message in [
             ("model.ffn_config.moe_top_k=5", "moe_top_k 5"),
-            ("device_train_microbatch_size=9", "device_train_microbatch_size 9"),
             ("model.attn_config.attn_type=grouped_query_attention", "kv_n_heads"),
             ("model.vocab_size=100", "vocab_size 100"),
             ("max_duration=0ba", "max_duration"),

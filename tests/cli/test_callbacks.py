@@ -182,7 +182,7 @@ class CallbacksTest(CommandTest):
             ("{early_stopper: {monitor: x, dataloader_label: eval}}", "there is no metric x"),
             ("{early_stopper: {monitr: x}}", "monitor"),
             ("{generate_callback: {prompts: [], interval: 1ba}}", "prompts is empty"),
-            ("{generate_callback: {prompts: [a]}}", "interval is missing"),
+            ("{generate_callback: {prompts: [a]}}", "interval: required key is missing"),
             ("{kill_loss_spike: {window_size: 0}}", "window_size"),
             ("{kill_loss_spik: {}}", "did you mean"),
             ("{hf_checkpointer: {save_folder: x, save_interval: 1ba, precision: fp8}}", "unknown precision fp8"),

@@ -1,7 +1,9 @@
 #include "train/base/scalar.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <string>
 
@@ -95,7 +97,12 @@ std::optional<double> parse_float_text(std::string_view text) {
   double value = 0;
   const char* end = body.data() + body.size();
   const auto result = std::from_chars(body.data(), end, value, std::chars_format::general);
-  if (result.ec != std::errc() || result.ptr != end) return std::nullopt;
+  if (result.ptr != end || result.ec == std::errc::invalid_argument) return std::nullopt;
+  if (result.ec == std::errc::result_out_of_range) {
+    // from_chars does not tell 1e999 from 1e-999. None of the two is 0.
+    const double rounded = std::strtod(std::string(body).c_str(), nullptr);
+    value = std::max(rounded, std::numeric_limits<double>::denorm_min());
+  }
   return sign * value;
 }
 

@@ -85,8 +85,9 @@ Time Time::parse(const std::string& text) {
     }
   }
   const std::optional<double> value = parse_float_text(trim(number));
-  if (!value || !std::isfinite(*value)) fail(text, "no number and unit in it");
+  if (!value || std::isnan(*value)) fail(text, "no number and unit in it");
   if (*value < 0) fail(text, "it is negative");
+  if (std::isinf(*value)) fail(text, "it is too large");
   if (unit == TimeUnit::kDuration || unit == TimeUnit::kSecond) return {*value, unit};
   if (*value != std::floor(*value)) fail(text, "only dur and sec take fractions");
   // Beyond 2^53 a double no longer counts one by one.

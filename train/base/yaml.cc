@@ -13,6 +13,7 @@
 #include "train/base/scalar.h"
 #include "train/base/suggest.h"
 #include "train/base/yaml_node.h"
+#include "train/base/yaml_record.h"
 
 namespace dropless::train {
 namespace {
@@ -57,10 +58,15 @@ std::string describe(const YamlNode& node) {
   return (node.plain ? "" : "the string ") + ("\"" + text + "\"");
 }
 
+// Where a value was written that came in by ${}.
+std::string origin(const YamlNode& node) {
+  return node.via.empty() ? "" : " (from " + node.via + ")";
+}
+
 [[noreturn]] void fail_type(const YamlNode& node, const std::string& path,
                             const std::string& wanted, const std::string& hint = {}) {
-  const std::string via = node.via.empty() ? "" : " (from " + node.via + ")";
-  fail_yaml(node.place, fmt::format("{}: expected {}, got {}{}", path, wanted, describe(node), via),
+  fail_yaml(node.place,
+            fmt::format("{}: expected {}, got {}{}", path, wanted, describe(node), origin(node)),
             hint);
 }
 
@@ -96,6 +102,10 @@ struct Reader<std::int64_t> {
           *value == static_cast<double>(static_cast<std::int64_t>(*value))) {
         return static_cast<std::int64_t>(*value);
       }
+      if (value && std::isfinite(*value) && *value == std::floor(*value)) {
+        fail_type(node, path, "an integer of 64 bits",
+                  "1e15 is exact up to 2^53, digits up to 2^63");
+      }
     }
     fail_type(node, path, "an integer", quotes_hint(node));
   }
@@ -113,18 +123,17 @@ struct Reader<int> {
 template <>
 struct Reader<double> {
   static double read(const YamlNode& node, const std::string& path) {
-    if (node.kind == Kind::kScalar && node.plain) {
-      const std::optional<double> value = parse_float_text(node.text);
-      constexpr double kMax = std::numeric_limits<float>::max();
-      constexpr double kMin = std::numeric_limits<float>::min();
-      const double size = value ? std::abs(*value) : 0;
-      if (value && (size == 0 || (size >= kMin && size <= kMax))) return *value;
-      if (value) {
-        fail_type(node, path,
-                  fmt::format("a number of fp32, 0 or from {:.1e} to {:.1e}", kMin, kMax));
-      }
-    }
-    fail_type(node, path, "a number", quotes_hint(node));
+    std::optional<double> value;
+    if (node.kind == Kind::kScalar && node.plain) value = parse_float_text(node.text);
+    if (!value) fail_type(node, path, "a number", quotes_hint(node));
+    constexpr double kMax = std::numeric_limits<float>::max();
+    constexpr double kMin = std::numeric_limits<float>::min();
+    const double size = std::abs(*value);
+    if (size == 0 || (size >= kMin && size <= kMax)) return *value;
+    const char* problem = std::isnan(size) ? "no number" : size < kMin ? "too small" : "too large";
+    fail_yaml(
+        node.place, fmt::format("{}: {} is {}{}", path, describe(node), problem, origin(node)),
+        fmt::format("training computes in fp32: 0, or sizes from {:.1e} to {:.1e}", kMin, kMax));
   }
 };
 
@@ -211,7 +220,7 @@ YamlDocument YamlDocument::parse(const std::string& text, const std::string& fil
   return document;
 }
 
-YamlMap YamlDocument::root() const { return YamlMap(root_, root_.get(), warns_); }
+YamlMap YamlDocument::root() const { return YamlMap(*this, root_.get()); }
 
 YamlDocument YamlDocument::without_warnings() const {
   YamlDocument document = *this;
@@ -219,48 +228,128 @@ YamlDocument YamlDocument::without_warnings() const {
   return document;
 }
 
+YamlDocument YamlDocument::recorded_by(std::shared_ptr<YamlRecorder> recorder) const {
+  YamlDocument document = without_warnings();
+  document.recorder_ = std::move(recorder);
+  return document;
+}
+
 std::string YamlDocument::dump() const { return emit_yaml(*root_); }
+
+// ---- what is written down of a key ----
+
+namespace {
+
+template <class T>
+constexpr const char* kTypeName = "";
+template <>
+constexpr const char* kTypeName<bool> = "true or false";
+template <>
+constexpr const char* kTypeName<int> = "integer";
+template <>
+constexpr const char* kTypeName<std::int64_t> = "integer";
+template <>
+constexpr const char* kTypeName<double> = "number";
+template <>
+constexpr const char* kTypeName<std::string> = "string";
+template <>
+constexpr const char* kTypeName<std::vector<int>> = "list of integers";
+template <>
+constexpr const char* kTypeName<std::vector<std::int64_t>> = "list of integers";
+template <>
+constexpr const char* kTypeName<std::vector<double>> = "list of numbers";
+template <>
+constexpr const char* kTypeName<std::vector<std::string>> = "list of strings";
+
+template <class T>
+std::string value_text(const T& value) {
+  if constexpr (std::is_same_v<T, std::string>) {
+    return value.empty() ? "''" : value;
+  } else if constexpr (std::is_arithmetic_v<T>) {
+    return fmt::format("{}", value);
+  } else {
+    return fmt::format("[{}]", fmt::join(value, ", "));
+  }
+}
+
+template <class T>
+std::string above_zero() {
+  return std::string(kTypeName<T>) + (std::is_integral_v<T> ? ", at least 1" : " above 0");
+}
+
+}  // namespace
+
+template <class Note>
+void YamlMap::record(std::string_view key, Note&& note) const {
+  if (document_.recorder_) note(document_.recorder_->key(path(), key));
+}
 
 // ---- mapping ----
 
-YamlMap::YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node,
-                 bool warns)
-    : root_(std::move(root)), node_(node), warns_(warns) {}
+YamlMap::YamlMap(const YamlDocument& document, const YamlDocument::Node* node)
+    : document_(document), node_(node) {
+  if (document_.recorder_) document_.recorder_->maps[path()];
+}
+
+YamlMap YamlMap::child(const YamlDocument::Node* node) const { return YamlMap(document_, node); }
 
 bool YamlMap::has(std::string_view key) const {
+  record(key, [](YamlKeyRecord&) {});
   const YamlNode::Entry* entry = ask(*node_, key);
   return entry != nullptr && entry->value->kind != Kind::kNull;
 }
 
 std::vector<std::string> YamlMap::keys() const {
+  if (document_.recorder_) document_.recorder_->maps[path()].any_key = true;
   std::vector<std::string> out;
   for (const YamlNode::Entry& entry : node_->map->entries) out.push_back(entry.key);
   return out;
 }
 
+void YamlMap::fail_missing(std::string_view key, const char* what) const {
+  // Under a misspelt name it is not missing: nobody has asked for that one yet.
+  if (node_->find(key) == nullptr) {
+    for (const YamlNode::Entry& entry : node_->map->entries) {
+      if (entry.used || nearest_word(entry.key, {std::string(key)}).empty()) continue;
+      fail_yaml(entry.place, fmt::format("{}: unknown key; did you mean \"{}\"?",
+                                         child_path(path(), entry.key), key));
+    }
+  }
+  fail(key, node_->find(key) ? "must not be null" : fmt::format("required {} is missing", what));
+}
+
 template <class T>
-std::optional<T> YamlMap::find(std::string_view key) const {
+std::optional<T> YamlMap::read(std::string_view key) const {
   const YamlNode* value = take(*node_, key);
   if (value == nullptr) return std::nullopt;
   return Reader<T>::read(*value, child_path(path(), key));
 }
 
 template <class T>
+std::optional<T> YamlMap::find(std::string_view key) const {
+  record(key, [](YamlKeyRecord& known) { known.types.insert(kTypeName<T>); });
+  return read<T>(key);
+}
+
+template <class T>
 T YamlMap::get(std::string_view key, T fallback) const {
+  record(key, [&](YamlKeyRecord& known) { known.fallback = value_text(fallback); });
   std::optional<T> value = find<T>(key);
   return value ? *std::move(value) : std::move(fallback);
 }
 
 template <class T>
 T YamlMap::get(std::string_view key) const {
+  record(key, [](YamlKeyRecord& known) { known.required = true; });
   std::optional<T> value = find<T>(key);
-  if (!value) fail(key, node_->find(key) ? "must not be null" : "required key is missing");
+  if (!value) fail_missing(key, "key");
   return *std::move(value);
 }
 
 template <class T>
 std::optional<T> YamlMap::find_positive(std::string_view key) const {
-  const std::optional<T> value = find<T>(key);
+  record(key, [](YamlKeyRecord& known) { known.types.insert(above_zero<T>()); });
+  const std::optional<T> value = read<T>(key);
   if (value && *value <= 0) {
     const char* bound = std::is_integral_v<T> ? "must be at least 1" : "must be above 0";
     fail(key, fmt::format("{}, not {}", bound, *value));
@@ -270,17 +359,28 @@ std::optional<T> YamlMap::find_positive(std::string_view key) const {
 
 template <class T>
 T YamlMap::positive(std::string_view key, std::optional<T> fallback) const {
+  record(key, [&](YamlKeyRecord& known) {
+    known.required = !fallback;
+    if (fallback) known.fallback = value_text(*fallback);
+  });
   const std::optional<T> value = find_positive<T>(key);
   if (value) return *value;
-  return fallback && node_->find(key) == nullptr ? *fallback : get<T>(key);
+  if (!fallback || node_->find(key) != nullptr) fail_missing(key, "key");
+  return *fallback;
 }
 
 template <class T>
 T YamlMap::non_negative(std::string_view key, std::optional<T> fallback) const {
-  const std::optional<T> value = find<T>(key);
+  record(key, [&](YamlKeyRecord& known) {
+    known.types.insert(std::string(kTypeName<T>) + ", 0 or more");
+    known.required = !fallback;
+    if (fallback) known.fallback = value_text(*fallback);
+  });
+  const std::optional<T> value = read<T>(key);
   if (value && *value < 0) fail(key, fmt::format("must not be negative, but is {}", *value));
   if (value) return *value;
-  return fallback ? *fallback : get<T>(key);
+  if (!fallback) fail_missing(key, "key");
+  return *fallback;
 }
 
 #define DROPLESS_YAML_NUMBER(T)                                                \
@@ -293,7 +393,11 @@ DROPLESS_YAML_NUMBER(double)
 #undef DROPLESS_YAML_NUMBER
 
 Time YamlMap::time(std::string_view key, const Time& fallback) const {
-  const std::optional<std::string> text = find<std::string>(key);
+  record(key, [&](YamlKeyRecord& known) {
+    known.types.insert("time");
+    known.fallback = fallback.str();
+  });
+  const std::optional<std::string> text = read<std::string>(key);
   if (!text) return fallback;
   return locate(key, [&] { return Time::parse(*text); });
 }
@@ -314,26 +418,35 @@ DROPLESS_YAML_TYPE(std::vector<std::string>)
 #undef DROPLESS_YAML_TYPE
 
 std::optional<YamlMap> YamlMap::find_map(std::string_view key) const {
+  record(key, [](YamlKeyRecord& known) {
+    known.types.insert("mapping");
+    known.is_map = true;
+  });
   const YamlNode* value = take(*node_, key);
   if (value == nullptr) return std::nullopt;
   if (!value->is_map()) fail_type(*value, child_path(path(), key), "a mapping");
   node_->find(key)->reached = true;
-  return YamlMap(root_, value, warns_);
+  return child(value);
 }
 
 YamlMap YamlMap::map(std::string_view key) const {
+  record(key, [](YamlKeyRecord& known) { known.required = true; });
   std::optional<YamlMap> value = find_map(key);
-  if (!value) fail(key, node_->find(key) ? "must not be null" : "required mapping is missing");
+  if (!value) fail_missing(key, "mapping");
   return *std::move(value);
 }
 
 std::vector<YamlMap> YamlMap::maps(std::string_view key) const {
+  record(key, [](YamlKeyRecord& known) {
+    known.types.insert("mapping or list of mappings");
+    known.is_map = true;
+  });
   const YamlNode* value = take(*node_, key);
   std::vector<YamlMap> out;
   if (value == nullptr) return out;
   node_->find(key)->reached = true;
   if (value->is_map()) {
-    out.push_back(YamlMap(root_, value, warns_));
+    out.push_back(child(value));
     return out;
   }
   const std::string here = child_path(path(), key);
@@ -342,22 +455,25 @@ std::vector<YamlMap> YamlMap::maps(std::string_view key) const {
   for (std::size_t i = 0; i < value->items.size(); ++i) {
     const YamlNode& item = *value->items[i];
     if (!item.is_map()) fail_type(item, child_path(here, std::to_string(i)), "a mapping");
-    out.push_back(YamlMap(root_, &item, warns_));
+    out.push_back(child(&item));
   }
   return out;
 }
 
 bool YamlMap::is_map(std::string_view key) const {
+  record(key, [](YamlKeyRecord&) {});
   const YamlNode::Entry* entry = ask(*node_, key);
   return entry != nullptr && entry->value->is_map();
 }
 
 bool YamlMap::is_sequence(std::string_view key) const {
+  record(key, [](YamlKeyRecord&) {});
   const YamlNode::Entry* entry = ask(*node_, key);
   return entry != nullptr && entry->value->kind == Kind::kSequence;
 }
 
 bool YamlMap::is_string(std::string_view key) const {
+  record(key, [](YamlKeyRecord&) {});
   const YamlNode::Entry* entry = ask(*node_, key);
   if (entry == nullptr || entry->value->kind != Kind::kScalar) return false;
   const std::string& text = entry->value->text;
@@ -365,18 +481,27 @@ bool YamlMap::is_string(std::string_view key) const {
 }
 
 void YamlMap::no_effect(std::string_view key, std::string_view why) const {
-  if (take(*node_, key) == nullptr || !warns_) return;
+  record(key, [&](YamlKeyRecord& known) { known.no_effect = why; });
+  if (take(*node_, key) == nullptr || !document_.warns_) return;
   log_warning("{}: {} has no effect: {}", where(key), child_path(path(), key), why);
 }
 
+void YamlMap::warn(std::string_view key, std::string_view message) const {
+  if (document_.warns_) log_warning("{}: {}: {}", where(key), child_path(path(), key), message);
+}
+
 void YamlMap::refuse(std::string_view key, bool set, const std::string& hint) const {
-  skip(key);
+  record(key, [&](YamlKeyRecord& known) { known.not_served = hint; });
+  take(*node_, key);
   if (set) fail(key, "not supported by this version", hint);
 }
 
 void YamlMap::refuse(std::string_view key) const { refuse(key, has(key)); }
 
-void YamlMap::skip(std::string_view key) const { take(*node_, key); }
+void YamlMap::skip(std::string_view key) const {
+  record(key, [](YamlKeyRecord& known) { known.free_form = true; });
+  take(*node_, key);
+}
 
 void YamlMap::fail(std::string_view key, const std::string& message,
                    const std::string& hint) const {
@@ -386,6 +511,8 @@ void YamlMap::fail(std::string_view key, const std::string& message,
 }
 
 void YamlMap::finish() const { check_unknown(*node_); }
+
+YamlMap YamlMap::without_warnings() const { return YamlMap(document_.without_warnings(), node_); }
 
 std::string YamlMap::path() const { return node_->map->path; }
 std::string YamlMap::where() const { return node_->place.str(); }

@@ -22,6 +22,7 @@
 namespace dropless::train {
 
 class YamlMap;
+struct YamlRecorder;
 
 // A parsed file with overrides applied and interpolations resolved. Cheap to copy (shared).
 class YamlDocument {
@@ -36,14 +37,18 @@ class YamlDocument {
   YamlMap root() const;
   // The same document, whose no_effect() says nothing: for a config that was warned about before.
   YamlDocument without_warnings() const;
+  // The same document, whose maps write down what they are asked and say nothing.
+  YamlDocument recorded_by(std::shared_ptr<YamlRecorder> recorder) const;
   // The resolved document as YAML text (what a checkpoint stores).
   std::string dump() const;
 
   struct Node;
 
  private:
+  friend class YamlMap;
   std::shared_ptr<const Node> root_;
   bool warns_ = true;
+  std::shared_ptr<YamlRecorder> recorder_;
 };
 
 // One mapping of the document. Remembers which keys were asked for, so that finish() can refuse the
@@ -87,6 +92,8 @@ class YamlMap {
 
   // The key is accepted but changes nothing here; present: one warning saying why.
   void no_effect(std::string_view key, std::string_view why) const;
+  // A value that is read as another one, or that is likely a mistake.
+  void warn(std::string_view key, std::string_view message) const;
   // The key is known and one of its values cannot be honoured: `set` says whether that one is
   // given.
   void refuse(std::string_view key, bool set, const std::string& hint = {}) const;
@@ -116,6 +123,9 @@ class YamlMap {
   // find_map() or maps(), is an error with a "did you mean" out of the keys asked for there.
   void finish() const;
 
+  // The same mapping, whose no_effect() says nothing: of a block that was warned about as a whole.
+  YamlMap without_warnings() const;
+
   std::string path() const;   // "model.ffn_config", "" for the root
   std::string where() const;  // "file:line:column" of the mapping
   // Of the value of a key of this mapping, or of one further down ("scheduler.t_warmup",
@@ -125,11 +135,17 @@ class YamlMap {
 
  private:
   friend class YamlDocument;
-  YamlMap(std::shared_ptr<const YamlDocument::Node> root, const YamlDocument::Node* node,
-          bool warns);
-  std::shared_ptr<const YamlDocument::Node> root_;  // keeps the document alive
+  YamlMap(const YamlDocument& document, const YamlDocument::Node* node);
+  YamlMap child(const YamlDocument::Node* node) const;
+  template <class T>
+  std::optional<T> read(std::string_view key) const;
+  [[noreturn]] void fail_missing(std::string_view key, const char* what) const;
+  // Writes down something about the key, where that is done.
+  template <class Note>
+  void record(std::string_view key, Note&& note) const;
+
+  YamlDocument document_;  // keeps the nodes alive
   const YamlDocument::Node* node_;
-  bool warns_;
 };
 
 }  // namespace dropless::train

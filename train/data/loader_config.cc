@@ -120,7 +120,7 @@ void read_order(const YamlMap& dataset, EpochConfig& order) {
 
 // Keys of the package that do not change which samples come.
 void read_settings_without_effect(const YamlMap& dataset) {
-  dataset.get<bool>("allow_unsafe_types", false);  // pickles are never loaded
+  dataset.no_effect("allow_unsafe_types", "pickles are never loaded");
 }
 
 std::optional<DocumentSeparator> read_separator(const YamlMap& dataset) {
@@ -148,11 +148,13 @@ TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
   config.drop_last = loader.get<bool>("drop_last", false);
   config.prefetch_batches =
       find_at_least(loader, "prefetch_factor", 1).value_or(config.prefetch_batches);
-  // They tune the worker processes that upstream needs; here one thread reads ahead.
   find_at_least(loader, "num_workers", 0);
   loader.get<bool>("pin_memory", true);
   loader.get<bool>("persistent_workers", true);
   loader.get<double>("timeout", 0);
+  for (const char* key : {"num_workers", "pin_memory", "persistent_workers", "timeout"}) {
+    loader.no_effect(key, "one thread reads ahead, there are no worker processes");
+  }
 
   const YamlMap dataset = loader.map("dataset");
   config.local = dataset.get<std::string>("local", "");

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <initializer_list>
 #include <limits>
 #include <map>
 #include <set>
@@ -195,6 +197,25 @@ void refuse_unsupported(const YamlMap& map) {
              "weights are float32; `precision` says in which type products run");
 }
 
+// LLM Foundry's other models are named by folder, or by a name of the Hugging Face hub.
+void check_name(const YamlMap& map) {
+  const std::string name = map.get<std::string>("name", "mpt_causal_lm");
+  if (name == "mpt_causal_lm") return;
+  if (name == "hf_t5") {
+    map.fail("name", "hf_t5, an encoder with a decoder, is not supported", "one of: mpt_causal_lm");
+  }
+  if (name != "hf_causal_lm") map.fail("name", "unknown model " + name, "one of: mpt_causal_lm");
+  const std::string key = "pretrained_model_name_or_path";
+  const std::string model = map.get<std::string>(key);
+  if (!std::filesystem::is_directory(model)) {
+    map.fail(key, model + " is no folder here, and nothing is fetched from the Hugging Face hub",
+             "download it, and name its folder");
+  }
+  map.fail("name", "hf_causal_lm is not supported by this version",
+           "write the model out with mpt_causal_lm's keys; `dropless info " + model +
+               "` gives its sizes");
+}
+
 std::int64_t at_most(const YamlMap& map, const char* key, std::int64_t fallback,
                      std::int64_t most) {
   const auto value = map.positive<std::int64_t>(key, fallback);
@@ -218,10 +239,7 @@ std::int64_t default_ffn_size(const YamlMap& map, std::int64_t d_model) {
 
 ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   ModelConfig config;
-  const std::string name = map.get<std::string>("name", "mpt_causal_lm");
-  if (name != "mpt_causal_lm") {
-    map.fail("name", "model " + name + " is not supported by this version", "use mpt_causal_lm");
-  }
+  check_name(map);
   config.d_model = map.positive<std::int64_t>("d_model", config.d_model);
   config.n_heads = map.positive<std::int64_t>("n_heads", config.n_heads);
   config.n_layers = at_most(map, "n_layers", config.n_layers, kMaxLayers);
@@ -256,9 +274,10 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   const double bytes = 4.0 * size.total;
   constexpr double kAddressable = 9223372036854775808.0;  // 2^63
   if (bytes >= kAddressable) {
-    map.fail("", fmt::format("the weights need {:.1e} bytes, and no more than {:.1e} can be "
-                             "addressed; most are {}",
-                             bytes, kAddressable, size.largest));
+    map.fail(size.cause,
+             fmt::format("the weights need {:.1e} bytes, and no more than {:.1e} can be "
+                         "addressed; most are {}",
+                         bytes, kAddressable, size.largest));
   }
   return config;
 }
@@ -354,23 +373,45 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
 }
 
 ParameterEstimate estimate_parameters(const ModelConfig& config) {
+  struct Size {
+    const char* key;
+    double value, usual;
+  };
   ParameterEstimate estimate;
   double largest = 0;
-  const auto add = [&](double count, const std::string& part) {
+  const auto add = [&](double count, const std::string& part, std::initializer_list<Size> sizes) {
     estimate.total += count;
     if (count <= largest) return;
     largest = count;
     estimate.largest = part;
+    estimate.cause = std::max(sizes, [](const Size& a, const Size& b) {
+                       return a.value / a.usual < b.value / b.usual;
+                     }).key;
+  };
+  const ModelConfig usual;
+  const auto size = [&](const char* key, std::int64_t ModelConfig::*member) {
+    return Size{key, double(config.*member), double(usual.*member)};
+  };
+  const Size vocab_size = size("vocab_size", &ModelConfig::vocab_size),
+             d_model = size("d_model", &ModelConfig::d_model),
+             n_layers = size("n_layers", &ModelConfig::n_layers),
+             n_heads = size("n_heads", &ModelConfig::n_heads),
+             max_seq_len = size("max_seq_len", &ModelConfig::max_seq_len);
+  const auto width = [&](const char* key, std::int64_t d_ffn) {
+    return Size{key, double(d_ffn), 4.0 * double(usual.d_model)};
   };
   const double V = config.vocab_size, D = config.d_model, L = config.n_layers;
   const double bias = config.bias ? 1 : 0;
   const double tables = config.tie_word_embeddings ? 1 : 2;
-  add(tables * V * D, fmt::format("the embedding table's (vocab_size {} x d_model {})",
-                                  config.vocab_size, config.d_model));
+  add(tables * V * D,
+      fmt::format("the embedding table's (vocab_size {} x d_model {})", config.vocab_size,
+                  config.d_model),
+      {vocab_size, d_model});
   if (config.learned_pos_emb) {
     add(static_cast<double>(config.max_seq_len) * D,
         fmt::format("the learned positions' (max_seq_len {} x d_model {})", config.max_seq_len,
-                    config.d_model));
+                    config.d_model),
+        {max_seq_len, d_model});
   }
   const AttentionConfig& attention = config.attention;
   const double head = attention.head_dim;
@@ -379,12 +420,13 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
   const double qkv_bias = attention.bias ? 1 : 0, out_bias = attention.out_bias ? 1 : 0;
   add(L * (qkv_width * (D + qkv_bias) + D * (q_width + out_bias)),
       fmt::format("the attention's (n_layers {}, d_model {}, n_heads {}, head_dim {})",
-                  config.n_layers, config.d_model, config.n_heads, attention.head_dim));
+                  config.n_layers, config.d_model, config.n_heads, attention.head_dim),
+      {n_layers, d_model, n_heads, Size{"head_dim", head, 128}});
   const double norm = config.norm.type == NormType::kLayerNorm ? 1 + bias : 1;
   double qk_norm_width = 0;
   if (attention.qk_norm == QkNorm::kWhole) qk_norm_width = (qkv_width + q_width) / 2;
   if (attention.qk_norm == QkNorm::kPerHead) qk_norm_width = 2 * head;
-  add(norm * ((2 * L + 1) * D + L * qk_norm_width), "the norms'");
+  add(norm * ((2 * L + 1) * D + L * qk_norm_width), "the norms'", {n_layers, d_model});
   const double dense_layers = config.moe() ? static_cast<double>(config.dense_layers.size()) : L;
   const auto* uniform = std::get_if<FfnConfig>(&config.ffn);
   const FfnConfig& dense = uniform ? *uniform : config.dense_ffn;
@@ -392,7 +434,11 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
   add(dense_layers * (up * (dense_F * D + bias * dense_F) + D * dense_F + bias * D),
       fmt::format("the feed-forward layers' (n_layers {}, {} {}, d_model {})", config.n_layers,
                   uniform ? "ffn_hidden_size" : "dense_ffn_hidden_size", dense.d_ffn,
-                  config.d_model));
+                  config.d_model),
+      {n_layers,
+       width(uniform ? "ffn_config.ffn_hidden_size" : "ffn_config.dense_ffn_hidden_size",
+             dense.d_ffn),
+       d_model});
   if (const MoELayerConfig* layer = config.moe()) {
     const double E = layer->moe.num_experts, F = layer->moe.d_ffn, mixtures = L - dense_layers;
     const double matrices = layer->moe.glu ? 3 : 2, S = layer->shared_d_ffn;
@@ -400,11 +446,14 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
     add(mixtures * (router + matrices * E * F * D + (layer->bias ? D : 0)),
         fmt::format(
             "the experts' (n_layers {}, moe_num_experts {}, ffn_hidden_size {}, d_model {})",
-            config.n_layers, layer->moe.num_experts, layer->moe.d_ffn, config.d_model));
+            config.n_layers, layer->moe.num_experts, layer->moe.d_ffn, config.d_model),
+        {n_layers, Size{"ffn_config.moe_num_experts", E, 64},
+         width("ffn_config.ffn_hidden_size", layer->moe.d_ffn), d_model});
     const double shared_bias = layer->bias && S > 0 ? (matrices - 1) * S + D : 0;
     add(mixtures * (matrices * S * D + shared_bias + (layer->shared_gate ? D : 0)),
         fmt::format("the shared experts' (n_layers {}, shared_expert_hidden_size {}, d_model {})",
-                    config.n_layers, layer->shared_d_ffn, config.d_model));
+                    config.n_layers, layer->shared_d_ffn, config.d_model),
+        {n_layers, width("ffn_config.shared_expert_hidden_size", layer->shared_d_ffn), d_model});
   }
   return estimate;
 }

@@ -59,6 +59,7 @@ struct ModelConfig {
 struct ParameterEstimate {
   double total = 0;
   std::string largest;  // the part that most of them belong to, with its keys and their values
+  std::string cause;    // the one of these keys that is the most above its usual size
 };
 ParameterEstimate estimate_parameters(const ModelConfig& config);
 

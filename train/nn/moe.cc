@@ -90,6 +90,7 @@ void refuse_unsupported(const YamlMap& map) {
     map.refuse(key, set, "this version trains in one process");
   };
   parallel("moe_expert_model_parallelism", map.get<bool>("moe_expert_model_parallelism", false));
+  parallel("moe_weight_parallelism", map.get<bool>("moe_weight_parallelism", false));
   parallel("pipeline_model_parallel_size",
            map.get<std::int64_t>("pipeline_model_parallel_size", 1) != 1);
   parallel("num_layers_per_virtual_pipeline_stage",

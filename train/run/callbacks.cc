@@ -23,7 +23,7 @@ SampleConfig read_generate(const YamlMap& map) {
   for (const std::string& prompt : config.prompts) {
     if (prompt.empty()) map.fail("prompts", "a prompt is empty");
   }
-  if (!map.has("interval")) map.fail("interval", "interval is missing", "for example 500ba");
+  map.get<std::string>("interval");  // required
   config.interval = interval_of(map, "interval", {});
   GenerateOptions& options = config.options;
   options.max_new_tokens = map.positive<std::int64_t>("max_new_tokens", 64);
@@ -51,7 +51,7 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
   HfExportConfig config;
   const auto folder = map.get<std::string>("save_folder");
   map.locate("save_folder", [&] { config.save_folder = RunFolder::name(folder, run_name); });
-  if (!map.has("save_interval")) map.fail("save_interval", "save_interval is missing");
+  map.get<std::string>("save_interval");  // required
   config.interval = interval_of(map, "save_interval", {});
   config.folder_name = map.get<std::string>("huggingface_folder_name", config.folder_name);
   if (config.folder_name.empty() || config.folder_name.find('/') != std::string::npos) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <utility>
 
@@ -102,13 +103,55 @@ void check_separators(const YamlMap& root, const TrainConfig& config) {
   }
 }
 
+// As in LLM Foundry on one device: a warning, and nothing is sharded. A slip in a key is still said.
+void read_fsdp(const YamlMap& root) {
+  root.no_effect("fsdp_config", "there is one process, nothing is sharded");
+  const auto block = root.find_map("fsdp_config");
+  if (!block) return;
+  const YamlMap fsdp = block->without_warnings();
+  for (const char* key : {"activation_checkpointing",
+                          "activation_checkpointing_reentrant",
+                          "activation_cpu_offload",
+                          "auto_wrap",
+                          "backward_prefetch",
+                          "backward_prefetch_limit",
+                          "cpu_offload",
+                          "data_parallel_replicate_degree",
+                          "data_parallel_shard_degree",
+                          "flatten_parameters",
+                          "forward_prefetch",
+                          "forward_prefetch_limit",
+                          "ignored_modules",
+                          "keep_low_precision_grads",
+                          "limit_all_gathers",
+                          "load_monolith_rank0_only",
+                          "load_planner",
+                          "mixed_precision",
+                          "save_planner",
+                          "sharded_ckpt_prefix_dir",
+                          "sharding_strategy",
+                          "state_dict_type",
+                          "sync_module_states",
+                          "te_checkpoint_wrapper",
+                          "te_shard_fp8_weight",
+                          "use_orig_params",
+                          "verbose"}) {
+    fsdp.no_effect(key, "there is one process, nothing is sharded");
+  }
+  fsdp.refuse("device_mesh", fsdp.has("device_mesh"), "LLM Foundry makes it by itself; remove it");
+  fsdp.finish();
+}
+
 void accept_without_effect(const YamlMap& root) {
   root.skip("variables");
   for (const char* key : {"expandable_segments", "max_split_size_mb", "cuda_load_lazy"}) {
     root.no_effect(key, "libtorch's allocator is used as it comes");
   }
   root.no_effect("dist_timeout", "there is one process");
-  root.no_effect("fsdp_config", "there is one process, nothing is sharded");
+  for (const char* key : {"device_train_batch_size", "device_train_grad_accum", "n_gpus"}) {
+    root.no_effect(key, "it follows from global_train_batch_size");
+  }
+  read_fsdp(root);
   root.no_effect("accumulate_train_batch_on_tokens", "accumulation is always weighted by tokens");
   root.no_effect("python_log_level", "there is no Python");
   root.no_effect("log_config", "the resolved config is saved with every checkpoint");
@@ -128,6 +171,7 @@ void accept_without_effect(const YamlMap& root) {
 
 // Fields of LLM Foundry's TrainConfig that would change the run, or what is left of it.
 void refuse_unsupported(const YamlMap& root) {
+  root.refuse("eval_loaders", root.has("eval_loaders"), "give eval_loader a list");
   root.refuse("code_paths", root.has("code_paths"), "there is no Python to import");
   root.refuse("tp_config", root.has("tp_config"), "there is one process");
   root.refuse("only_hf_checkpoint", root.get<bool>("only_hf_checkpoint", false),
@@ -152,15 +196,15 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
   config.global_train_batch_size = count_at(root, "global_train_batch_size");
   config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");
   if (config.device_train_microbatch_size > config.global_train_batch_size) {
-    root.fail(
-        "device_train_microbatch_size",
-        "device_train_microbatch_size " + std::to_string(config.device_train_microbatch_size) +
-            " is above global_train_batch_size " + std::to_string(config.global_train_batch_size),
-        "make it at most the global batch size, or auto");
+    root.warn("device_train_microbatch_size",
+              fmt::format("{} is lowered to global_train_batch_size {}",
+                          config.device_train_microbatch_size, config.global_train_batch_size));
+    config.device_train_microbatch_size = config.global_train_batch_size;
   }
+  // Which rows an eval_subset_num_batches evaluates hangs on it, so it is LLM Foundry's.
+  const std::int64_t microbatch = config.device_train_microbatch_size;
   config.device_eval_batch_size =
-      count_at(root, "device_eval_batch_size",
-               config.device_train_microbatch_size > 0 ? config.device_train_microbatch_size : 1);
+      count_at(root, "device_eval_batch_size", microbatch > 0 ? microbatch : 1);
 }
 
 std::string read_run_folder(const YamlMap& root, const std::string& run_name) {
@@ -188,7 +232,8 @@ void check_schedule(const YamlMap& root, const TrainConfig& config) {
 }
 
 void read_saving(const YamlMap& root, TrainConfig& config) {
-  config.run_name = root.get<std::string>("run_name", "");
+  const char* run_name = std::getenv("RUN_NAME");
+  config.run_name = root.find<std::string>("run_name").value_or(run_name ? run_name : "");
   config.save_folder = read_run_folder(root, config.run_name);
   config.save_interval = interval_at(root, "save_interval", config.save_interval);
   config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
@@ -246,6 +291,11 @@ std::string tokenizer_from_yaml(const YamlMap& map) {
   const std::string name = map.get<std::string>("name");
   if (const auto arguments = map.find_map("kwargs")) {
     arguments->no_effect("model_max_length", "rows are cut to max_seq_len");
+    for (const char* key : {"revision", "use_auth_token"}) {
+      arguments->no_effect(key, "nothing is fetched");
+    }
+    arguments->no_effect("trust_remote_code", "there is no Python to run");
+    arguments->no_effect("use_fast", "there is one implementation");
     arguments->finish();
   }
   map.finish();
@@ -266,8 +316,8 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = OptimizerConfig::from_yaml(root.map("optimizer"));
   config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
+  root.get<std::string>("max_duration");  // required
   config.max_duration = root.time("max_duration", {});
-  if (!root.has("max_duration")) root.fail("", "max_duration is missing");
   if (config.max_duration.unit == TimeUnit::kDuration ||
       config.max_duration.unit == TimeUnit::kSecond || config.max_duration.value <= 0) {
     root.fail("max_duration", "max_duration must be a positive number of ba, ep, sp or tok");

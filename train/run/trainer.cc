@@ -34,12 +34,6 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
   length.batches_per_epoch = loader.batches_per_epoch();
   length.samples_per_batch = config.global_train_batch_size;
   length.tokens_per_batch = config.global_train_batch_size * config.max_seq_len;
-  if (length.batches_per_epoch < 1) {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("{}: {} samples make no batch of {}", config.train_loader.local,
-                            loader.num_samples(), config.global_train_batch_size),
-                "lower global_train_batch_size or set drop_last: false");
-  }
   const double batches = std::ceil(length.batches(config.max_duration));
   constexpr double kMost = 9007199254740992.0;  // 2^53: beyond, a double does not count one by one
   if (batches > kMost) {
@@ -49,6 +43,27 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
   }
   length.max_batches = static_cast<std::int64_t>(batches);
   return length;
+}
+
+// Blames the loader's block, or the size of its batches where it opens with single samples.
+std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDatasetConfig& config,
+                                        const TextLoaderOptions& options, const std::string& path,
+                                        const char* batch_key) {
+  try {
+    return std::make_unique<TextLoader>(config, options);
+  } catch (const Error& error) {
+    const ErrorKind kind = error.kind();
+    if (kind != ErrorKind::kInvalidArgument && kind != ErrorKind::kUnsupported) throw;
+    TextLoaderOptions single = options;
+    single.batch_size = 1;
+    bool opens = true;
+    try {
+      TextLoader(config, single);
+    } catch (const Error&) {
+      opens = false;
+    }
+    source.fail(opens ? batch_key : path, error.what(), error.hint());
+  }
 }
 
 }  // namespace
@@ -75,7 +90,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   open_data();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
   source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
-  source.locate("model", [&] {
+  source.locate("model." + estimate_parameters(config_.model).cause, [&] {
     require_memory(config_.model, device_, training_bytes_per_parameter(config_.optimizer));
   });
   with_torch_errors("make the model smaller", [&] { build_model(); });
@@ -119,22 +134,21 @@ void Trainer::open_data() {
                             config_.model.vocab_size, tokenizer_->vocab_size(), config_.tokenizer));
   }
   const auto make_loader = [&](const TextDatasetConfig& loader, std::int64_t batch_size,
-                               const std::string& path) {
+                               const std::string& path, const char* batch_key) {
     TextLoaderOptions options;
     options.batch_size = batch_size;
     options.seq_len = config_.max_seq_len;
     options.vocab_size = config_.model.vocab_size;
     options.tokenizer = tokenizer_;
-    auto opened =
-        source.locate(path, [&] { return std::make_unique<TextLoader>(loader, options); });
+    auto opened = open_loader(source, loader, options, path, batch_key);
     opened->check_files();
     return opened;
   };
-  train_loader_ =
-      make_loader(config_.train_loader, config_.global_train_batch_size, "train_loader.dataset");
+  train_loader_ = make_loader(config_.train_loader, config_.global_train_batch_size,
+                              "train_loader.dataset", "global_train_batch_size");
   for (std::size_t i = 0; i < config_.eval_loaders.size(); ++i) {
     eval_loaders_.push_back(make_loader(config_.eval_loaders[i], config_.device_eval_batch_size,
-                                        config_.eval_dataset_path(i)));
+                                        config_.eval_dataset_path(i), "device_eval_batch_size"));
   }
 }
 

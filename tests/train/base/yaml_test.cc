@@ -6,9 +6,12 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <cstdint>
 #include <fstream>
+#include <utility>
 
 #include "dropless/error.h"
+#include "train/base/yaml_record.h"
 
 namespace dropless::train {
 namespace {
@@ -111,16 +114,74 @@ TEST(Yaml, RefusesOtherTypesWithThePlace) {
 TEST(Yaml, FractionsAreFiniteAndWithinFp32) {
   const YamlMap map = parse(
       "a: .inf\nb: -.inf\nc: .nan\nd: 1e39\ne: -1e39\nf: [0, .nan]\ng: 3.4e38\nh: 1e-320\n"
-      "i: -1e-38\nj: 0.0\nk: 1.2e-38\n");
-  for (const char* key : {"a", "b", "c", "d", "e", "h", "i"}) {
-    EXPECT_THAT(
-        error_of([&] { map.get<double>(key); }),
-        HasSubstr(std::string(key) + ": expected a number of fp32, 0 or from 1.2e-38 to 3.4e+38"));
+      "i: -1e-38\nj: 0.0\nk: 1.2e-38\nl: 1e999\nm: -1e999\nn: 1e-999\n");
+  for (const auto& [key, problem] : {std::pair("a", "a: \".inf\" is too large"),
+                                     {"b", "b: \"-.inf\" is too large"},
+                                     {"c", "c: \".nan\" is no number"},
+                                     {"d", "d: \"1e39\" is too large"},
+                                     {"e", "e: \"-1e39\" is too large"},
+                                     {"h", "h: \"1e-320\" is too small"},
+                                     {"i", "i: \"-1e-38\" is too small"},
+                                     {"l", "l: \"1e999\" is too large"},
+                                     {"m", "m: \"-1e999\" is too large"},
+                                     {"n", "n: \"1e-999\" is too small"}}) {
+    const std::string message = error_of([&] { map.get<double>(key); });
+    EXPECT_THAT(message, HasSubstr(problem));
+    EXPECT_THAT(message, HasSubstr("fp32: 0, or sizes from 1.2e-38 to 3.4e+38"));
   }
   EXPECT_EQ(map.get<double>("j"), 0.0);
   EXPECT_EQ(map.get<double>("k"), 1.2e-38);
   EXPECT_THAT(error_of([&] { map.get<std::vector<double>>("f"); }), HasSubstr("c.yaml:6:8: f.1"));
   EXPECT_EQ(map.get<double>("g"), 3.4e38);
+}
+
+TEST(Yaml, IntegersBeyond64BitsAreCalledSo) {
+  const YamlMap map = parse("a: 9223372036854775808\nb: 1e30\nc: -9223372036854775808\nd: 1e999\n");
+  EXPECT_THAT(error_of([&] { map.get<std::int64_t>("a"); }),
+              HasSubstr("c.yaml:1:4: a: expected an integer of 64 bits"));
+  EXPECT_THAT(error_of([&] { map.get<std::int64_t>("b"); }), HasSubstr("an integer of 64 bits"));
+  EXPECT_EQ(map.get<std::int64_t>("c"), INT64_MIN);
+  EXPECT_THAT(error_of([&] { map.get<std::int64_t>("d"); }), HasSubstr("expected an integer, got"));
+}
+
+TEST(Yaml, ARecorderWritesDownWhatIsAsked) {
+  const auto recorder = std::make_shared<YamlRecorder>();
+  const YamlMap map =
+      YamlDocument::parse("block: {x: 1}\nlist: [{y: 2}]\nfree: {z: 1}\nidle: 1\n", "c.yaml")
+          .recorded_by(recorder)
+          .root();
+  map.get<std::string>("word", "a");
+  map.positive<int>("count", 3);
+  map.positive<int>("wrong", 3);
+  map.find<bool>("wrong");
+  map.time("t", {1, TimeUnit::kEpoch});
+  map.map("block").non_negative<double>("x");
+  map.maps("list").at(0).get<std::int64_t>("y");
+  map.find_map("absent");
+  map.skip("free");
+  testing::internal::CaptureStderr();
+  map.no_effect("idle", "nobody looks");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "") << "no run is warned";
+  map.refuse("banned", map.get<bool>("banned", false), "use another");
+  EXPECT_NO_THROW(map.finish());
+
+  EXPECT_THAT(recorder->maps, testing::SizeIs(3));
+  const auto& keys = recorder->maps.at("").keys;
+  EXPECT_THAT(keys.at("word").types, ElementsAre("string"));
+  EXPECT_EQ(keys.at("word").fallback, "a");
+  EXPECT_FALSE(keys.at("word").required);
+  EXPECT_THAT(keys.at("count").types, ElementsAre("integer, at least 1"));
+  EXPECT_EQ(keys.at("count").fallback, "3");
+  EXPECT_THAT(keys.at("wrong").types, ElementsAre("integer, at least 1", "true or false"));
+  EXPECT_EQ(keys.at("t").fallback, "1ep");
+  EXPECT_TRUE(keys.at("block").is_map && keys.at("block").required);
+  EXPECT_TRUE(keys.at("absent").is_map && !keys.at("absent").required);
+  EXPECT_TRUE(keys.at("free").free_form);
+  EXPECT_EQ(keys.at("idle").no_effect, "nobody looks");
+  EXPECT_EQ(keys.at("banned").not_served, "use another");
+  EXPECT_EQ(keys.at("banned").fallback, "false");
+  EXPECT_TRUE(recorder->maps.at("block").keys.at("x").required);
+  EXPECT_TRUE(recorder->maps.at("list.0").keys.at("y").required);
 }
 
 TEST(Yaml, BoundedNumbers) {

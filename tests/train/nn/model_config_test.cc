@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 #include "dropless/error.h"
 #include "train/nn/transformer.h"
 
@@ -85,6 +87,20 @@ TEST(ModelConfig, SizesThatNoMachineCanAddress) {
   EXPECT_THAT(refusal(kDense, "expansion_ratio=1e30"), HasSubstr("expansion_ratio"));
   EXPECT_THAT(refusal(kDense, "n_layers=1000000000"), HasSubstr("n_layers: 1000000000"));
   EXPECT_THAT(refusal(kDense, "max_seq_len=" + most), HasSubstr("max_seq_len: " + most));
+}
+
+TEST(ModelConfig, TheKeyThatMakesAModelHugeIsBlamed) {
+  for (const auto& [text, override, cause] :
+       {std::tuple(kMoE, "vocab_size=100000000000", "vocab_size"),
+        {kMoE, "d_model=1000000000", "d_model"},
+        {kMoE, "n_layers=10000", "n_layers"},
+        {kMoE, "head_dim=100000000", "head_dim"},
+        {kMoE, "ffn_config.moe_num_experts=100000000", "ffn_config.moe_num_experts"},
+        {kMoE, "ffn_config.ffn_hidden_size=100000000", "ffn_config.ffn_hidden_size"},
+        {kDense, "ffn_config.ffn_hidden_size=100000000", "ffn_config.ffn_hidden_size"},
+        {kDense, "max_seq_len=1000000000", "max_seq_len"}}) {
+    EXPECT_EQ(estimate_parameters(parse(text, {override})).cause, cause) << override;
+  }
 }
 
 TEST(ModelConfig, NumbersOutOfRange) {

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "dropless/error.h"
 
 namespace dropless::train {
@@ -61,7 +63,6 @@ TEST(TrainConfig, RefusesContradictions) {
                                "max_duration=10sec",
                                "save_interval=5sec",
                                "max_seq_len=1",
-                               "device_train_microbatch_size=5",
                                "device_train_microbatch_size=large",
                                "save_num_checkpoints_to_keep=0",
                                "precision=fp8",
@@ -113,6 +114,22 @@ TEST(TrainConfig, DocumentsAreToldApartByTheLoadersToken) {
   ASSERT_TRUE(begins.train_loader.separator);
   EXPECT_EQ(begins.train_loader.separator->id, 3);
   EXPECT_TRUE(begins.train_loader.separator->begins);
+}
+
+TEST(TrainConfig, BatchSizesAreLlmFoundrys) {
+  // A microbatch above the batch is lowered to it.
+  TrainConfig config = parse(kMinimal, {"device_train_microbatch_size=5"});
+  EXPECT_EQ(config.device_train_microbatch_size, 4);
+  EXPECT_EQ(config.device_eval_batch_size, 4);
+  EXPECT_EQ(parse(kMinimal, {"device_train_microbatch_size=3"}).device_eval_batch_size, 3);
+  EXPECT_EQ(parse(kMinimal).device_eval_batch_size, 1);  // auto
+}
+
+TEST(TrainConfig, RunNameComesFromTheEnvironment) {
+  ::setenv("RUN_NAME", "named", 1);
+  EXPECT_EQ(parse(kMinimal).save_folder, "runs/named");
+  EXPECT_EQ(parse(kMinimal, {"run_name=a"}).save_folder, "runs/a");
+  ::unsetenv("RUN_NAME");
 }
 
 TEST(TrainConfig, NumbersOutOfRange) {

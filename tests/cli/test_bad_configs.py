@@ -1,0 +1,308 @@
+"""A corpus of broken configs: each is refused with file:line:column, key and cure before anything starts.
+
+A row replaces one piece of the good config (command.py's CONFIG) by another. `@@` in it marks where the message
+must point: to the value that is wrong, to the key that is unknown, or to the mapping that lacks one.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import unittest
+
+from command import BINARY, CONFIG, CommandTest
+
+END = CONFIG  # what is put behind the whole
+
+# (what stands there, what takes its place, the message, the hint)
+SYNTAX = [
+    ("seed: 5", "seed: [5@@\n", "", "["),
+    ("seed: 5", "seed: 5\n@@\tx: 1", "", "tab"),
+    ("seed: 5", 'seed: "5', "", "a quote is opened and not closed"),
+    ("seed: 5", "seed: 5: 6", "", ""),
+    ("seed: 5", "seed: 5\n@@seed: 6", 'key "seed" stands twice in one mapping (first at bad.yaml:3:1)', "remove one"),
+    ("seed: 5", "seed: 5\n---@@\nx: 1", "text after the end of the document", "one YAML document"),
+    ("seed: 5", "seed: @@!!python/object:os.system 5", "tag ", "remove the tag"),
+    ("seed: 5", "seed: @@*five", "", ""),
+    ("seed: 5", "x: &x\n  y: @@*x", "an alias inside the value it stands for", ""),
+    ("seed: 5", "x:\n  <<: @@5", "`<<` takes a mapping", ""),
+    ("seed: 5", "@@[seed]: 5", "a key must be a scalar", "quote it"),
+    ("seed: 5", "seed: 5\nx: @@\udcff", "not valid UTF-8", "save the file as UTF-8"),
+    ("seed: 5", "seed: @@\x07", "a control character (byte 7)", "is this a text file?"),
+    (END, "@@- seed: 5\n", "a config is a mapping of keys to values, not a sequence", ""),
+    (END, "@@", "model: required mapping is missing", ""),
+]
+
+UNKNOWN_KEYS = [
+    ("seed: 5", "@@sede: 5", 'sede: unknown key; did you mean "seed"?', "known here: "),
+    ("max_duration: 40ba", "@@max_durration: 40ba", 'max_durration: unknown key; did you mean "max_duration"?', ""),
+    ("\nmodel:\n", "\n@@modle:\n", 'modle: unknown key; did you mean "model"?', ""),
+    ("seed: 5", "@@learning_velocity: 5", "learning_velocity: unknown key", "under `variables`"),
+    ("  n_heads: 4", "  @@n_haeds: 4", 'model.n_haeds: unknown key; did you mean "n_heads"?', ""),
+    ("{rope: true}", "{rope: true, @@rope_tetha: 1}", 'model.attn_config.rope_tetha: unknown key; did you mean "rope_theta"?', ""),
+    ("    moe_top_k: 2", "    moe_top_k: 2\n    @@moe_topk: 2", 'model.ffn_config.moe_topk: unknown key; did you mean "moe_top_k"?', ""),
+    ("  no_bias: true", "  no_bias: true\n  init_config: {@@init_sdt: 1}", 'model.init_config.init_sdt: unknown key; did you mean "init_std"?', ""),
+    ("{name: bytes}", "{name: bytes, @@kwarg: {}}", 'tokenizer.kwarg: unknown key; did you mean "kwargs"?', ""),
+    ("{name: bytes}", "{name: bytes, kwargs: {@@language: en}}", "tokenizer.kwargs.language: unknown key", "known here: "),
+    ("weight_decay: 1.0e-5", "@@weigth_decay: 1.0e-5", 'optimizer.weigth_decay: unknown key; did you mean "weight_decay"?', ""),
+    ("weight_decay: 1.0e-5", "param_groups: [{param_str_match: w, @@lrr: 1}]", 'optimizer.param_groups.0.lrr: unknown key; did you mean "lr"?', ""),
+    ("t_warmup: 4ba", "@@t_wramup: 4ba", 'scheduler.t_wramup: unknown key; did you mean "t_warmup"?', ""),
+    ("  drop_last: true", "  @@drop_lats: true", 'train_loader.drop_lats: unknown key; did you mean "drop_last"?', ""),
+    ("shuffle: true", "@@shufle: true", 'train_loader.dataset.shufle: unknown key; did you mean "shuffle"?', ""),
+    ("{local: data, split: train", "{streams: {a: {@@locl: data}}, local: data", 'train_loader.dataset.streams.a.locl: unknown key; did you mean "local"?', ""),
+    ("  gradient_clipping:", "  @@gradient_cliping:", 'algorithms.gradient_cliping: unknown key; did you mean "gradient_clipping"?', ""),
+    ("clipping_threshold: 1.0", "clipping_threshold: 1.0, @@norm: 2", "algorithms.gradient_clipping.norm: unknown key", "known here: "),
+    ("seed: 5", "callbacks: {@@speedmonitor: {}}", 'callbacks.speedmonitor: unknown key; did you mean "speed_monitor"?', ""),
+    ("seed: 5", "loggers: {@@wand: {}}", 'loggers.wand: unknown key; did you mean "wandb"?', ""),
+    ("seed: 5", "fsdp_config: {@@sharding_stratgy: FULL_SHARD}", 'fsdp_config.sharding_stratgy: unknown key; did you mean "sharding_strategy"?', ""),
+]  # fmt: skip
+
+TYPES = [
+    ("  n_heads: 4", "  n_heads: @@four", 'model.n_heads: expected an integer, got "four"', ""),
+    ("  n_heads: 4", "  n_heads: @@4.5", 'model.n_heads: expected an integer, got "4.5"', ""),
+    ("  n_heads: 4", "  n_heads: @@010", 'model.n_heads: expected an integer, got "010"', ""),
+    ("  n_heads: 4", "  n_heads: @@'4'", 'model.n_heads: expected an integer, got the string "4"', "remove the quotes"),
+    ("  n_heads: 4", "  n_heads: @@[4]", "model.n_heads: expected an integer, got a sequence", ""),
+    ("  n_heads: 4", "  n_heads:@@", "model.n_heads: must not be null", ""),
+    ("  d_model: 32", "  d_model: @@0", "model.d_model: must be at least 1, not 0", ""),
+    ("  n_layers: 2", "  n_layers: @@-2", "model.n_layers: must be at least 1, not -2", ""),
+    ("  n_layers: 2", "  n_layers: @@1e6", "model.n_layers: 1000000 is above 10000", ""),
+    ("  no_bias: true", "  no_bias: @@yes", 'model.no_bias: expected true or false, got "yes"', "yes, no, on and off are not bools"),
+    ("  no_bias: true", '  no_bias: @@"true"', 'model.no_bias: expected true or false, got the string "true"', "remove the quotes"),
+    ("lr: 3.0e-3", "lr: @@1e999", 'optimizer.lr: "1e999" is too large', "fp32"),
+    ("lr: 3.0e-3", "lr: @@1e-50", 'optimizer.lr: "1e-50" is too small', "fp32"),
+    ("lr: 3.0e-3", "lr: @@.nan", 'optimizer.lr: ".nan" is no number', "fp32"),
+    ("lr: 3.0e-3", "lr: @@fast", 'optimizer.lr: expected a number, got "fast"', ""),
+    ("lr: 3.0e-3", "lr: @@0", "optimizer.lr: must be above 0, not 0", ""),
+    ("betas: [0.9, 0.95]", "betas: @@0.9", "optimizer.betas: expected a sequence", ""),
+    ("betas: [0.9, 0.95]", "betas: @@[0.9]", "optimizer.betas: betas takes two numbers", ""),
+    ("betas: [0.9, 0.95]", "betas: @@[0.9, 1]", "optimizer.betas: betas must be in [0, 1)", ""),
+    ("betas: [0.9, 0.95]", "betas: [0.9, @@high]", 'optimizer.betas.1: expected a number, got "high"', ""),
+    ("seed: 5", "seed: @@99999999999999999999", "seed: expected an integer of 64 bits", ""),
+    ("seed: 5", "seed: @@-5", "seed: seed must not be negative", ""),
+    ("algorithms:\n  gradient_clipping: {clipping_type: norm, clipping_threshold: 1.0}", "algorithms: @@none", 'algorithms: expected a mapping, got "none"', ""),
+    ("seed: 5", "run_name: @@{a: b}", "run_name: expected a string, got a mapping", ""),
+]  # fmt: skip
+
+NAMES = [
+    ("name: decoupled_adamw", "name: @@adam", "optimizer.name: unknown optimizer adam", "one of: decoupled_adamw, "),
+    ("name: cosine_with_warmup", "name: @@cosine", "scheduler.name: unknown scheduler cosine", "one of: cosine_with_warmup, "),
+    ("norm_type: rmsnorm", "norm_type: @@batchnorm", "model.norm_type: unknown norm_type batchnorm", "rmsnorm"),
+    ("{rope: true}", "{attn_type: @@mha}", "model.attn_config.attn_type: unknown attn_type mha", "one of: multihead_attention, "),
+    ("ffn_type: mb_dmoe", "ffn_type: @@moe", "model.ffn_config.ffn_type: unknown ffn_type moe", "mb_dmoe"),
+    ("mlp_type: glu", "mlp_type: @@swiglu", "model.ffn_config.mlp_type: unknown mlp_type swiglu", "one of: mlp, glu"),
+    ("{name: silu}", "@@{name: swish}", "model.ffn_config.ffn_act_fn: unknown activation swish", "silu"),
+    ("name: mpt_causal_lm", "name: @@gpt", "model.name: unknown model gpt", "mpt_causal_lm"),
+    ("  name: mpt_causal_lm", "  name: hf_causal_lm\n  pretrained_model_name_or_path: @@gpt2", "model.pretrained_model_name_or_path: gpt2 is no folder here", "download it"),
+    ("  name: mpt_causal_lm", "  name: @@hf_t5", "model.name: hf_t5", "mpt_causal_lm"),
+    ("  no_bias: true", "  no_bias: true\n  init_config: {name: @@normal}", "model.init_config.name: unknown initialisation normal", "kaiming_normal_"),
+    ("clipping_type: norm", "clipping_type: @@l2", "algorithms.gradient_clipping.clipping_type: unknown clipping_type l2", "one of: norm, value, adaptive"),
+    ("precision: fp32", "precision: @@fp8", "precision: precision fp8 is not supported", "one of: fp32, amp_bf16, amp_fp16"),
+    ("device: cpu", "device: @@tpu", "device: ", ""),
+    ("shuffle: true", "shuffle: true, shuffle_algo: @@py3", "train_loader.dataset.shuffle_algo: ", "py1e"),
+    ("shuffle: true", "shuffle: true, validate_hash: @@sha0", "train_loader.dataset.validate_hash: unknown hash 'sha0'", "one of: "),
+    ("    ffn_type: mb_dmoe", "    ffn_type: mb_dmoe\n    backend: @@triton", "model.ffn_config.backend: unknown backend triton", "one of: auto, "),
+]  # fmt: skip
+
+CONTRADICTIONS = [
+    ("  n_heads: 4", "  n_heads: @@5", "model.n_heads: d_model 32 is not a multiple of n_heads 5", "set head_dim"),
+    ("moe_top_k: 2", "moe_top_k: @@5", "model.ffn_config.moe_top_k: moe_top_k 5 is above moe_num_experts 4", ""),
+    ("{rope: true}", "{attn_type: @@grouped_query_attention}", "model.attn_config.attn_type: grouped_query_attention needs kv_n_heads", ""),
+    ("{rope: true}", "{attn_type: grouped_query_attention, kv_n_heads: @@3}", "model.attn_config.kv_n_heads: n_heads 4 is not a multiple of kv_n_heads 3", ""),
+    ("{rope: true}", "{qk_ln: true, qk_gn: @@true}", "model.attn_config.qk_gn: qk_ln and qk_gn exclude each other", "keep one"),
+    ("  d_model: 32\n  n_heads: 4\n  n_layers: 2\n  max_seq_len: ${max_seq_len}\n  vocab_size: 257\n  no_bias: true\n  norm_type: rmsnorm\n  attn_config: {rope: true}",
+     "  d_model: 33\n  n_heads: 3\n  vocab_size: 257\n  attn_config: {rope: @@true}", "model.attn_config.rope: rope needs an even head dimension; it is 11", ""),
+    ("t_warmup: 4ba", "t_warmup: @@50ba", "scheduler.t_warmup: t_warmup 50ba (50 batches) is not below t_max 1dur (40 batches)", "shorten the warm-up"),
+    ("t_warmup: 4ba", "t_warmup: @@4 bats", 'scheduler.t_warmup: "4 bats" is not a time', "10ba"),
+    ("t_warmup: 4ba", "t_warmup: @@1.5ba", 'scheduler.t_warmup: "1.5ba" is not a time: only dur and sec take fractions', ""),
+    ("t_warmup: 4ba", "t_warmup: @@-1ba", 'scheduler.t_warmup: "-1ba" is not a time: it is negative', ""),
+    ("t_warmup: 4ba", "t_warmup: @@1e999ba", 'scheduler.t_warmup: "1e999ba" is not a time: it is too large', ""),
+    ("max_duration: 40ba", "max_duration: @@0ba", "max_duration: max_duration must be a positive number of", ""),
+    ("max_duration: 40ba", "max_duration: @@1dur", "max_duration: max_duration must be a positive number of ba, ep, sp or tok", ""),
+    ("max_duration: 40ba", "max_duration: @@1h30m10s", "max_duration: max_duration must be a positive number of ba, ep, sp or tok", ""),
+    ("save_interval: 7ba", "save_interval: @@10sec", "save_interval: save_interval cannot be in seconds", "use ba, ep, sp, tok or dur"),
+    ("max_seq_len: 32\nseed", "max_seq_len: @@1\nseed", "max_seq_len: max_seq_len must be at least 2", ""),
+    ("save_folder: run", "save_overwrite: true\nautoresume: @@true", "autoresume: autoresume goes on with the run that save_overwrite would remove", "set one of the two to false"),
+    ("save_folder: run", "run_name: @@../x", "run_name: run_name '../x' is a path", "save_folder takes a path"),
+    ("save_folder: run", "save_num_checkpoints_to_keep: @@0", "save_num_checkpoints_to_keep: ", ""),
+    ("save_folder: run", "eval_subset_num_batches: @@0", "eval_subset_num_batches: ", ""),
+    ("device_train_microbatch_size: 3", "device_train_microbatch_size: @@some", "device_train_microbatch_size: device_train_microbatch_size is a number of samples or `auto`", ""),
+    ("max_duration: 40ba\n", "", "max_duration: required key is missing", ""),
+    ("{local: data, split: train, shuffle: true, max_seq_len: 32}", "@@{split: train}", "train_loader.dataset.local: neither local nor remote is given", "name the folder"),
+    ("{local: data, split: train", "{streams: {a: @@{local: a, proportion: 1, repeat: 2}}, split: train", "train_loader.dataset.streams.a: more than one of proportion, repeat and choose", ""),
+    ("{local: data, split: train", "{streams: {a: {local: a, proportion: 1}, b: @@{local: b}}, split: train", "train_loader.dataset.streams.b.proportion: ", "give every stream a proportion, or none"),
+    ("{local: data, split: train", "@@{local: data, split: nowhere", "train_loader.dataset: ", ""),
+    ("  vocab_size: 257", "  vocab_size: @@100", "model.vocab_size: vocab_size 100 is below the 257 ids of tokenizer bytes", ""),
+    ("save_folder: run", "load_path: @@nowhere", "load_path: ", ""),
+    ("global_train_batch_size: 8", "global_train_batch_size: @@100000", "global_train_batch_size: ", "lower the batch size"),
+    ("  vocab_size: 257", "  vocab_size: @@100000000000", "model.vocab_size: ", "most are the embedding table's"),
+    ("  n_layers: 2", "  n_layers: 9999\n  head_dim: @@1000000", "model.head_dim: ", "most are the attention's"),
+]  # fmt: skip
+
+REFUSED = [
+    ("seed: 5", "tp_config: @@{a: 1}", "tp_config: not supported by this version", "there is one process"),
+    ("seed: 5", "code_paths: @@[a.py]", "code_paths: not supported by this version", "there is no Python to import"),
+    ("seed: 5", "save_ignore_keys: @@[a]", "save_ignore_keys: not supported by this version", "save_weights_only"),
+    ("seed: 5", "only_hf_checkpoint: @@true", "only_hf_checkpoint: not supported by this version", "callbacks.hf_checkpointer"),
+    ("seed: 5", "callbacks: {async_eval: @@{}}", "callbacks.async_eval: not supported by this version", ""),
+    ("seed: 5", "eval_loaders: @@[]", "eval_loaders: not supported by this version", "give eval_loader a list"),
+    ("seed: 5", "fsdp_config: {device_mesh: @@[2, 4]}", "fsdp_config.device_mesh: not supported by this version", "remove it"),
+    ("  gradient_clipping:", "  alibi: @@{}\n  gradient_clipping:", "algorithms.alibi: not supported by this version", "the model block"),
+    ("moe_world_size: 1", "moe_world_size: @@2", "model.ffn_config.moe_world_size: ", ""),
+]  # fmt: skip
+
+INTERPOLATION = [
+    ("seed: 5", "seed: @@${variables.sede}", 'seed: ${variables.sede}: there is no "variables"', ""),
+    ("seed: 5", "variables: {seed: 5}\nseed: @@${variables.sede}", 'seed: ${variables.sede}: there is no "sede"; did you mean "seed"?', ""),
+    ("seed: 5", "variables: {a: '${variables.b}', b: @@'${variables.a}'}", "${} in a circle: variables.a -> variables.b -> variables.a", ""),
+    ("seed: 5", "seed: @@${max_seq_len", "", ""),
+    ("seed: 5", "seed: @@${oc.env:HOME}", "seed: ", "resolvers"),
+    ("seed: 5", "run_name: @@a${model}", "run_name: ${model} is a mapping and cannot stand inside a string", ""),
+    ("seed: 5", "variables:\n  seed: soon\nseed: @@${variables.seed}", 'seed: expected an integer, got "soon" (from ${variables.seed}, bad.yaml:4:9)', ""),
+]  # fmt: skip
+
+OVERRIDES = [
+    ("seed", "not of the form key.path=value", "for example optimizer.lr=3e-4"),
+    ("--seed=5", "not of the form key.path=value", "for example optimizer.lr=3e-4"),
+    ("seed.x=5", 'cannot set "x": seed is a single value (good.yaml:3:7)', ""),
+    ("optimzer.lr=1", 'optimzer: unknown key; did you mean "optimizer"?', ""),
+    ("optimizer.lr=1e999", 'optimizer.lr: "1e999" is too large', "fp32"),
+    ("optimizer.betas=[0.9", "", "a [ is not closed"),
+    ("optimizer={lr: ${seed}}", "", "in a value without quotes"),
+    ("model.vocab_size=100000000000", "model.vocab_size: ", "most are the embedding table's"),
+    ("model.ffn_config.moe_num_experts=100000000", "model.ffn_config.moe_num_experts: ", "most are the experts'"),
+    ("global_train_batch_size=100000", "global_train_batch_size: ", "lower the batch size"),
+]  # fmt: skip
+
+
+class BadConfigTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+
+    def refused(self, place: str, message: str, hint: str, *arguments) -> None:
+        before = sorted(self.folder.rglob("*"))
+        result = self.run_command("train", *arguments)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertEqual(result.stdout, "")
+        self.assertEqual(result.stderr.count("error:"), 1, result.stderr)
+        self.assertRegex(result.stderr, f"error: {place}: {re.escape(message)}")
+        if hint:
+            self.assertRegex(result.stderr, r"(?m)^hint: ")
+            self.assertIn(hint, result.stderr.split("\nhint: ", 1)[1])
+        self.assertEqual(sorted(self.folder.rglob("*")), before, "nothing is started")
+
+    def check_rows(self, rows):
+        for old, new, message, hint in rows:
+            with self.subTest(new if new.strip("@") else message):
+                self.assertEqual(CONFIG.count(old), 1, "the piece to replace stands once")
+                text = CONFIG.replace(old, new)
+                place = r"bad\.yaml:\d+:\d+"
+                if "@@" in text:
+                    before, after = text.split("@@")
+                    place = rf"bad\.yaml:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+                    text = before + after
+                (self.folder / "bad.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+                self.refused(place, message, hint, "bad.yaml")
+
+    def test_syntax(self):
+        self.check_rows(SYNTAX)
+
+    def test_unknown_keys(self):
+        self.check_rows(UNKNOWN_KEYS)
+
+    def test_types(self):
+        self.check_rows(TYPES)
+
+    def test_names(self):
+        self.check_rows(NAMES)
+
+    def test_contradictions(self):
+        self.check_rows(CONTRADICTIONS)
+
+    def test_refused(self):
+        self.check_rows(REFUSED)
+
+    def test_interpolation(self):
+        self.check_rows(INTERPOLATION)
+
+    def test_overrides(self):
+        self.write_config("good.yaml")
+        for override, message, hint in OVERRIDES:
+            with self.subTest(override):
+                self.refused(re.escape(f'override "{override}"'), message, hint, "good.yaml", override)
+
+    def test_the_corpus_is_large(self):
+        rows = [SYNTAX, UNKNOWN_KEYS, TYPES, NAMES, CONTRADICTIONS, REFUSED, INTERPOLATION, OVERRIDES]
+        self.assertGreaterEqual(sum(map(len, rows)), 100)
+
+
+def usage_of(folder, *arguments):
+    """(exit code, standard error, seconds, peak resident bytes) of the command."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [BINARY, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    message = process.stderr.read()
+    process.stderr.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, message, time.monotonic() - start, usage.ru_maxrss * 1024
+
+
+class HostileConfigTest(CommandTest):
+    """Files made to cost more than their size."""
+
+    def hostile(self):
+        def multiplied(first, line):
+            return first + "".join(line.format(now=i, last=i - 1) for i in range(1, 60))
+
+        ten = ", ".join(["*a{last}"] * 10)
+        return {
+            "10 MB scalar": ("a: " + "x" * 10_000_000, "10000003 bytes; at most 1048576"),
+            "1 MB scalar": ("a: " + "x" * 1_000_000, "a: unknown key"),
+            "20,000 brackets": ("a: " + "[" * 20_000, "nested deeper than 100 levels"),
+            "20,000 braces": ("a: " + "{a: " * 20_000, "nested deeper than 100 levels"),
+            "900 indents": ("".join(" " * i + "a:\n" for i in range(900)), "nested deeper than 100 levels"),
+            "anchor bomb": (multiplied("a0: &a0 [x]\n", "a{now}: &a{now} [" + ten + "]\n"), "grows beyond 100000 values"),
+            "merge bomb": (
+                multiplied("a0: &a0 {k0: 1}\n", "a{now}: &a{now}\n  b{now}: *a{last}\n  c{now}: *a{last}\n  <<: *a{last}\n"),
+                "grows beyond 100000 values",
+            ),
+            "doubling text": (multiplied("a0: xxxxxxxxxx\n", "a{now}: ${{a{last}}}${{a{last}}}\n"), "grows beyond"),
+            "doubling lists": (multiplied("a0: [x, x]\n", "a{now}: ['${{a{last}}}', '${{a{last}}}']\n"), "grows beyond"),
+            "anchor in itself": ("a: &a {b: [*a, *a]}\n", "an alias inside the value it stands for"),
+            "circle": ("".join(f"a{i}: ${{a{(i + 1) % 5000}}}\n" for i in range(5000)), "nested deeper than"),
+            "small circle": ("a: ${b}\nb: ${a}\n", "${} in a circle: a -> b -> a"),
+            "90,000 keys": ("".join(f"k{i}: 1\n" for i in range(90_000)), "unknown key"),
+            "200,000 keys": ("".join(f"k{i}:\n" for i in range(130_000)), "grows beyond 100000 values"),
+            "unknown anchors": ("a: *" + "b" * 500_000, ""),
+            "only colons": (":" * 500_000, ""),
+            "only quotes": ("'" * 500_001, ""),
+            "only dashes": ("- " * 200_000, ""),
+            "zeros": ("\0" * 500_000, "a control character (byte 0)"),
+        }
+
+    def test_cost(self):
+        (self.folder / "idle.yaml").write_text("a: 1\n")
+        code, message, idle_seconds, idle_bytes = usage_of(self.folder, "train", "idle.yaml")
+        self.assertEqual(code, 2, message)
+        report = []
+        for name, (text, expected) in self.hostile().items():
+            with self.subTest(name):
+                (self.folder / "hostile.yaml").write_text(text)
+                code, message, seconds, peak = usage_of(self.folder, "train", "hostile.yaml")
+                report.append(f"{name}: {seconds - idle_seconds:+.2f} s, {(peak - idle_bytes) / 2**20:+.1f} MiB")
+                self.assertEqual(code, 2, message[:2000])
+                self.assertRegex(message, r"error: hostile\.yaml:\d+:\d+: ")
+                self.assertIn(expected, message)
+                self.assertLess(len(message), 3000, "a message that can be read")
+                self.assertLess(peak - idle_bytes, 64 << 20)
+                self.assertLess(seconds - idle_seconds, 2.0)
+        if "-v" in sys.argv:
+            print("\n".join(report))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,130 @@
+"""Prints docs/yaml.md: what becomes of every key of a training config, and of LLM Foundry's 26 files.
+
+usage: yaml_page.py BINARY > docs/yaml.md         BINARY: the built `dropless`; config_keys stands beside it
+
+Nothing in the tables is written by hand: the keys come from config_keys, which parses configs with a
+recorder behind them, and the files' fates from running `dropless train` on each.
+"""
+
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
+PAGE = FIXTURES.parents[2] / "docs" / "yaml.md"
+
+# What makes a model of any size train two steps here.
+TINY = [
+    "model.d_model=32", "model.n_heads=4", "model.n_layers=2", "variables.max_seq_len=32",
+    "variables.data_local=data", "global_train_batch_size=4", "device_train_microbatch_size=2",
+    "device_eval_batch_size=4", "eval_subset_num_batches=1", "eval_interval=2ba", "max_duration=2ba",
+    "scheduler.t_warmup=1ba", "device=cpu", "save_folder=run",
+]  # fmt: skip
+
+INTRODUCTION = """\
+# Every key of a training config
+
+LLM Foundry's YAML is read as it is: its keys, its defaults. This page is written by the program itself and checked by a test,
+so it lists what this version reads and nothing else; after a change of a key it is renewed by
+
+```
+python tests/cli/yaml_page.py build/dev/bin/dropless > docs/yaml.md
+```
+
+Of each key there is one of three things to say. *Implemented*: it does what it does in LLM Foundry. *No effect*: it may stand
+there, changes nothing here, and a warning says why. **Refused**: what it asks for cannot be done; an error names the key and
+its place. A key that is in no table is an error too, with the nearest known one. What the keys mean is told in
+[training.md](training.md) and [data.md](data.md).
+
+How values are written:
+
+- *time*: a number and `ba` (batches), `ep` (epochs), `sp` (samples), `tok` (tokens), `iter` (batches), `dur` (a fraction of
+  `max_duration`) or `sec`, in capitals or not: `100ba`, `3e4tok`, `0.02dur`; or `1h30m10s`. A number alone counts epochs.
+  Only `dur` and `sec` take fractions. LLM Foundry wants `t_warmup` and `t_max` in one unit; here all but seconds are turned into batches.
+- *integer*: `5`, `5.0`, `3e4`, `1_000`. *number*: 0, or of a size that fp32 has. *true or false*: not `yes`, `no`, `on`, `off`.
+  A value in quotes is a string.
+- `${variables.x}` takes the value of any other key by its full path; `\\${` stays as it is.
+- An override, `key.path=value`, replaces; a mapping in it is merged into the one there.
+- A file has at most 1 MiB, 100,000 values after aliases and `${}`, and 100 levels.
+
+The same file trains the same on any number of devices: `global_train_batch_size` is a step's samples,
+`device_train_microbatch_size` only cuts it (a larger one is lowered to it with a warning), `device_eval_batch_size` is the microbatch where it is
+absent, and 1 with `auto`. Each microbatch's loss is weighed by its share of the scored tokens.
+"""
+
+
+def make_data(binary: pathlib.Path, folder: pathlib.Path) -> None:
+    """Small sets of token ids under the names of splits that the files use."""
+    text = folder / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    for split in ["train", "val"]:
+        subprocess.run(
+            [binary, "data", "text", text, "--out", folder / "data" / split, "--tokenizer", "bytes", "--concat-tokens", "32"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+
+Fate = collections.namedtuple("Fate", "name runs code error hint idle folder")
+
+
+def fate_of(binary: pathlib.Path, fixture: pathlib.Path, folder: pathlib.Path) -> Fate:
+    """Runs the file: those of an MPT made tiny, the others as they stand."""
+    plain = re.search(r"^  name: mpt_causal_lm$", fixture.read_text(), re.M) is not None
+    name = fixture.relative_to(FIXTURES).as_posix()
+    where = folder / name.replace("/", "-").removesuffix(".yaml")
+    where.mkdir()
+    (where / "data").symlink_to(folder / "data")
+    (where / fixture.name).write_bytes(fixture.read_bytes())
+    result = subprocess.run(
+        [binary, "train", fixture.name, *(TINY if plain else [])],
+        cwd=where, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    error = re.search(r"^error: (.*)", result.stderr, re.M)
+    hint = re.search(r"^hint: (.*)", result.stderr, re.M)
+    idle = re.findall(r": (\S+) has no effect", result.stderr)
+    return Fate(name, result.returncode == 0, result.returncode, error and error[1], hint and hint[1], idle, where)
+
+
+def fates(binary: pathlib.Path, folder: pathlib.Path) -> list:
+    make_data(binary, folder)
+    return [fate_of(binary, fixture, folder) for fixture in sorted(FIXTURES.glob("*/*.yaml"))]
+
+
+def files_section(all_fates: list) -> str:
+    running = [fate for fate in all_fates if fate.runs]
+    common = [key for key in running[0].idle if all(key in fate.idle for fate in running)]
+    listed = ", ".join(f"`{key}`" for key in common)
+    lines = [
+        "\n## LLM Foundry's training files\n",
+        f"The {len(all_fates)} files under `scripts/train/yamls`, written anew in `tests/cli/fixtures`. {len(running)} run (with the model made",
+        "small and a local data set, two steps, in a test); the others are refused before anything starts. Of those that run, all have",
+        f"these keys without effect: {listed}.\n",
+        "| file | here | why |",
+        "|---|---|---|",
+    ]
+    for fate in all_fates:
+        if fate.runs:
+            more = [f"`{key}`" for key in fate.idle if key not in common]
+            why = "no effect too: " + ", ".join(more) if more else ""
+        else:
+            why = re.sub(r"^[^:]+:\d+:\d+: ", "", fate.error) + (f" ({fate.hint})" if fate.hint else "")
+        lines.append(f"| `{fate.name}` | {'runs' if fate.runs else 'refused'} | {why.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(binary: pathlib.Path, all_fates: list) -> str:
+    keys = subprocess.run([binary.parent / "config_keys"], check=True, capture_output=True, text=True).stdout
+    return INTRODUCTION + files_section(all_fates) + "\n## Keys\n\n" + keys
+
+
+def main() -> None:
+    binary = pathlib.Path(sys.argv[1]).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        print(page(binary, fates(binary, pathlib.Path(folder))), end="")
+
+
+if __name__ == "__main__":
+    main()
