@@ -221,7 +221,7 @@ const plan = () => [
   ['Learning rate', /^lr-/, none],
   ['Gradient norm', /^l2_norm\/grad\/global$/, all],
   ['Share of the device’s peak FLOPs in use', /^throughput\/device\/mfu$/, all],
-  ['Memory, GB', /^memory\//, none],
+  several ? ['Peak memory, GB', /^memory\/peak_(allocated|resident)_mem$/, none] : ['Memory, GB', /^memory\//, none],
   several ? ['The busiest expert’s share of the tokens', /^mb_moe\/all_layers_max/, all]
     : ['Share of the tokens that an expert gets', /^mb_moe\/all_layers_/, all],
   ['Entropy of the expert load (1: even)', /^report\/load_entropy$/, all],
