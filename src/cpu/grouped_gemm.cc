@@ -139,8 +139,11 @@ const char* at(const void* data, DType dtype, std::int64_t element) {
 void grouped_gemm(const GroupedGemmArgs& args) {
   const SimdTable& loops = simd();
   const Outputs outputs{args.groups, args.n, args.offsets, args.k, false};
-  const GemmShape shape =
-      loops.gemm_shape(product_type(args.terms[0].a_dtype, args.terms[0].b_dtype), args.out_dtype);
+  GemmShape shape = loops.gemm_shape(product_type(args.terms[0].a_dtype, args.terms[0].b_dtype),
+                                     args.out_dtype);
+  if (args.num_terms == 1 && args.k <= shape.step_k && args.bias == nullptr) {
+    shape.max_cols = shape.one_step_cols;
+  }
   for_blocks(
       outputs, shape, args.workspace, args.workspace_bytes, [&](const Block& block, void* slot) {
         const std::int64_t row = args.offsets[block.group] + block.row;
@@ -184,8 +187,10 @@ void grouped_gemm(const GroupedGemmArgs& args) {
 void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args) {
   const SimdTable& loops = simd();
   const Outputs outputs{args.groups, args.n, args.offsets, args.m, true};
-  const GemmShape shape =
-      loops.gemm_shape(product_type(args.a_dtype, args.b_dtype), args.out_dtype);
+  GemmShape shape = loops.gemm_shape(product_type(args.a_dtype, args.b_dtype), args.out_dtype);
+  std::int64_t longest = 0;
+  for (std::int64_t e = 0; e < args.groups; ++e) longest = std::max(longest, outputs.depth(e));
+  if (longest <= shape.step_k) shape.max_cols = shape.one_step_cols;
   for_blocks(
       outputs, shape, args.workspace, args.workspace_bytes, [&](const Block& block, void* slot) {
         const std::int64_t first = args.offsets[block.group],

@@ -11,21 +11,31 @@
 namespace dropless::cpu {
 namespace {
 
+// a b + c, in one instruction where the processor has it.
+[[gnu::always_inline]] inline float multiply_add(float a, float b, float c) {
+#ifdef __FP_FAST_FMAF
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2. Below -87.3 and above 88.3 the result stays
 // at that of the bound (1e-38, 2e38); NaN stays NaN.
 [[gnu::always_inline]] inline float exp_of(float x) {
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.3f ? 88.3f : x;
-  const float shifted = x * 0x1.715476p+0f + 0x1.8p23f;  // n in the low bits of the mantissa
+  // n in the low bits of the mantissa
+  const float shifted = multiply_add(x, 0x1.715476p+0f, 0x1.8p23f);
   const float n = shifted - 0x1.8p23f;
-  const float r =
-      (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts, the first exact
+  // ln 2 in two parts, the first exact
+  const float r = multiply_add(n, -0x1.7f7d1cp-20f, multiply_add(n, -0x1.62e4p-1f, x));
   float p = 1.394858e-3f;
-  p = p * r + 8.375129e-3f;
-  p = p * r + 4.1666218e-2f;
-  p = p * r + 1.6666415e-1f;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
+  p = multiply_add(p, r, 8.375129e-3f);
+  p = multiply_add(p, r, 4.1666218e-2f);
+  p = multiply_add(p, r, 1.6666415e-1f);
+  p = multiply_add(p, r, 0.5f);
+  p = multiply_add(p * r, r, r) + 1.0f;
   return p * detail::bits_float((detail::float_bits(shifted) + 127u) << 23);
 }
 [[gnu::always_inline]] inline double exp_of(double x) { return __builtin_exp(x); }
@@ -35,15 +45,15 @@ namespace {
   const float z = u * 0x1.6a09e6p-1f;
   const float v = 1.0f / (1.0f + 0.5f * z);  // erfc(z) = v exp(-z^2 + P(v))
   float p = 0.1449302137f;
-  p = p * v - 0.6808271777f;
-  p = p * v + 1.156733757f;
-  p = p * v - 0.6962518988f;
-  p = p * v - 8.028043229e-2f;
-  p = p * v + 1.267586419e-3f;
-  p = p * v + 3.460279999e-2f;
-  p = p * v + 0.3866404122f;
-  p = p * v + 0.9986327833f;
-  p = p * v - 1.265447997f;
+  p = multiply_add(p, v, -0.6808271777f);
+  p = multiply_add(p, v, 1.156733757f);
+  p = multiply_add(p, v, -0.6962518988f);
+  p = multiply_add(p, v, -8.028043229e-2f);
+  p = multiply_add(p, v, 1.267586419e-3f);
+  p = multiply_add(p, v, 3.460279999e-2f);
+  p = multiply_add(p, v, 0.3866404122f);
+  p = multiply_add(p, v, 0.9986327833f);
+  p = multiply_add(p, v, -1.265447997f);
   return 0.5f * v * exp_of(p - z * z);
 }
 [[gnu::always_inline]] inline double normal_tail(double u) {

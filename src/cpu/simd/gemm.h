@@ -58,6 +58,7 @@ static_assert(kMaxRows % kTileRows == 0 && kMaxRowsRounded % kTileRows == 0);
 static_assert(kMaxRowsRounded * kPackedRowBytes + kMaxColsRounded * kPackedColBytes +
                   kMaxRowsRounded * kMaxColsRounded * 4 <=
               kGemmSlotBytes);
+static_assert(kMaxRowsRounded * kPackedRowBytes + kMaxCols * kPackedColBytes <= kGemmSlotBytes);
 
 // visitor(zero of the packed type)
 template <class Visitor>
@@ -84,6 +85,7 @@ GemmShape gemm_shape(DType operand, DType out) {
                   .tile_cols = 0,
                   .max_rows = rounded ? kMaxRowsRounded : kMaxRows,
                   .max_cols = rounded ? kMaxColsRounded : kMaxCols,
+                  .one_step_cols = kMaxCols,
                   .step_k = 0,
                   .packed_row = 0,
                   .group = 0};
@@ -111,12 +113,43 @@ std::int64_t source_row(const GemmOperand& operand, std::int64_t i) {
   return operand.rows == nullptr ? i : operand.rows[i];
 }
 
+// Packing reads rows some lines at a time, many rows side by side: an order in which operands come
+// slowly from memory (5 GB/s where 33 were possible on the machine of docs/benchmarks.md, and
+// prefetch instructions change little: they do not wait for a page's translation). Hence each group
+// of rows is read once in the order of memory, by loads nobody waits for, before it is packed.
+constexpr int kTouchedRows = 16;
+
+// The `size` elements from `first` on of rows [begin, end) of the operand.
+template <class S>
+void touch_rows(const GemmOperand& operand, std::int64_t begin, std::int64_t end,
+                std::int64_t first, std::int64_t size) {
+  unsigned sum = 0;
+  for (std::int64_t i = begin; i < end; ++i) {
+    const auto* row = reinterpret_cast<const unsigned char*>(
+        static_cast<const S*>(operand.data) + source_row(operand, i) * operand.stride + first);
+    const auto bytes = size * static_cast<std::int64_t>(sizeof(S));
+    for (std::int64_t p = 0; p < bytes; p += 64) sum += row[p];
+  }
+  asm volatile("" : : "r"(sum));
+}
+
+// The same before row i of [0, rows) is packed, where a group begins.
+template <class S>
+[[gnu::always_inline]] inline void touch_ahead(const GemmOperand& operand, std::int64_t i,
+                                               std::int64_t rows, std::int64_t base,
+                                               std::int64_t first, std::int64_t size) {
+  if (i % kTouchedRows != 0) return;
+  const std::int64_t end = i + kTouchedRows < rows ? i + kTouchedRows : rows;
+  touch_rows<S>(operand, base + i, base + end, first, size);
+}
+
 // to[i * kRowStride + p] = a[i, first + p]
 template <class T, class S>
 void pack_a_along(const GemmOperand& a, std::int64_t rows, std::int64_t first, std::int64_t k,
                   T* to) {
   for (std::int64_t i = 0; i < rows; ++i) {
     const S* from = static_cast<const S*>(a.data) + source_row(a, i) * a.stride + first;
+    touch_ahead<S>(a, i, rows, 0, first, k);
     copy_row(from, to + i * kRowStride<T>, k);
   }
 }
@@ -127,6 +160,7 @@ void pack_a_across(const GemmOperand& a, std::int64_t rows, std::int64_t first, 
                    T* to) {
   for (std::int64_t p = 0; p < k; ++p) {
     const S* from = static_cast<const S*>(a.data) + source_row(a, first + p) * a.stride;
+    touch_ahead<S>(a, p, k, first, 0, rows);
     for (std::int64_t i = 0; i < rows; i += kTileRows) {
       T* panel = to + i * k + p * kTileRows;
       const std::int64_t n = rows - i < kTileRows ? rows - i : kTileRows;
@@ -147,6 +181,7 @@ void pack_b_across(const GemmOperand& b, std::int64_t cols, std::int64_t first, 
   constexpr int kCols = kTileCols<T>;
   for (std::int64_t p = 0; p < k; ++p) {
     const S* from = static_cast<const S*>(b.data) + source_row(b, first + p) * b.stride;
+    touch_ahead<S>(b, p, k, first, 0, cols);
     std::int64_t j = 0;
     for (; j + kCols <= cols; j += kCols) {
       T* panel = to + j * k + p * kCols;
@@ -172,10 +207,13 @@ void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, s
     const auto row = [&](std::int64_t r) {
       return static_cast<const S*>(b.data) + source_row(b, j + r) * b.stride + first;
     };
+    touch_rows<S>(b, j, j + n, first, k);
     std::int64_t p = 0;
     for (; n == L && p + L <= k; p += L) {
       Vec<T> block[L];
-      for (int r = 0; r < L; ++r) block[r] = load_as<T>(row(r) + p);
+      for (int r = 0; r < L; ++r) {
+        block[r] = load_as<T>(row(r) + p);
+      }
       transpose<T>(block);
       for (int r = 0; r < L; ++r) store(panel + (p + r) * kCols, block[r]);
     }
@@ -207,6 +245,7 @@ void pack_a_along(const GemmOperand& a, std::int64_t rows, std::int64_t first, s
   for (std::int64_t i = 0; i < rows; ++i) {
     const auto* from = static_cast<const BFloat16*>(a.data) + source_row(a, i) * a.stride + first;
     BFloat16* row = to + i * kRowStride<BFloat16>;
+    touch_ahead<BFloat16>(a, i, rows, 0, first, k);
     __builtin_memcpy(row, from, static_cast<std::size_t>(k) * 2);
     if (k % 2 == 1) row[k] = {};
   }
@@ -214,41 +253,47 @@ void pack_a_along(const GemmOperand& a, std::int64_t rows, std::int64_t first, s
 
 // Calls line(p, row k = p, row k = p + 1 or null) for the pairs of an operand across k.
 template <class Line>
-void for_pairs_across(const GemmOperand& operand, std::int64_t first, std::int64_t k, Line&& line) {
+void for_pairs_across(const GemmOperand& operand, std::int64_t size, std::int64_t first,
+                      std::int64_t k, Line&& line) {
   const auto row = [&](std::int64_t p) {
     return static_cast<const BFloat16*>(operand.data) +
            source_row(operand, first + p) * operand.stride;
   };
-  for (std::int64_t p = 0; p < k; p += 2) line(p, row(p), p + 1 < k ? row(p + 1) : nullptr);
+  for (std::int64_t p = 0; p < k; p += 2) {
+    touch_ahead<BFloat16>(operand, p, k, first, 0, size);
+    line(p, row(p), p + 1 < k ? row(p + 1) : nullptr);
+  }
 }
 
 void pack_a_across(const GemmOperand& a, std::int64_t rows, std::int64_t first, std::int64_t k,
                    BFloat16* to) {
   static_assert(kTileRows <= 16);
   const std::int64_t depth = whole_groups<BFloat16>(k);
-  for_pairs_across(a, first, k, [&](std::int64_t p, const BFloat16* low, const BFloat16* high) {
-    for (std::int64_t i = 0; i < rows; i += kTileRows) {
-      const int n = static_cast<int>(rows - i < kTileRows ? rows - i : kTileRows);
-      const __m512i lanes = pairs(low + i, high == nullptr ? nullptr : high + i, n);
-      _mm512_mask_storeu_epi32(to + i * depth + p * kTileRows,
-                               static_cast<__mmask16>((1u << kTileRows) - 1), lanes);
-    }
-  });
+  for_pairs_across(
+      a, rows, first, k, [&](std::int64_t p, const BFloat16* low, const BFloat16* high) {
+        for (std::int64_t i = 0; i < rows; i += kTileRows) {
+          const int n = static_cast<int>(rows - i < kTileRows ? rows - i : kTileRows);
+          const __m512i lanes = pairs(low + i, high == nullptr ? nullptr : high + i, n);
+          _mm512_mask_storeu_epi32(to + i * depth + p * kTileRows,
+                                   static_cast<__mmask16>((1u << kTileRows) - 1), lanes);
+        }
+      });
 }
 
 void pack_b_across(const GemmOperand& b, std::int64_t cols, std::int64_t first, std::int64_t k,
                    BFloat16* to) {
   const std::int64_t depth = whole_groups<BFloat16>(k);
-  for_pairs_across(b, first, k, [&](std::int64_t p, const BFloat16* low, const BFloat16* high) {
-    for (std::int64_t j = 0; j < cols; j += 16) {
-      const int n = static_cast<int>(cols - j < 16 ? cols - j : 16);
-      const __m512i lanes = pairs(low + j, high == nullptr ? nullptr : high + j, n);
-      _mm512_storeu_si512(to + j / 32 * 32 * depth + p * 32 + j % 32 * 2, lanes);
-      if (j + 16 >= cols && j % 32 == 0) {  // the panel's other half
-        _mm512_storeu_si512(to + j * depth + p * 32 + 32, _mm512_setzero_si512());
-      }
-    }
-  });
+  for_pairs_across(
+      b, cols, first, k, [&](std::int64_t p, const BFloat16* low, const BFloat16* high) {
+        for (std::int64_t j = 0; j < cols; j += 16) {
+          const int n = static_cast<int>(cols - j < 16 ? cols - j : 16);
+          const __m512i lanes = pairs(low + j, high == nullptr ? nullptr : high + j, n);
+          _mm512_storeu_si512(to + j / 32 * 32 * depth + p * 32 + j % 32 * 2, lanes);
+          if (j + 16 >= cols && j % 32 == 0) {  // the panel's other half
+            _mm512_storeu_si512(to + j * depth + p * 32 + 32, _mm512_setzero_si512());
+          }
+        }
+      });
 }
 
 void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, std::int64_t k,
@@ -257,6 +302,7 @@ void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, s
   for (std::int64_t j = 0; j < cols; j += 16) {
     BFloat16* panel = to + j / 32 * 32 * depth + j % 32 * 2;
     const int n = static_cast<int>(cols - j < 16 ? cols - j : 16);
+    touch_rows<BFloat16>(b, j, j + n, first, k);
     for (std::int64_t p = 0; p < k; p += 32) {
       const auto mask = static_cast<__mmask32>(k - p < 32 ? (1u << (k - p)) - 1 : ~0u);
       Vec<float> block[16] = {};
@@ -301,10 +347,47 @@ template <class P>
 }
 #endif
 
-// c [rows, (vectors - 1) * kLanes + last] (+)= A B over k. `vectors` of B's two are used, `last`
-// lanes of the last one are stored.
+// The first n lanes, rounded to S.
+template <class S>
+[[gnu::always_inline]] inline void store_rounded(S* p, Vec<float> v, int n) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    const auto mask = static_cast<__mmask16>((1u << n) - 1);
+    return _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
+  }
+#endif
+  S rounded[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) rounded[i] = from_float<S>(v[i]);
+  if (n == kLanes<float>) {
+    __builtin_memcpy(p, rounded, sizeof(rounded));
+  } else {
+    for (int i = 0; i < n; ++i) p[i] = rounded[i];
+  }
+}
+
+// Where a product's sums go: to memory of their own type, or with `rounded` to a 16-bit output.
+template <class T>
+struct TileOutput {
+  T* sums;
+  std::int64_t sums_stride;
+  void* rounded;
+  std::int64_t rounded_stride;
+  DType rounded_type;
+
+  TileOutput at(std::int64_t i, std::int64_t j) const {
+    TileOutput there = *this;
+    there.sums = sums + i * sums_stride + j;
+    if (rounded != nullptr) {
+      there.rounded = static_cast<std::uint16_t*>(rounded) + i * rounded_stride + j;
+    }
+    return there;
+  }
+};
+
+// [rows, (vectors - 1) * kLanes + last] (+)= A B over k, where (+) adds to the sums. `vectors` of B's
+// two are used, `last` lanes of the last one are stored.
 template <class P, OperandLayout a_layout, int rows, int vectors>
-void tile(std::int64_t k, const P* a, const P* b, Sum<P>* c, std::int64_t c_stride, int last,
+void tile(std::int64_t k, const P* a, const P* b, const TileOutput<Sum<P>>& out, int last,
           bool add) {
   using T = Sum<P>;
   constexpr int L = kLanes<T>, kG = kGroup<P>, kCols = kTileCols<P>;
@@ -312,7 +395,13 @@ void tile(std::int64_t k, const P* a, const P* b, Sum<P>* c, std::int64_t c_stri
   constexpr int kStep = a_layout == OperandLayout::kAlongK ? kG : kTileRows * kG;
   Vec<T> sum[rows][vectors] = {};
   for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + i * c_stride + v * L, 1);
+    if (out.rounded != nullptr) {
+      __builtin_prefetch(static_cast<std::uint16_t*>(out.rounded) + i * out.rounded_stride, 1);
+    }
+    if (out.rounded != nullptr && !add) continue;
+    for (int v = 0; v < vectors; ++v) {
+      __builtin_prefetch(out.sums + i * out.sums_stride + v * L, 1);
+    }
   }
   const std::int64_t groups = (k + kG - 1) / kG;
   for (std::int64_t p = 0; p < groups; ++p) {
@@ -327,28 +416,42 @@ void tile(std::int64_t k, const P* a, const P* b, Sum<P>* c, std::int64_t c_stri
       for (int v = 0; v < vectors; ++v) sum[i][v] = fma(a_ip, b_p[v], sum[i][v]);
     }
   }
+  const auto lanes = [&](int v) { return v + 1 < vectors ? L : last; };
   if (add) {
     for (int i = 0; i < rows; ++i) {
       for (int v = 0; v < vectors; ++v) {
-        const T* at = c + i * c_stride + v * L;
-        sum[i][v] += v + 1 < vectors || last == L ? load(at) : load_first(at, last);
+        const T* at = out.sums + i * out.sums_stride + v * L;
+        sum[i][v] += lanes(v) == L ? load(at) : load_first(at, lanes(v));
       }
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (out.rounded != nullptr) {
+      const auto store_as = [&](auto zero) {
+        for (int i = 0; i < rows; ++i) {
+          for (int v = 0; v < vectors; ++v) {
+            auto* at = static_cast<decltype(zero)*>(out.rounded) + i * out.rounded_stride + v * L;
+            store_rounded(at, sum[i][v], lanes(v));
+          }
+        }
+      };
+      return out.rounded_type == DType::kBFloat16 ? store_as(BFloat16{}) : store_as(Float16{});
     }
   }
   for (int i = 0; i < rows; ++i) {
     for (int v = 0; v < vectors; ++v) {
-      T* at = c + i * c_stride + v * L;
-      if (v + 1 < vectors || last == L) {
+      T* at = out.sums + i * out.sums_stride + v * L;
+      if (lanes(v) == L) {
         store(at, sum[i][v]);
       } else {
-        store_first(at, sum[i][v], last);
+        store_first(at, sum[i][v], lanes(v));
       }
     }
   }
 }
 
 template <class P>
-using Tile = void (*)(std::int64_t, const P*, const P*, Sum<P>*, std::int64_t, int, bool);
+using Tile = void (*)(std::int64_t, const P*, const P*, const TileOutput<Sum<P>>&, int, bool);
 
 template <class P, OperandLayout a_layout>
 struct Tiles {
@@ -367,7 +470,7 @@ constexpr Tiles<P, a_layout> kTiles =
 // out [rows, cols] (+)= packed A times packed B.
 template <class P, OperandLayout a_layout>
 void run_tiles(std::int64_t rows, std::int64_t cols, std::int64_t k, const P* a, const P* b,
-               Sum<P>* out, std::int64_t out_stride, bool add) {
+               const TileOutput<Sum<P>>& out, bool add) {
   constexpr int L = kLanes<Sum<P>>, kCols = kTileCols<P>;
   constexpr bool kAlong = a_layout == OperandLayout::kAlongK;
   const std::int64_t depth = whole_groups<P>(k);
@@ -377,8 +480,7 @@ void run_tiles(std::int64_t rows, std::int64_t cols, std::int64_t k, const P* a,
     for (std::int64_t j = 0; j < cols; j += kCols) {
       const int n_cols = static_cast<int>(cols - j < kCols ? cols - j : kCols);
       const int vectors = n_cols > L ? 2 : 1;
-      kTiles<P, a_layout>.of[n_rows - 1][vectors - 1](k, a_panel, b + j * depth,
-                                                      out + i * out_stride + j, out_stride,
+      kTiles<P, a_layout>.of[n_rows - 1][vectors - 1](k, a_panel, b + j * depth, out.at(i, j),
                                                       n_cols - (vectors - 1) * L, add);
     }
   }
@@ -430,10 +532,10 @@ void pack_b(const GemmOperand& b, OperandLayout layout, std::int64_t cols, std::
 
 template <class P>
 void run_tiles(OperandLayout a_layout, std::int64_t rows, std::int64_t cols, std::int64_t k,
-               const P* a, const P* b, Sum<P>* out, std::int64_t out_stride, bool add) {
+               const P* a, const P* b, const TileOutput<Sum<P>>& out, bool add) {
   a_layout == OperandLayout::kAlongK
-      ? run_tiles<P, OperandLayout::kAlongK>(rows, cols, k, a, b, out, out_stride, add)
-      : run_tiles<P, OperandLayout::kAcrossK>(rows, cols, k, a, b, out, out_stride, add);
+      ? run_tiles<P, OperandLayout::kAlongK>(rows, cols, k, a, b, out, add)
+      : run_tiles<P, OperandLayout::kAcrossK>(rows, cols, k, a, b, out, add);
 }
 
 void gemm_round(const GemmRound& round) {
@@ -459,6 +561,10 @@ void run_block(const GemmBlock& block) {
   slot += kMaxColsRounded * kPackedColBytes;
   T* sums = rounded ? reinterpret_cast<T*>(slot) : static_cast<T*>(block.out);
   const std::int64_t stride = rounded ? kMaxColsRounded : block.out_stride;
+  // Tiles round what they add last, but where a bias comes after.
+  const TileOutput<T> to_sums{sums, stride, nullptr, 0, {}};
+  const TileOutput<T> to_out{sums, stride, block.out, block.out_stride, block.out_dtype};
+  const bool tiles_round = rounded && block.bias == nullptr;
   // Steps of equal length: their number and bounds depend on k alone.
   const std::int64_t steps = (block.k + kStepK<P> - 1) / kStepK<P>;
   const std::int64_t step = whole_groups<P>((block.k + steps - 1) / steps);
@@ -468,7 +574,9 @@ void run_block(const GemmBlock& block) {
       const bool add = term > 0 || first > 0 || block.accumulate;
       pack_b(block.b[term], block.b_layout, block.cols, first, k, b);
       pack_a(block.a[term], block.a_layout, block.rows, first, k, a);
-      run_tiles(block.a_layout, block.rows, block.cols, k, a, b, sums, stride, add);
+      const bool final = term + 1 == block.num_terms && first + k == block.k;
+      run_tiles(block.a_layout, block.rows, block.cols, k, a, b,
+                tiles_round && final ? to_out : to_sums, add);
     }
   }
   if (block.bias != nullptr) {
@@ -481,7 +589,7 @@ void run_block(const GemmBlock& block) {
     });
   }
   if constexpr (std::is_same_v<T, float>) {
-    if (rounded) {
+    if (rounded && !tiles_round) {
       gemm_round(
           {block.rows, block.cols, sums, stride, block.out, block.out_dtype, block.out_stride});
     }
@@ -509,7 +617,8 @@ void gemm_tiles(const GemmTiles& t) {
   visit_packed(t.packed, [&](auto zero) {
     using P = decltype(zero);
     run_tiles(t.a_layout, t.rows, t.cols, t.k, static_cast<const P*>(t.a),
-              static_cast<const P*>(t.b), static_cast<Sum<P>*>(t.out), t.out_stride, t.add);
+              static_cast<const P*>(t.b),
+              TileOutput<Sum<P>>{static_cast<Sum<P>*>(t.out), t.out_stride, nullptr, 0, {}}, t.add);
   });
 }
 

@@ -47,6 +47,9 @@ struct GemmShape {
   DType packed;
   int tile_rows, tile_cols;
   int max_rows, max_cols;
+  // The limit of columns of a block of one term with k <= step_k and no bias, whose sums need no
+  // memory.
+  int one_step_cols;
   int step_k, packed_row, group;
 };
 
