@@ -53,7 +53,8 @@ ensure_configured() {
   local args=("-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DPython3_EXECUTABLE=$venv/bin/python"
     "-DDROPLESS_TORCH_DIR=$torch" -DDROPLESS_BENCHMARKS=ON)
   command -v ccache >/dev/null && args+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
-  command -v mold >/dev/null && args+=(-DCMAKE_LINKER_TYPE=MOLD)
+  # A cross compiler does not look for it among the programs of this machine.
+  [[ $preset == aarch64 ]] || ! command -v mold >/dev/null || args+=(-DCMAKE_LINKER_TYPE=MOLD)
   if [[ $preset == cuda ]]; then
     nvcc=$(find_nvcc)
     args+=("-DCMAKE_CUDA_COMPILER=$nvcc")

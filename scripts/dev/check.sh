@@ -54,6 +54,13 @@ verb_test() {
     build_all "$preset"
     run_tests "$preset" "$@"
   done
+  # The library for the other architecture, by qemu: its loops for any processor, and the op tests.
+  take_lock
+  ensure_packages build nightly
+  release_lock
+  say "preset aarch64"
+  build_all aarch64
+  run_tests aarch64 "$@"
   verb_check --all
 }
 
