@@ -147,6 +147,9 @@ class Runner {
     offsets_E1_ = offsets_E1.as<std::int64_t>();
     tiles_128_ = tiles_128.get();
     tiles_256_ = tiles_256.get();
+    DeviceBuffer tokens_R(rows * 4);
+    tokens_R.upload(tokens_of(shape));
+    tokens_R_ = tokens_R.as<std::int32_t>();
 
     DeviceBuffer wide(rows * 2 * f * 2), narrow(rows * d * 2), weights(experts * 2 * f * d * 2);
     testing::fill_random_bf16(wide.get(), rows * 2 * f, 1, 1.0f);
@@ -215,6 +218,19 @@ class Runner {
     report(shape, op, candidates, 2.0 * rows * n * k);
   }
 
+  // Of each expert's rows ascending tokens, as dispatch orders them.
+  std::vector<std::int32_t> tokens_of(const Shape& shape) const {
+    std::vector<std::int32_t> tokens;
+    std::mt19937_64 random(5);
+    for (const std::int64_t count : rows_) {
+      std::uniform_real_distribution<double> unit(0.0, 1.0);
+      for (std::int64_t i = 0; i < count; ++i) {
+        tokens.push_back(static_cast<std::int32_t>((i + unit(random)) / count * shape.tokens));
+      }
+    }
+    return tokens;
+  }
+
   TensorView routed(void* data, std::int64_t width) const {
     return {data, DType::kBFloat16, {rows(), width}, kGpu};
   }
@@ -226,6 +242,7 @@ class Runner {
     if (!wanted("up_swiglu")) return;
     const std::int64_t d = shape.d, f = shape.f, experts = shape.experts;
     const ConstTensorView x_RD(x, DType::kBFloat16, {rows(), d}, kGpu);
+    const ConstTensorView x_TD(x, DType::kBFloat16, {shape.tokens, d}, kGpu);
     ConstTensorView w1(w, DType::kBFloat16, {experts, f, d}, kGpu);
     w1.stride[0] = 2 * f * d;
     ConstTensorView v1 = w1;
@@ -236,20 +253,16 @@ class Runner {
       candidates.push_back(
           {"dense", [=, this] { cublas_.gemm(false, true, rows(), 2 * f, d, x, w, planes); }, {}});
     }
-    candidates.push_back({"save",
-                          [=, this] {
-                            cuda::grouped_gemm_activation(Activation::kSilu, x_RD, w1, v1,
-                                                          tiles_128_, gate, up, routed(act, f),
-                                                          nullptr);
-                          },
-                          {}});
-    candidates.push_back({"act only",
-                          [=, this] {
-                            cuda::grouped_gemm_activation(Activation::kSilu, x_RD, w1, v1,
-                                                          tiles_128_, {}, {}, routed(act, f),
-                                                          nullptr);
-                          },
-                          {}});
+    for (const std::int32_t* tokens : {static_cast<const std::int32_t*>(nullptr), tokens_R_}) {
+      const std::string suffix = tokens == nullptr ? "" : " gather";
+      candidates.push_back({"save" + suffix,
+                            [=, this] {
+                              cuda::grouped_gemm_activation(
+                                  Activation::kSilu, tokens == nullptr ? x_RD : x_TD, tokens, w1,
+                                  v1, tiles_128_, gate, up, routed(act, f), nullptr);
+                            },
+                            {}});
+    }
     report(shape, "up_swiglu", candidates, 2.0 * rows() * 2 * f * d);
   }
 
@@ -268,15 +281,15 @@ class Runner {
       candidates.push_back(
           {"dense", [=, this] { cublas_.gemm(false, true, rows(), f, d, d_out, w2, act); }, {}});
     }
-    candidates.push_back({"grad",
-                          [&, this] {
-                            cuda::grouped_gemm_activation_grad(
-                                Activation::kSilu, {d_out, DType::kBFloat16, {rows(), d}, kGpu},
-                                {w2, DType::kBFloat16, {experts, f, d}, kGpu}, scores.as<float>(),
-                                tiles_128_, gate, up, routed(act, f), d_scores.as<float>(),
-                                nullptr);
-                          },
-                          {}});
+    candidates.push_back(
+        {"grad",
+         [&, this] {
+           cuda::grouped_gemm_activation_grad(
+               Activation::kSilu, {d_out, DType::kBFloat16, {shape.tokens, d}, kGpu}, tokens_R_,
+               {w2, DType::kBFloat16, {experts, f, d}, kGpu}, scores.as<float>(), tiles_128_, gate,
+               up, routed(act, f), d_scores.as<float>(), nullptr);
+         },
+         {}});
     report(shape, "d_swiglu", candidates, 2.0 * rows() * f * d);
     testing::fill_random_bf16(planes, rows() * 2 * f, 1, 1.0f);
   }
@@ -356,6 +369,7 @@ class Runner {
   const std::int64_t* offsets_E1_ = nullptr;
   const void* tiles_128_ = nullptr;
   const void* tiles_256_ = nullptr;
+  const std::int32_t* tokens_R_ = nullptr;
 };
 
 std::vector<std::string> split(const std::string& list) {

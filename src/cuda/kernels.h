@@ -42,8 +42,8 @@ void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
                     std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
                     float* weights_R, void* workspace, Stream stream);
 
-// bf16, fp16 or fp32 rows, contiguous. Without weights combine is gather's backward; `add`: to what
-// out_TD holds.
+// bf16, fp16 or fp32 rows, contiguous but for gather's x_TD and combine's out_TD: they may be columns
+// of wider rows. Without weights combine is gather's backward; `add`: to what out_TD holds.
 void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
             Stream stream);
 void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
@@ -80,22 +80,25 @@ void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
 
 // Up projection with its activation: gate = x w1^T, up = x v1^T, act = activation(gate) * up;
 // without v1 act = activation(gate). gate and up may be absent (nothing is saved for backward).
-// bf16; w1 and v1 may be halves of one tensor. row_tiles: of block_m = 128.
-void grouped_gemm_activation(Activation activation, ConstTensorView x_RD, ConstTensorView w1_EFD,
-                             ConstTensorView v1_EFD, const void* row_tiles, TensorView gate_RF,
-                             TensorView up_RF, TensorView act_RF, Stream stream);
+// bf16; w1 and v1 may be halves of one tensor. row_tiles: of block_m = 128. With list_R row r of x is
+// row list_R[r] of the given, contiguous x; without, x's rows are in order.
+void grouped_gemm_activation(Activation activation, ConstTensorView x, const std::int32_t* list_R,
+                             ConstTensorView w1_EFD, ConstTensorView v1_EFD, const void* row_tiles,
+                             TensorView gate_RF, TensorView up_RF, TensorView act_RF,
+                             Stream stream);
 
 // The gradient through the down and the activation, for rows whose outputs the router weighs by
-// scores: with t = d_out w2^T (d_out_RD gathered, not weighed),
+// scores: with t[r] = w2 d_out[tokens_R[r]] (d_out_TD contiguous, not weighed),
 //   gate <- scores t up activation'(gate)      up <- scores t activation(gate)      in place
 //   act  =  scores activation(gate) up         for d_w2 = act^T d_out
 //   d_scores_NR[i, r] = the part of <t, activation(gate) up> in columns 256 i .. 256 i + 255
 // without up: plain activations. The partial sums, ceil(F / 256) rows of R, add up in order of i.
 inline constexpr int kActivationGradColumns = 256;
-void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_RD,
-                                  ConstTensorView w2_EFD, const float* scores_R,
-                                  const void* row_tiles, TensorView gate_RF, TensorView up_RF,
-                                  TensorView act_RF, float* d_scores_NR, Stream stream);
+void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_TD,
+                                  const std::int32_t* tokens_R, ConstTensorView w2_EFD,
+                                  const float* scores_R, const void* row_tiles, TensorView gate_RF,
+                                  TensorView up_RF, TensorView act_RF, float* d_scores_NR,
+                                  Stream stream);
 
 // ---- router products
 // ---------------------------------------------------------------------------------
@@ -119,10 +122,11 @@ void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const floa
 // ---- between the parts of the layer's backward pass
 // --------------------------------------------------
 
-// weights_R[rows[t, k]] = weights[t, k], and the experts' row counts.
+// weights_R[rows[t, k]] = weights[t, k], tokens_R[rows[t, k]] = t, and the experts' row counts.
 void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std::int64_t num_rows,
-                      const std::int64_t* offsets_E1, std::int64_t num_experts, float* weights_R,
-                      std::int32_t* tokens_per_expert_E, Stream stream);
+                      std::int64_t top_k, const std::int64_t* offsets_E1, std::int64_t num_experts,
+                      float* weights_R, std::int32_t* tokens_R, std::int32_t* tokens_per_expert_E,
+                      Stream stream);
 
 // d_weights[t, k] = sum over parts i, in order, of d_scores[i, rows[t, k]].
 void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,

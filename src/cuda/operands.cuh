@@ -10,6 +10,23 @@ namespace dropless::cuda {
 // One pair of operands; the unused second maps repeat the first.
 inline Operands one_term(const CUtensorMap& a, const CUtensorMap& b) { return {{a, a}, {b, b}}; }
 
+// A from the rows of a contiguous matrix that `list` names, as a weight's other operand.
+inline Operands gathered(const ConstTensorView& rows, const std::int32_t* list,
+                         const CUtensorMap& b) {
+  const std::int64_t vectors = rows.shape[1] / 8;
+  if (rows.shape[0] * vectors >= std::int64_t{1} << 32) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "rows to gather lie in [" + std::to_string(rows.shape[0]) + ", " +
+                    std::to_string(rows.shape[1]) + "], more than 64 GiB",
+                "process fewer tokens at a time", __FILE__, __LINE__);
+  }
+  return {.a = {},
+          .b = {b, b},
+          .rows = static_cast<const uint4*>(rows.data),
+          .list = list,
+          .vectors = static_cast<int>(vectors)};
+}
+
 // A [rows, k], K-major.
 template <class Tile>
 CUtensorMap row_operand(const ConstTensorView& a_RK) {

@@ -21,11 +21,12 @@ constexpr int kBatch = 8;  // loads of a thread in flight at a time
 
 // A CTA per token and 256 vectors: the row is read once and written K times.
 __global__ void __launch_bounds__(kThreads)
-    gather_kernel(const uint4* x, const int* rows_TK, int top_k, int vectors, uint4* out) {
+    gather_kernel(const uint4* x, std::int64_t pitch, const int* rows_TK, int top_k, int vectors,
+                  uint4* out) {
   const std::int64_t token = blockIdx.x;
   const int at = blockIdx.y * kThreads + threadIdx.x;
   if (at >= vectors) return;
-  const uint4 value = x[token * vectors + at];
+  const uint4 value = x[token * pitch + at];
   for (int k = 0; k < top_k; ++k) {
     const std::int64_t row = __ldg(rows_TK + token * top_k + k);
     out[row * vectors + at] = value;
@@ -33,16 +34,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A thread sums kItems vectors of the output, kThreads apart, so that small K too has kBatch loads
-// in flight. `total`: vectors of the whole output.
+// in flight. `total`: vectors of the whole output; `pitch`: from one of its rows to the next.
 template <class Element, int kItems>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const uint4* y, const float* weights_TK, const int* rows_TK, int top_k,
-                   int vectors, std::int64_t total, bool add, uint4* out) {
+                   int vectors, std::int64_t total, bool add, std::int64_t pitch, uint4* out) {
   constexpr int kPer = kPerVector<Element>;
   constexpr int kRows = kBatch / kItems;
   const std::int64_t first =
       static_cast<std::int64_t>(blockIdx.x) * (kThreads * kItems) + threadIdx.x;
   std::int64_t entry[kItems];  // of rows_TK and weights_TK
+  uint4* place[kItems];        // in out
   int at[kItems];
   float sum[kItems][kPer] = {};
 #pragma unroll
@@ -51,7 +53,8 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t token = index / vectors;
     entry[i] = token * top_k;
     at[i] = static_cast<int>(index - token * vectors);
-    if (add) to_floats(out[index], sum[i], Element{});
+    place[i] = out + token * pitch + at[i];
+    if (add) to_floats(*place[i], sum[i], Element{});
   }
   for (int done = 0; done < top_k; done += kRows) {
     uint4 raw[kItems][kRows];
@@ -82,8 +85,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    const std::int64_t index = first + i * kThreads;
-    if (index < total) out[index] = from_floats(sum[i], Element{});
+    if (first + i * kThreads < total) *place[i] = from_floats(sum[i], Element{});
   }
 }
 
@@ -139,6 +141,11 @@ int vectors_of(std::int64_t width, DType dtype, const char* op) {
   return static_cast<int>(bytes / 16);
 }
 
+// Vectors from one row of a matrix to the next.
+std::int64_t pitch_of(const ConstTensorView& matrix) {
+  return matrix.stride[0] * static_cast<std::int64_t>(dtype_bytes(matrix.dtype)) / 16;
+}
+
 dim3 grid_of(std::int64_t tokens, int vectors) {
   return dim3(static_cast<unsigned>(tokens), (vectors + kThreads - 1) / kThreads);
 }
@@ -167,8 +174,8 @@ void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_
   const int vectors = vectors_of(x_TD.shape[1], x_TD.dtype, "gather");
   if (tokens == 0 || top_k == 0 || vectors == 0) return;
   gather_kernel<<<grid_of(tokens, vectors), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const uint4*>(x_TD.data), rows_TK, static_cast<int>(top_k), vectors,
-      static_cast<uint4*>(x_RD.data));
+      static_cast<const uint4*>(x_TD.data), pitch_of(x_TD), rows_TK, static_cast<int>(top_k),
+      vectors, static_cast<uint4*>(x_RD.data));
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -182,9 +189,9 @@ void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* 
     const auto launch = [&]<int kItems>() {
       combine_kernel<decltype(element), kItems>
           <<<static_cast<unsigned>(ceil_div(total, kThreads * kItems)), kThreads, 0,
-             static_cast<cudaStream_t>(stream)>>>(static_cast<const uint4*>(y_RD.data), weights_TK,
-                                                  rows_TK, static_cast<int>(top_k), vectors, total,
-                                                  add, static_cast<uint4*>(out_TD.data));
+             static_cast<cudaStream_t>(stream)>>>(
+              static_cast<const uint4*>(y_RD.data), weights_TK, rows_TK, static_cast<int>(top_k),
+              vectors, total, add, pitch_of(out_TD), static_cast<uint4*>(out_TD.data));
     };
     if (top_k <= 2) {
       launch.template operator()<4>();

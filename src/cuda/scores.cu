@@ -14,11 +14,14 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     prepare_backward_kernel(const float* weights_TK, const int* rows_TK, std::int64_t rows,
-                            const std::int64_t* offsets_E1, int experts, float* weights_R,
-                            int* tokens_per_expert_E) {
+                            int top_k, const std::int64_t* offsets_E1, int experts,
+                            float* weights_R, int* tokens_R, int* tokens_per_expert_E) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < experts) tokens_per_expert_E[i] = static_cast<int>(offsets_E1[i + 1] - offsets_E1[i]);
-  if (i < rows) weights_R[rows_TK[i]] = weights_TK[i];
+  if (i < rows) {
+    weights_R[rows_TK[i]] = weights_TK[i];
+    tokens_R[rows_TK[i]] = static_cast<int>(i / top_k);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -39,12 +42,13 @@ unsigned blocks_for(std::int64_t threads) {
 }  // namespace
 
 void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std::int64_t num_rows,
-                      const std::int64_t* offsets_E1, std::int64_t num_experts, float* weights_R,
-                      std::int32_t* tokens_per_expert_E, Stream stream) {
+                      std::int64_t top_k, const std::int64_t* offsets_E1, std::int64_t num_experts,
+                      float* weights_R, std::int32_t* tokens_R, std::int32_t* tokens_per_expert_E,
+                      Stream stream) {
   prepare_backward_kernel<<<blocks_for(std::max(num_rows, num_experts)), kThreads, 0,
                             static_cast<cudaStream_t>(stream)>>>(
-      weights_TK, rows_TK, num_rows, offsets_E1, static_cast<int>(num_experts), weights_R,
-      tokens_per_expert_E);
+      weights_TK, rows_TK, num_rows, static_cast<int>(top_k), offsets_E1,
+      static_cast<int>(num_experts), weights_R, tokens_R, tokens_per_expert_E);
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 

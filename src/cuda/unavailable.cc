@@ -61,12 +61,14 @@ void grouped_gemm_weight_grad(ConstTensorView, ConstTensorView, const std::int64
   unavailable("grouped_gemm_weight_grad");
 }
 
-void grouped_gemm_activation(Activation, ConstTensorView, ConstTensorView, ConstTensorView,
-                             const void*, TensorView, TensorView, TensorView, Stream) {
+void grouped_gemm_activation(Activation, ConstTensorView, const std::int32_t*, ConstTensorView,
+                             ConstTensorView, const void*, TensorView, TensorView, TensorView,
+                             Stream) {
   unavailable("grouped_gemm_activation");
 }
-void grouped_gemm_activation_grad(Activation, ConstTensorView, ConstTensorView, const float*,
-                                  const void*, TensorView, TensorView, TensorView, float*, Stream) {
+void grouped_gemm_activation_grad(Activation, ConstTensorView, const std::int32_t*, ConstTensorView,
+                                  const float*, const void*, TensorView, TensorView, TensorView,
+                                  float*, Stream) {
   unavailable("grouped_gemm_activation_grad");
 }
 
@@ -80,8 +82,9 @@ void router_backward(ConstTensorView, ConstTensorView, const float*, TensorView,
                      Stream) {
   unavailable("router_backward");
 }
-void prepare_backward(const float*, const std::int32_t*, std::int64_t, const std::int64_t*,
-                      std::int64_t, float*, std::int32_t*, Stream) {
+void prepare_backward(const float*, const std::int32_t*, std::int64_t, std::int64_t,
+                      const std::int64_t*, std::int64_t, float*, std::int32_t*, std::int32_t*,
+                      Stream) {
   unavailable("prepare_backward");
 }
 void sum_score_gradients(const float*, std::int64_t, const std::int32_t*, std::int64_t, float*,

@@ -2,21 +2,26 @@
 //
 // Forward (rows r sorted by expert, t(r) the token of row r):
 //   logits = x Wr^T -> weights, indices, losses -> rows, offsets, row tiles
-//   x_RD[r] = x[t(r)];  gate = x_RD W1_e^T, up = x_RD V1_e^T, h = act(gate) up   in one kernel
-//   y = h W2_e (over x_RD's memory);  out = combine(y)
+//   gate[r] = W1_e x[t(r)], up[r] = V1_e x[t(r)], h = act(gate) up   in one kernel that gathers its
+//     rows; for wide experts x_RD[r] = x[t(r)] before
+//   y = h W2_e (over x_RD);  out = combine(y)                        a slab of columns at a time
 //
 // Backward, s_r the routing weight of row r:
-//   d_out_RD[r] = d_out[t(r)];  with g = d_out_RD W2_e^T, in one kernel:
+//   with g[r] = W2_e d_out[t(r)], in one kernel, rows gathered there:
 //     gate <- d_gate, up <- d_up, scaled_h = s h, d_s = <g, h>
-//   dW2 = scaled_h^T d_out_RD
 //   d_s -> d_logits -> dWr, and the router's part of d_x
-//   x_RD[r] = x[t(r)] (over d_out_RD);  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
-//   d_x_RD = d_gate W1_e + d_up V1_e (over x_RD);  d_x += combine(d_x_RD)
+//   a slab of columns at a time:
+//     d_out_RD[r] = d_out[t(r)];  dW2 = scaled_h^T d_out_RD
+//     x_RD[r] = x[t(r)] (over d_out_RD);  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
+//     d_x_RD = d_gate W1_e + d_up V1_e (over x_RD);  d_x += combine(d_x_RD)
+//
+// Rows of d_model columns, R of them, would be the largest thing in memory: slabs bound it.
 //
 // No size depends on the routing: nothing waits for the device.
 #include "src/ops/moe_cuda.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "src/common/check.h"
 #include "src/common/math.h"
@@ -29,17 +34,51 @@ namespace {
 
 constexpr int kRowTile = 128;  // rows of the matrix products' tiles
 
+// Up to this expert width the up projection gathers its rows itself: measured, it then loses less
+// than a gather before it takes (docs/kernels.md), whose share of the time is as 1 / d_ffn.
+constexpr std::int64_t kGatherInProduct = 2048;
+bool up_gathers(const MoEConfig& config) { return config.d_ffn <= kGatherInProduct; }
+
+// Columns of d_model that are multiplied and combined at a time, of R rows: a third, in whole tiles
+// of the products. Where experts are wide all columns are little beside the pre-activations.
+constexpr std::int64_t kSlabs = 3, kColumnTile = 256;
+std::int64_t slab_width(const MoEConfig& config) {
+  if (!up_gathers(config)) return config.d_model;
+  return std::min(config.d_model, round_up(ceil_div(config.d_model, kSlabs), kColumnTile));
+}
+
+// Columns [begin, begin + width) of a 16-bit tensor.
+template <class View>
+View columns(View view, std::int64_t begin, std::int64_t width) {
+  using Bytes = std::conditional_t<std::is_same_v<View, TensorView>, char*, const char*>;
+  view.data = static_cast<Bytes>(view.data) + 2 * begin;
+  view.shape[view.rank - 1] = width;
+  return view;
+}
+
+template <class Action>
+void for_each_slab(const MoEConfig& config, Action action) {
+  const std::int64_t width = slab_width(config);
+  for (std::int64_t begin = 0; begin < config.d_model; begin += width) {
+    action(begin, std::min(width, config.d_model - begin));
+  }
+}
+
 struct Sizes : MoESizes {
   std::int64_t P;  // columns of a row of logits in memory
+  std::int64_t C;  // columns of a slab
   Sizes(const MoEConfig& config, std::int64_t tokens)
-      : MoESizes(config, tokens, DType::kBFloat16), P(cuda::router_pitch(E)) {}
+      : MoESizes(config, tokens, DType::kBFloat16),
+        P(cuda::router_pitch(E)),
+        C(slab_width(config)) {}
 };
 
 struct ForwardBuffers {
   float* logits_TP;
   void *router_space, *route_space, *order_space, *row_tiles;
+  std::int32_t* tokens_R;
   void* h_RF;
-  void* rows_RD;  // x_RD, then y
+  void* rows_RC;  // x_RD, where the up projection does not gather; then y
 };
 
 ForwardBuffers carve_forward(WorkspaceCarver& carver, const Sizes& s) {
@@ -48,16 +87,17 @@ ForwardBuffers carve_forward(WorkspaceCarver& carver, const Sizes& s) {
           .route_space = carver.take_bytes(cuda::route_workspace_bytes(s.T, s.E)),
           .order_space = carver.take_bytes(cuda::dispatch_order_workspace_bytes(s.T, s.K, s.E)),
           .row_tiles = carver.take_bytes(cuda::row_tiles_bytes(s.R, s.E, kRowTile)),
+          .tokens_R = carver.take<std::int32_t>(s.R),
           .h_RF = carver.take<std::uint16_t>(s.R * s.F),
-          .rows_RD = carver.take<std::uint16_t>(s.R * s.D)};
+          .rows_RC = carver.take<std::uint16_t>(s.R * s.C)};
 }
 
 struct BackwardBuffers {
   float *logits_TP, *d_logits_TP, *weights_R, *d_scores_NR, *d_weights_TK;
-  std::int32_t* tokens_per_expert_E;
+  std::int32_t *tokens_R, *tokens_per_expert_E;
   void *router_space, *row_tiles;
   void* scaled_h_RF;
-  void* rows_RD;  // d_out_RD, then x_RD, then d_x_RD
+  void* rows_RC;  // a slab of d_out_RD, then of x_RD, then of d_x_RD
 };
 
 std::int64_t score_parts(const Sizes& s) { return ceil_div(s.F, cuda::kActivationGradColumns); }
@@ -68,11 +108,12 @@ BackwardBuffers carve_backward(WorkspaceCarver& carver, const Sizes& s) {
           .weights_R = carver.take<float>(s.R),
           .d_scores_NR = carver.take<float>(score_parts(s) * s.R),
           .d_weights_TK = carver.take<float>(s.R),
+          .tokens_R = carver.take<std::int32_t>(s.R),
           .tokens_per_expert_E = carver.take<std::int32_t>(s.E),
           .router_space = carver.take_bytes(cuda::router_workspace_bytes(s.T, s.D, s.E)),
           .row_tiles = carver.take_bytes(cuda::row_tiles_bytes(s.R, s.E, kRowTile)),
           .scaled_h_RF = carver.take<std::uint16_t>(s.R * s.F),
-          .rows_RD = carver.take<std::uint16_t>(s.R * s.D)};
+          .rows_RC = carver.take<std::uint16_t>(s.R * s.C)};
 }
 
 template <class T, class View>
@@ -123,7 +164,6 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
   WorkspaceCarver carver(workspace, 0);
   const ForwardBuffers buffers = carve_forward(carver, s);
   const TensorView h_RF(buffers.h_RF, x_TD.dtype, {s.R, s.F}, x_TD.device);
-  const TensorView rows_RD(buffers.rows_RD, x_TD.dtype, {s.R, s.D}, x_TD.device);
   auto* rows_TK = data_of<std::int32_t>(saved.rows_TK);
 
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
@@ -132,17 +172,28 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
                       data_of<float>(losses_2), data_of<std::int32_t>(tokens_per_expert_E),
                       buffers.route_space, stream);
   cuda::dispatch_order(data_of<std::int32_t>(saved.indices_TK), nullptr, s.T, s.K, s.E, rows_TK,
-                       data_of<std::int64_t>(saved.offsets_E1), nullptr, nullptr,
+                       data_of<std::int64_t>(saved.offsets_E1), buffers.tokens_R, nullptr,
                        buffers.order_space, stream);
   if (s.R == 0) return;
   cuda::build_row_tiles(data_of<std::int64_t>(saved.offsets_E1), s.E, kRowTile, buffers.row_tiles,
                         stream);
-  cuda::gather(x_TD, rows_TK, s.K, rows_RD, stream);
-  cuda::grouped_gemm_activation(config.activation, rows_RD, weights.w1_EFD, weights.v1_EFD,
+  const std::int32_t* list = buffers.tokens_R;
+  ConstTensorView up_rows = x_TD;
+  if (!up_gathers(config)) {
+    const TensorView x_RD(buffers.rows_RC, x_TD.dtype, {s.R, s.D}, x_TD.device);
+    cuda::gather(x_TD, rows_TK, s.K, x_RD, stream);
+    list = nullptr;
+    up_rows = x_RD;
+  }
+  cuda::grouped_gemm_activation(config.activation, up_rows, list, weights.w1_EFD, weights.v1_EFD,
                                 buffers.row_tiles, saved.gate_RF, saved.up_RF, h_RF, stream);
-  cuda::grouped_gemm(h_RF, weights.w2_EFD, true, buffers.row_tiles, rows_RD,
-                     cuda::choose_grouped_gemm(s.D), stream);
-  cuda::combine(rows_RD, data_of<float>(saved.weights_TK), rows_TK, s.K, false, out_TD, stream);
+  for_each_slab(config, [&](std::int64_t begin, std::int64_t width) {
+    const TensorView y_RC(buffers.rows_RC, x_TD.dtype, {s.R, width}, x_TD.device);
+    cuda::grouped_gemm(h_RF, columns(weights.w2_EFD, begin, width), true, buffers.row_tiles, y_RC,
+                       cuda::choose_grouped_gemm(width), stream);
+    cuda::combine(y_RC, data_of<float>(saved.weights_TK), rows_TK, s.K, false,
+                  columns(out_TD, begin, width), stream);
+  });
 }
 
 void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
@@ -154,22 +205,15 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   WorkspaceCarver carver(workspace, 0);
   const BackwardBuffers buffers = carve_backward(carver, s);
   const TensorView scaled_h_RF(buffers.scaled_h_RF, x_TD.dtype, {s.R, s.F}, x_TD.device);
-  const TensorView rows_RD(buffers.rows_RD, x_TD.dtype, {s.R, s.D}, x_TD.device);
   const auto* rows_TK = data_of<std::int32_t>(saved.rows_TK);
   const auto* offsets_E1 = data_of<std::int64_t>(saved.offsets_E1);
-  const auto weight_gradient = [&](const TensorView& a_RF, const TensorView& out_EFD) {
-    cuda::grouped_gemm_weight_grad(a_RF, rows_RD, offsets_E1, out_EFD, false,
-                                   cuda::choose_weight_grad(s.D), stream);
-  };
 
-  cuda::prepare_backward(data_of<float>(saved.weights_TK), rows_TK, s.R, offsets_E1, s.E,
-                         buffers.weights_R, buffers.tokens_per_expert_E, stream);
+  cuda::prepare_backward(data_of<float>(saved.weights_TK), rows_TK, s.R, s.K, offsets_E1, s.E,
+                         buffers.weights_R, buffers.tokens_R, buffers.tokens_per_expert_E, stream);
   cuda::build_row_tiles(offsets_E1, s.E, kRowTile, buffers.row_tiles, stream);
-  cuda::gather(d_out_TD, rows_TK, s.K, rows_RD, stream);
-  cuda::grouped_gemm_activation_grad(config.activation, rows_RD, weights.w2_EFD, buffers.weights_R,
-                                     buffers.row_tiles, saved.gate_RF, saved.up_RF, scaled_h_RF,
-                                     buffers.d_scores_NR, stream);
-  weight_gradient(scaled_h_RF, grads.w2_EFD);
+  cuda::grouped_gemm_activation_grad(config.activation, d_out_TD, buffers.tokens_R, weights.w2_EFD,
+                                     buffers.weights_R, buffers.row_tiles, saved.gate_RF,
+                                     saved.up_RF, scaled_h_RF, buffers.d_scores_NR, stream);
 
   cuda::sum_score_gradients(buffers.d_scores_NR, score_parts(s), rows_TK, s.R, buffers.d_weights_TK,
                             stream);
@@ -181,18 +225,28 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   cuda::router_backward(x_TD, weights.router_ED, buffers.d_logits_TP, grads.x_TD, grads.router_ED,
                         buffers.router_space, stream);
 
-  cuda::gather(x_TD, rows_TK, s.K, rows_RD, stream);
-  weight_gradient(saved.gate_RF, grads.w1_EFD);
-  if (config.glu) {
-    weight_gradient(saved.up_RF, grads.v1_EFD);
-    cuda::grouped_gemm_two_terms(saved.gate_RF, weights.w1_EFD, saved.up_RF, weights.v1_EFD,
-                                 buffers.row_tiles, rows_RD, cuda::choose_grouped_gemm(s.D),
-                                 stream);
-  } else {
-    cuda::grouped_gemm(saved.gate_RF, weights.w1_EFD, true, buffers.row_tiles, rows_RD,
-                       cuda::choose_grouped_gemm(s.D), stream);
-  }
-  cuda::combine(rows_RD, nullptr, rows_TK, s.K, true, grads.x_TD, stream);
+  for_each_slab(config, [&](std::int64_t begin, std::int64_t width) {
+    const TensorView rows_RC(buffers.rows_RC, x_TD.dtype, {s.R, width}, x_TD.device);
+    const auto weight_gradient = [&](const TensorView& a_RF, const TensorView& out_EFD) {
+      cuda::grouped_gemm_weight_grad(a_RF, rows_RC, offsets_E1, columns(out_EFD, begin, width),
+                                     false, cuda::choose_weight_grad(width), stream);
+    };
+    const ConstTensorView w1_EFC = columns(weights.w1_EFD, begin, width);
+    cuda::gather(columns(d_out_TD, begin, width), rows_TK, s.K, rows_RC, stream);
+    weight_gradient(scaled_h_RF, grads.w2_EFD);
+    cuda::gather(columns(x_TD, begin, width), rows_TK, s.K, rows_RC, stream);
+    weight_gradient(saved.gate_RF, grads.w1_EFD);
+    if (config.glu) {
+      weight_gradient(saved.up_RF, grads.v1_EFD);
+      cuda::grouped_gemm_two_terms(saved.gate_RF, w1_EFC, saved.up_RF,
+                                   columns(weights.v1_EFD, begin, width), buffers.row_tiles,
+                                   rows_RC, cuda::choose_grouped_gemm(width), stream);
+    } else {
+      cuda::grouped_gemm(saved.gate_RF, w1_EFC, true, buffers.row_tiles, rows_RC,
+                         cuda::choose_grouped_gemm(width), stream);
+    }
+    cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, begin, width), stream);
+  });
 }
 
 }  // namespace dropless

@@ -56,6 +56,24 @@ std::vector<double> fp32_values(const DeviceBuffer& buffer, std::size_t count) {
   return {values.begin(), values.end()};
 }
 
+// Some rows twice, others never.
+std::vector<std::int32_t> row_list(std::int64_t count) {
+  std::vector<std::int32_t> list;
+  for (std::int64_t r = 0; r < count; ++r) list.push_back(static_cast<std::int32_t>(r * r % count));
+  return list;
+}
+
+// Rows of 16-bit elements by the list.
+void copy_listed(const DeviceBuffer& from, const std::vector<std::int32_t>& list,
+                 std::int64_t width, DeviceBuffer& to) {
+  const auto all = from.download<std::uint16_t>(list.size() * width);
+  std::vector<std::uint16_t> listed;
+  for (const std::int32_t row : list) {
+    listed.insert(listed.end(), all.begin() + row * width, all.begin() + (row + 1) * width);
+  }
+  to.upload(listed);
+}
+
 double relative(const std::vector<double>& actual, const std::vector<double>& expected) {
   double difference = 0.0, norm = 0.0;
   for (std::size_t i = 0; i < actual.size(); ++i) {
@@ -89,12 +107,15 @@ TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
     // w1 and v1 are halves of one [E, 2 F, D] tensor, as Hugging Face stores them.
     DeviceBuffer offsets(8 * (E + 1)), x(R * D * 2), w(E * 2 * F * D * 2);
     DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), out_only(R * F * 2);
+    DeviceBuffer list(R * 4), x_listed(R * D * 2), gathered(R * F * 2);
     DeviceBuffer both(R * 2 * F * 4), tiles(row_tiles_bytes(R, E, 128));
     offsets.upload(s.offsets);
     dropless::testing::fill_random_bf16(x.get(), R * D, 1, 1.0f);
     dropless::testing::fill_random_bf16(w.get(), E * 2 * F * D, 2, 0.2f);
-    dropless::testing::reference_grouped_gemm(x.get(), w.get(), false, offsets.as<std::int64_t>(),
-                                              E, D, 2 * F, both.as<float>());
+    list.upload(row_list(R));
+    copy_listed(x, row_list(R), D, x_listed);
+    dropless::testing::reference_grouped_gemm(
+        x_listed.get(), w.get(), false, offsets.as<std::int64_t>(), E, D, 2 * F, both.as<float>());
     build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
     ConstTensorView w1(w.get(), DType::kBFloat16, {E, F, D}, kGpu);
     w1.stride[0] = 2 * F * D;
@@ -103,11 +124,15 @@ TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
     const auto routed = [&](const DeviceBuffer& buffer) {
       return TensorView(buffer.get(), DType::kBFloat16, {R, F}, kGpu);
     };
-    const ConstTensorView x_RD(x.get(), DType::kBFloat16, {R, D}, kGpu);
-    grouped_gemm_activation(activation, x_RD, w1, glu ? v1 : ConstTensorView(), tiles.get(),
-                            routed(gate), glu ? routed(up) : TensorView(), routed(out), nullptr);
-    grouped_gemm_activation(activation, x_RD, w1, glu ? v1 : ConstTensorView(), tiles.get(),
-                            TensorView(), TensorView(), routed(out_only), nullptr);
+    const ConstTensorView x_RD(x_listed.get(), DType::kBFloat16, {R, D}, kGpu);
+    const ConstTensorView v1_or_none = glu ? v1 : ConstTensorView();
+    grouped_gemm_activation(activation, x_RD, nullptr, w1, v1_or_none, tiles.get(), routed(gate),
+                            glu ? routed(up) : TensorView(), routed(out), nullptr);
+    grouped_gemm_activation(activation, x_RD, nullptr, w1, v1_or_none, tiles.get(), TensorView(),
+                            TensorView(), routed(out_only), nullptr);
+    grouped_gemm_activation(activation, {x.get(), DType::kBFloat16, {R, D}, kGpu},
+                            list.as<std::int32_t>(), w1, v1_or_none, tiles.get(), TensorView(),
+                            TensorView(), routed(gathered), nullptr);
     dropless::testing::synchronize();
 
     const auto reference = fp32_values(both, R * 2 * F);
@@ -127,6 +152,7 @@ TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
     }
     EXPECT_LE(relative(bf16_values(out, R * F), out_ref), kTolerance);
     EXPECT_EQ(out.download<std::uint16_t>(R * F), out_only.download<std::uint16_t>(R * F));
+    EXPECT_EQ(out.download<std::uint16_t>(R * F), gathered.download<std::uint16_t>(R * F));
   }
 }
 
@@ -137,6 +163,7 @@ TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
     const std::int64_t parts = (F + kActivationGradColumns - 1) / kActivationGradColumns;
     DeviceBuffer offsets(8 * (E + 1)), d_out(R * D * 2), w2(E * F * D * 2), scores(R * 4);
     DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), t(R * F * 4);
+    DeviceBuffer list(R * 4), d_out_listed(R * D * 2);
     DeviceBuffer d_scores(parts * R * 4), tiles(row_tiles_bytes(R, E, 128));
     offsets.upload(s.offsets);
     dropless::testing::fill_random_bf16(d_out.get(), R * D, 1, 1.0f);
@@ -144,17 +171,19 @@ TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
     dropless::testing::fill_random_bf16(gate.get(), R * F, 3, 4.0f);
     dropless::testing::fill_random_bf16(up.get(), R * F, 4, 2.0f);
     dropless::testing::fill_random_fp32(scores.get(), R, 5, 1.0f);
-    dropless::testing::reference_grouped_gemm(d_out.get(), w2.get(), false,
+    list.upload(row_list(R));
+    copy_listed(d_out, row_list(R), D, d_out_listed);
+    dropless::testing::reference_grouped_gemm(d_out_listed.get(), w2.get(), false,
                                               offsets.as<std::int64_t>(), E, D, F, t.as<float>());
     const auto g = bf16_values(gate, R * F), u = bf16_values(up, R * F);
     build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
     const auto routed = [&](const DeviceBuffer& buffer) {
       return TensorView(buffer.get(), DType::kBFloat16, {R, F}, kGpu);
     };
-    grouped_gemm_activation_grad(activation, {d_out.get(), DType::kBFloat16, {R, D}, kGpu},
-                                 {w2.get(), DType::kBFloat16, {E, F, D}, kGpu}, scores.as<float>(),
-                                 tiles.get(), routed(gate), glu ? routed(up) : TensorView(),
-                                 routed(out), d_scores.as<float>(), nullptr);
+    grouped_gemm_activation_grad(
+        activation, {d_out.get(), DType::kBFloat16, {R, D}, kGpu}, list.as<std::int32_t>(),
+        {w2.get(), DType::kBFloat16, {E, F, D}, kGpu}, scores.as<float>(), tiles.get(),
+        routed(gate), glu ? routed(up) : TensorView(), routed(out), d_scores.as<float>(), nullptr);
     dropless::testing::synchronize();
 
     const auto t_RF = fp32_values(t, R * F), s_R = fp32_values(scores, R);

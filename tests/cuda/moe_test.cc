@@ -178,7 +178,8 @@ TEST_P(MoECuda, MatchesDouble) {
 }
 
 // Partial row tiles, partial column tiles, partial slices of k, one token, one expert, K = E, more
-// experts than tokens, numbers of experts that are no multiple of 4.
+// experts than tokens, numbers of experts that are no multiple of 4; d_model in several slabs; experts
+// so wide that rows are gathered before the up projection.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, MoECuda,
     ::testing::Values(LayerCase{300, config_of(8, 2, 64, 40)},
@@ -190,6 +191,7 @@ INSTANTIATE_TEST_SUITE_P(
                       LayerCase{64, config_of(200, 8, 64, 64)},
                       LayerCase{40, config_of(1024, 4, 40, 24, Activation::kQuickGelu, false)},
                       LayerCase{1000, config_of(64, 8, 512, 520)},
+                      LayerCase{90, config_of(4, 2, 264, 2056)},
                       LayerCase{600, config_of(16, 2, 1032, 304, Activation::kSilu, true, 1)}));
 
 class MoECudaLayer : public MoECuda {};

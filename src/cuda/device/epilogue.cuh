@@ -138,9 +138,11 @@ enum class StoreMode { kOverwrite, kAdd };
 // kDeferred: take() rounds a tile's accumulators into registers of its own, and the tile is stored
 // while the next one is multiplied: step() stores one piece, as long as pending() says that there
 // is one. The tensor cores then wait for the rounding only, not for the stores.
-// kPrefetches: before that, prefetch() is told the tile's place, once nothing is pending.
 // Otherwise operator() stores the tile.
-// Both: finish(), before the CTA ends.
+// kExtraStages: what else the loading thread brings through the ring, behind a tile's operands:
+// load_extra() loads it, and operator() takes it, from the consumer that it is given. Before the
+// product prepare() is told the tile's place.
+// All: finish(), before the CTA ends.
 
 // Stores the product itself.
 template <class Tile, class Element, StoreMode kMode>
@@ -152,9 +154,9 @@ class StoreEpilogue<Tile, float, kMode> {
  public:
   using Params = Output<float>;
   static constexpr bool kDeferred = false;
+  static constexpr int kExtraStages = 0;
 
-  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, std::uint32_t,
-                                           int lane)
+  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
       : out_(params), ring_(slots, lane), lane_(lane) {}
 
   // acc: this warp's rows of one wgmma tile, kBlockN columns; `row` their place in the CTA tile.
@@ -184,10 +186,9 @@ class StoreEpilogue<Tile, __nv_bfloat16, StoreMode::kOverwrite> {
  public:
   using Params = Output<__nv_bfloat16>;
   static constexpr bool kDeferred = true;
-  static constexpr bool kPrefetches = false;
+  static constexpr int kExtraStages = 0;
 
-  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, std::uint32_t,
-                                           int lane)
+  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
       : out_(params), ring_(slots, lane), lane_(lane) {}
 
   __device__ __forceinline__ void take(const float (&acc)[Tile::kBlockN / 2], const Work& work,

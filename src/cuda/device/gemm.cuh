@@ -17,11 +17,16 @@ namespace dropless::cuda {
 struct Operands {
   CUtensorMap a[2];
   CUtensorMap b[2];
+  // With Tile::kGathersA, in place of `a`: row m of A is row list[m] of `rows`.
+  const uint4* rows = nullptr;
+  const int* list = nullptr;
+  int vectors = 0;  // of 16 bytes in a row
 };
 
 // The loading thread: one stage after another, across tile borders.
-template <class Tile>
+template <class Tile, class Epilogue>
 __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, const WorkRing& works,
+                                        const typename Epilogue::Params& epilogue,
                                         const Operands& operands, int rank) {
   RingPosition<Tile::kStages> ring;
   WorkRing::Position at;
@@ -37,10 +42,13 @@ __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, const Wo
       for (int k = 0; k < length; k += kBlockK) {
         pipeline.wait_empty(ring);
         const std::uint32_t full = pipeline.full(ring.stage);
-        ptx::mbarrier_arrive_expect_bytes(full, Tile::kStageBytes);
-        load_operand<Tile::kBlockM, Tile::kMajorA, Tile::kClusterN>(
-            &operands.a[term], full, pipeline.a(ring.stage), work.m, work.k + k, 0, rank,
-            work.share);
+        ptx::mbarrier_arrive_expect_bytes(full,
+                                          Tile::kGathersA ? Tile::kBytesB : Tile::kStageBytes);
+        if constexpr (!Tile::kGathersA) {
+          load_operand<Tile::kBlockM, Tile::kMajorA, Tile::kClusterN>(
+              &operands.a[term], full, pipeline.a(ring.stage), work.m, work.k + k, 0, rank,
+              work.share);
+        }
         if constexpr (Tile::kPlanes == 2) {
           load_planes<Tile::kBlockN>(&operands.b[0], &operands.b[1], full, pipeline.b(ring.stage),
                                      work.n, work.k + k, work.batch_b, rank, work.share);
@@ -51,6 +59,69 @@ __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, const Wo
         }
         ring.advance();
       }
+    }
+    if constexpr (Epilogue::kExtraStages > 0) {
+      for (int i = 0; i < Epilogue::kExtraStages; ++i) {
+        pipeline.wait_empty(ring);
+        Epilogue::load_extra(epilogue, pipeline.full(ring.stage), pipeline.a(ring.stage), work, i);
+        ring.advance();
+      }
+    }
+  }
+}
+
+// A gathering warp: every lane copies one 16-byte vector of each of 16 rows, stage after stage. Rows
+// past the tile's last are copies of its first: nobody stores what comes of them.
+template <class Tile, class Epilogue>
+__device__ __forceinline__ void gather(const Pipeline<Tile>& pipeline, const WorkRing& works,
+                                       const Operands& operands, int warp, int lane) {
+  constexpr int kVectors = kBlockK / 8;          // in a row of a slice
+  constexpr int kAtOnce = 32 / kVectors;         // rows that the warp copies at once
+  constexpr int kStep = kGatherWarps * kAtOnce;  // and how far its next ones are
+  constexpr int kRows = Tile::kBlockM / kStep;   // of a lane
+  constexpr int kHeld = Tile::kBlockM / kGatherWarps / 32;
+  static_assert(kStep % 8 == 0);
+  const int vector = lane % kVectors;
+  const std::uint32_t place = swizzled(warp * kAtOnce + lane / kVectors, vector);
+  RingPosition<Tile::kStages> ring;
+  WorkRing::Position at;
+  for (;;) {
+    works.wait(at);
+    const Work work = works.read(at);
+    works.release_warp(at, lane);
+    if (work.k_length < 0) break;
+    // Where the warp's rows begin, in vectors from the tensor's first: each lane holds some rows'.
+    std::uint32_t source[kHeld] = {};
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      const int i = 32 * h + lane;
+      const int row = warp * kAtOnce + i % kAtOnce + i / kAtOnce * kStep;
+      if (work.rows > 0) {
+        source[h] = static_cast<std::uint32_t>(
+                        __ldg(operands.list + work.m + (row < work.rows ? row : 0))) *
+                    operands.vectors;
+      }
+    }
+#pragma unroll 1  // few registers
+    for (int left = operands.vectors; left > 0; left -= kVectors) {
+      pipeline.wait_empty(ring);
+      const int bytes = vector < left ? 16 : 0;
+      const std::uint32_t destination = pipeline.a(ring.stage) + place;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const std::uint32_t begin =
+            __shfl_sync(0xffffffff, source[i * kAtOnce / 32], i * kAtOnce % 32 + lane / kVectors);
+        ptx::copy_async16(destination + i * kStep * 128, operands.rows + begin + vector, bytes);
+      }
+      ptx::copy_async_arrive(pipeline.full(ring.stage));
+#pragma unroll
+      for (int h = 0; h < kHeld; ++h) source[h] += kVectors;
+      ring.advance();
+    }
+    for (int i = 0; i < Epilogue::kExtraStages; ++i) {  // nothing to gather
+      pipeline.wait_empty(ring);
+      ptx::mbarrier_arrive(pipeline.full(ring.stage));
+      ring.advance();
     }
   }
 }
@@ -133,23 +204,21 @@ class Consumer {
       }
       float acc[Tile::kTilesM][Tile::kBlockN / 2];
       if (Schedule::kRaggedK && k_length < kBlockK) zero(acc);
-      multiply(acc, k_length, lead, epilogue, at);
+      const int row = row0 + warp_ * 16;
+      if constexpr (Epilogue::kExtraStages > 0) epilogue.prepare(work, row);
+      multiply(acc, k_length, lead, epilogue);
       release_follower(lead);  // a first tile shorter than the lag
       if constexpr (Epilogue::kDeferred) {
         static_assert(Tile::kTilesM == 1);
         while (epilogue.pending()) epilogue.step();
-        if constexpr (Epilogue::kPrefetches) {
-          if (!epilogue.prefetched()) epilogue.prefetch(works_.read(at), row0 + warp_ * 16);
-          epilogue.take(acc[0]);
-        } else {
-          epilogue.take(acc[0], works_.read(at), row0 + warp_ * 16);
-        }
+        epilogue.take(acc[0], works_.read(at), row);
+      } else if constexpr (Epilogue::kExtraStages > 0) {
+        static_assert(Tile::kTilesM == 1);
+        epilogue(acc[0], works_.read(at), row, *this);
       } else {
         const Work place = works_.read(at);
 #pragma unroll
-        for (int i = 0; i < Tile::kTilesM; ++i) {
-          epilogue(acc[i], place, row0 + i * 64 + warp_ * 16);
-        }
+        for (int i = 0; i < Tile::kTilesM; ++i) epilogue(acc[i], place, row + i * 64);
       }
       works_.release_warp(at, lane_);
     }
@@ -158,6 +227,18 @@ class Consumer {
       while (epilogue.pending()) epilogue.step();
     }
     epilogue.finish();
+  }
+
+  // For epilogues with stages of their own: the next stage's memory once it is full, and the
+  // release of a stage by its number, by the whole warp.
+  __device__ __forceinline__ std::uint32_t wait_stage(int& stage) {
+    pipeline_.wait_full(ring_);
+    stage = ring_.stage;
+    ring_.advance();
+    return pipeline_.a(stage);
+  }
+  __device__ __forceinline__ void release_stage(int stage) const {
+    pipeline_.release(stage, lane_);
   }
 
  private:
@@ -179,7 +260,7 @@ class Consumer {
 
   // No valid row in this half of the tile: leave the tensor cores to the other warpgroup.
   __device__ __forceinline__ void skip(int k_length) {
-    const int stages = (k_length + kBlockK - 1) / kBlockK;
+    const int stages = (k_length + kBlockK - 1) / kBlockK + Epilogue::kExtraStages;
     for (int i = 0; i < stages; ++i) {
       pipeline_.wait_full(ring_);
       pipeline_.release(ring_.stage, lane_);
@@ -188,11 +269,12 @@ class Consumer {
   }
 
   __device__ __forceinline__ void multiply(Accumulators& acc, int k_length, bool& lead,
-                                           Epilogue& epilogue, const WorkRing::Position& at) {
+                                           Epilogue& epilogue) {
     int previous = -1;
     const int whole = Schedule::kRaggedK ? k_length / kBlockK : (k_length + kBlockK - 1) / kBlockK;
     for (int block = 0; block < whole; ++block) {
       pipeline_.wait_full(ring_);
+      if (Tile::kGathersA) ptx::fence_proxy_async();  // not the copy engine's
       fence_accumulators<Tile>(acc);
       ptx::wgmma_fence();
 #pragma unroll
@@ -208,13 +290,7 @@ class Consumer {
       previous = ring_.stage;
       ring_.advance();
       if constexpr (Epilogue::kDeferred) {
-        if (epilogue.pending()) {
-          epilogue.step();  // of the tile before, under this one's wgmmas
-        } else if constexpr (Epilogue::kPrefetches) {
-          if (!epilogue.prefetched()) {
-            epilogue.prefetch(works_.read(at), consumer_ * Tile::kRowsPerConsumer + warp_ * 16);
-          }
-        }
+        if (epilogue.pending()) epilogue.step();  // of the tile before, under this one's wgmmas
       }
     }
     if (Schedule::kRaggedK && k_length % kBlockK != 0) {
@@ -262,9 +338,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   const int rank = Tile::kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
 
   if (threadIdx.x == 0) {
-    ptx::prefetch_tensor_map(&operands.a[0]);
+    if (!Tile::kGathersA) ptx::prefetch_tensor_map(&operands.a[0]);
     ptx::prefetch_tensor_map(&operands.b[0]);
-    works.init();
+    works.init(kConsumerWarps + 1 + (Tile::kGathersA ? kGatherWarps : 0));
     pipeline.init();
   }
   if constexpr (Tile::kCluster > 1) {
@@ -276,9 +352,11 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (warpgroup == 0) {
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
-      produce<Tile>(pipeline, works, operands, rank);
+      produce<Tile, Epilogue>(pipeline, works, epilogue_params, operands, rank);
     } else if (warp == 1 && ptx::elect_one()) {
       works.announce(Schedule(schedule_params, rank));
+    } else if (Tile::kGathersA && warp >= 4 - kGatherWarps) {
+      gather<Tile, Epilogue>(pipeline, works, operands, warp - (4 - kGatherWarps), lane);
     }
     __syncwarp();
   } else {
@@ -287,7 +365,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const std::uint32_t slots =
         shared + Tile::kSlotsOffset + (consumer * 4 + warp) * Tile::kSlots * kSlotBytes;
     Consumer<Tile, Schedule, Epilogue>(pipeline, works, consumer, warp, lane)
-        .run(Epilogue(epilogue_params, slots, works.own_barrier(consumer * 4 + warp), lane));
+        .run(Epilogue(epilogue_params, slots, lane));
     __syncwarp();
   }
   // A peer may still signal this CTA's barriers: leave together.

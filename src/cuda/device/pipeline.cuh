@@ -1,7 +1,8 @@
 // The ring of shared-memory stages between the loading thread and the consumers.
 //
 // full[s]:  1 arrival, by the loading thread of this CTA, plus the bytes of both operands,
-//           whichever CTA of the cluster loaded them.
+//           whichever CTA of the cluster loaded them; where A is gathered, the bytes of B and one
+//           arrival of each gathering thread.
 // empty[s]: one arrival by each consumer warp of every CTA in the cluster: a CTA may overwrite its
 //           peer's stage by multicast, so it must know that the peer is done with it too.
 #pragma once
@@ -35,7 +36,7 @@ class Pipeline {
   // By one thread, before the cluster synchronises.
   __device__ __forceinline__ void init() const {
     for (int stage = 0; stage < Tile::kStages; ++stage) {
-      ptx::mbarrier_init(full_ + 8 * stage, 1);
+      ptx::mbarrier_init(full_ + 8 * stage, 1 + (Tile::kGathersA ? 32 * kGatherWarps : 0));
       ptx::mbarrier_init(empty_ + 8 * stage, kConsumerWarps * Tile::kCluster);
     }
     ptx::fence_mbarrier_init();
@@ -78,12 +79,12 @@ class WorkRing {
 
   __device__ __forceinline__ explicit WorkRing(std::uint32_t shared) : shared_(shared) {}
 
-  __device__ __forceinline__ void init() const {
+  // `readers`: threads that release each entry.
+  __device__ __forceinline__ void init(int readers) const {
     for (int i = 0; i < kWorkEntries; ++i) {
       ptx::mbarrier_init(full(i), 1);
-      ptx::mbarrier_init(empty(i), kConsumerWarps + 1);
+      ptx::mbarrier_init(empty(i), readers);
     }
-    for (int warp = 0; warp < kConsumerWarps; ++warp) ptx::mbarrier_init(own_barrier(warp), 1);
   }
 
   // By one thread.
@@ -101,8 +102,8 @@ class WorkRing {
     }
   }
 
-  // By the loading thread, or every lane of a consumer warp: the entry stays until it is released,
-  // by one thread of each.
+  // By the loading thread, or every lane of a consumer or gathering warp: the entry stays until it is
+  // released, by one thread of each.
   __device__ __forceinline__ void wait(const Position& at) const {
     ptx::mbarrier_wait(full(at.stage), at.phase);
   }
@@ -119,10 +120,6 @@ class WorkRing {
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(empty(at.stage));
     at.advance();
-  }
-
-  __device__ __forceinline__ std::uint32_t own_barrier(int warp) const {
-    return shared_ + kWorkEntries * 48 + warp * 8;
   }
 
  private:

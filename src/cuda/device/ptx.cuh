@@ -95,6 +95,19 @@ __device__ __forceinline__ void tma_load_multicast(const CUtensorMap* map, std::
       : "memory");
 }
 
+// 16 bytes from global to shared memory, without the copy engine; zeros with `bytes` = 0.
+__device__ __forceinline__ void copy_async16(std::uint32_t destination, const void* source,
+                                             int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(bytes)
+               : "memory");
+}
+
+// Arrives on the barrier, which counts it, once this thread's copies so far are there.
+__device__ __forceinline__ void copy_async_arrive(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, std::uint32_t source, int c0,
                                           int c1, int c2) {
   asm volatile(
@@ -253,21 +266,6 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   std::uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
-}
-
-__device__ __forceinline__ std::uint32_t pack_half(float low, float high) {
-  std::uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-__device__ __forceinline__ float2 unpack_half(std::uint32_t packed) {
-  float2 value;
-  asm("{\n.reg .f16 low, high;\nmov.b32 {low, high}, %2;\n"
-      "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}\n"
-      : "=f"(value.x), "=f"(value.y)
-      : "r"(packed));
-  return value;
 }
 
 __device__ __forceinline__ float2 unpack_bf16(std::uint32_t packed) {

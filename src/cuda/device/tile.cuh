@@ -21,18 +21,21 @@ inline constexpr int kConsumerRegisters = 232;
 // The second consumer starts this many stages after the first, so that one stores while the other
 // still multiplies.
 inline constexpr int kConsumerLag = 1;
+// Warps of the loading warpgroup that gather rows of A.
+inline constexpr int kGatherWarps = 2;
 inline constexpr int kMaxSharedBytes = 227 * 1024;
-// Tiles announced to the consumers: two barriers and 32 bytes each; and a barrier of each consumer
-// warp, for loads of its own.
+// Tiles announced to the consumers: two barriers and 32 bytes each.
 inline constexpr int kWorkEntries = 4;
-inline constexpr int kWorkBytes = kWorkEntries * (16 + 32) + kConsumerWarps * 8;
+inline constexpr int kWorkBytes = kWorkEntries * (16 + 32);
 
 // kClusterM CTAs, neighbours along M, share each B tile; kClusterN CTAs along N share each A tile.
 // With kPlanes = 2 the B tile is two halves, the same rows of two weight tensors: a thread then
 // holds columns c and c + kBlockN / 2 of both products. With kTerms = 2 the product is a sum of
 // two, D = A B^T + A2 B2^T: k runs through the first pair of operands and then through the second.
+// With kGather the rows of A are those that a list names.
 template <int kM, int kN, int kStageCount, int kSlotCount, int kClusterAlongM, int kClusterAlongN,
-          Major kLayoutA, Major kLayoutB, int kPlaneCount = 1, int kTermCount = 1>
+          Major kLayoutA, Major kLayoutB, int kPlaneCount = 1, int kTermCount = 1,
+          bool kGather = false>
 struct Tile {
   static constexpr int kBlockM = kM;
   static constexpr int kBlockN = kN;
@@ -46,6 +49,7 @@ struct Tile {
 
   static constexpr int kPlanes = kPlaneCount;
   static constexpr int kTerms = kTermCount;
+  static constexpr bool kGathersA = kGather;
   static constexpr int kStepN = kBlockN / kPlanes;  // columns of D between tiles
 
   static constexpr int kRowsPerConsumer = kBlockM / kConsumers;
@@ -64,6 +68,7 @@ struct Tile {
   static_assert(kCluster <= 2);
   static_assert(kPlanes == 1 || (kClusterM == 2 && kMajorB == Major::kK));
   static_assert(kPlanes == 1 || kTerms == 1);
+  static_assert(!kGathersA || (kMajorA == Major::kK && kClusterN == 1 && kTerms == 1));
 };
 
 }  // namespace dropless::cuda
