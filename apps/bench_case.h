@@ -1,13 +1,16 @@
-// What `bench moe` times: one layer's tensors, and the dense products that do the same arithmetic.
+// What `bench moe` times: one layer's tensors, the dense products that do the same arithmetic, and
+// the dense network of equal active parameters.
 #pragma once
 
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
+#include <functional>
+#include <string>
 #include <vector>
 
+#include "dropless/error.h"
 #include "train/bridge/moe.h"
-#include "train/nn/moe_torch.h"
 
 namespace dropless::apps {
 
@@ -15,25 +18,22 @@ struct LayerShape {
   std::int64_t T, d, f, E, k;
 };
 
-using LayerFunction = train::MoEResult (*)(const MoEConfig&, const at::Tensor&, const at::Tensor&,
-                                           const at::Tensor&, const at::Tensor&, const at::Tensor&);
+enum class Routing {
+  kRouter,   // what a random router makes of random tokens
+  kUniform,  // every expert gets as many tokens
+  kZipf,     // expert e is chosen with weight 1 / (e + 1)
+};
 
-// Without the arguments that have defaults.
-inline train::MoEResult moe_layer(const MoEConfig& config, const at::Tensor& x,
-                                  const at::Tensor& router, const at::Tensor& w1,
-                                  const at::Tensor& v1, const at::Tensor& w2) {
-  return train::moe_layer(config, x, router, w1, v1, w2);
-}
-inline train::MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x,
-                                        const at::Tensor& router, const at::Tensor& w1,
-                                        const at::Tensor& v1, const at::Tensor& w2) {
-  return train::moe_layer_torch(config, x, router, w1, v1, w2);
-}
+// The layer's output from its config, x, router, w1, v1, w2.
+using LayerFunction =
+    std::function<at::Tensor(const MoEConfig&, const at::Tensor&, const at::Tensor&,
+                             const at::Tensor&, const at::Tensor&, const at::Tensor&)>;
 
-// SwiGLU, random tokens and router.
+// SwiGLU, random tokens and weights.
 class LayerCase {
  public:
-  LayerCase(const LayerShape& s, at::TensorOptions options) : s_(s), R_(s.T * s.k) {
+  LayerCase(const LayerShape& s, Routing routing, at::TensorOptions options)
+      : s_(s), R_(s.T * s.k) {
     config_ = {.num_experts = s.E, .top_k = s.k, .d_model = s.d, .d_ffn = s.f, .route = {}};
     const auto random = [&](at::IntArrayRef shape, double scale) {
       return at::randn(shape, options).mul_(scale);
@@ -41,7 +41,11 @@ class LayerCase {
     const double in = 1 / std::sqrt(s.d);
     inputs_ = {random({s.T, s.d}, 1), random({s.E, s.d}, in), random({s.E, s.f, s.d}, in),
                random({s.E, s.f, s.d}, in), random({s.E, s.f, s.d}, 1 / std::sqrt(s.f))};
+    if (routing != Routing::kRouter) set_logits(logits_for(routing, options));
+    dense_model_ = {random({s.k * s.f, s.d}, in), random({s.k * s.f, s.d}, in),
+                    random({s.d, s.k * s.f}, 1 / std::sqrt(s.k * s.f))};
     for (at::Tensor& input : inputs_) input.set_requires_grad(true);
+    for (at::Tensor& weight : dense_model_) weight.set_requires_grad(true);
     d_out_ = random({s.T, s.d}, 1);
     rows_d_ = random({R_, s.d}, 1);
     rows_f_ = random({R_, s.f}, 1);
@@ -50,10 +54,11 @@ class LayerCase {
     w_df_ = random({s.d, s.f}, in);
   }
 
-  at::Tensor forward(LayerFunction layer) const {
-    return layer(config_, inputs_[0], inputs_[1], inputs_[2], inputs_[3], inputs_[4]).out_TD;
+  at::Tensor forward(const LayerFunction& layer) const {
+    return layer(config_, inputs_[0], inputs_[1], inputs_[2], inputs_[3], inputs_[4]);
   }
   void backward(const at::Tensor& out) const { torch::autograd::grad({out}, inputs_, {d_out_}); }
+
   // Up and down; with backward also the gradients of activations and weights.
   void dense(bool backward) const {
     const at::NoGradGuard no_grad;
@@ -65,6 +70,18 @@ class LayerCase {
     at::mm(rows_f_.t(), rows_d_);
     at::mm(rows_2f_.t(), rows_d_);
   }
+
+  // A dense SwiGLU network of width k f: as many parameters as a token of the layer meets.
+  at::Tensor dense_model_forward() const {
+    const at::Tensor& x = inputs_[0];
+    const at::Tensor gate = at::linear(x, dense_model_[0]), up = at::linear(x, dense_model_[1]);
+    return at::linear(at::silu(gate).mul(up), dense_model_[2]);
+  }
+  void dense_model_backward(const at::Tensor& out) const {
+    torch::autograd::grad({out}, {inputs_[0], dense_model_[0], dense_model_[1], dense_model_[2]},
+                          {d_out_});
+  }
+
   // Moves as many bytes as one combination of the experts' outputs.
   void copy_combine() const {
     const std::int64_t half = (R_ + s_.T) / 2;
@@ -78,10 +95,36 @@ class LayerCase {
   double forward_flops() const { return 6.0 * R_ * s_.d * s_.f; }
 
  private:
+  at::Tensor logits_for(Routing routing, at::TensorOptions options) const {
+    const at::TensorOptions fp32 = options.dtype(at::kFloat);
+    const at::Tensor experts_E = at::arange(s_.E, fp32);
+    if (routing == Routing::kUniform) {
+      const at::Tensor first_T1 = at::arange(s_.T, fp32).mul_(s_.k).remainder_(s_.E).unsqueeze(1);
+      const at::Tensor chosen = (experts_E - first_T1).remainder(s_.E).lt(s_.k);
+      return chosen.to(at::kFloat).mul_(4).add_(at::randn({s_.T, s_.E}, fp32), 0.1);
+    }
+    // The k largest of log-weights with Gumbel noise: k experts drawn by weight without repetition.
+    const at::Tensor uniform = at::rand({s_.T, s_.E}, fp32).clamp_(1e-7, 1 - 1e-7);
+    return uniform.log_().neg_().log_().neg_().sub_(at::log1p(experts_E));
+  }
+
+  // The router reads the logits off the tokens' first E columns.
+  void set_logits(const at::Tensor& logits_TE) {
+    if (s_.d < s_.E) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  "routings of one's choice need d >= E, not d " + std::to_string(s_.d) + ", E " +
+                      std::to_string(s_.E),
+                  "use --routing router");
+    }
+    inputs_[0].narrow(1, 0, s_.E).copy_(logits_TE);
+    inputs_[1].zero_().narrow(1, 0, s_.E).copy_(at::eye(s_.E, inputs_[1].options()));
+  }
+
   LayerShape s_;
   std::int64_t R_;
   MoEConfig config_;
-  std::vector<at::Tensor> inputs_;  // x, router, w1, v1, w2
+  std::vector<at::Tensor> inputs_;       // x, router, w1, v1, w2
+  std::vector<at::Tensor> dense_model_;  // gate, up, down
   at::Tensor d_out_, rows_d_, rows_f_, rows_2f_, w_d2f_, w_df_;
 };
 

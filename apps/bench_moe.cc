@@ -1,18 +1,24 @@
-// `dropless bench moe [--shape T,d,f,E,k ...] [--rounds N] [--json]`: the whole SwiGLU layer,
-// forward and forward with backward, beside the same layer on libtorch's grouped products and
-// beside dense products of equal FLOPs. All candidates take turns within each round; medians.
+// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rounds N] [--json]`: the whole
+// SwiGLU layer, forward and forward with backward, beside the same layer on libtorch's operators
+// (grouped products, a product per expert, batched and padded products), beside dense products of
+// equal FLOPs and a dense network of equal active parameters. All candidates take turns within each
+// round; medians.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 
 #include <functional>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/bench_case.h"
+#include "apps/bench_graph.h"
+#include "apps/bench_rivals.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
@@ -34,6 +40,7 @@ const std::vector<std::string> kShapes = {"16384,1024,4096,64,1", "16384,4096,14
 
 struct BenchMoeVerb {
   std::vector<std::string> shapes = kShapes;
+  std::vector<std::string> routings = {"router"};
   std::string device = "auto", dtype = "bf16";
   int rounds = 9;
   bool json = false;
@@ -60,7 +67,7 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
   const auto before = memory_use(device);
   if (!before) return;
   reset_peak(device);
-  const at::Tensor out = c.forward(moe_layer);
+  const at::Tensor out = c.forward(kOwn);
   const auto output = static_cast<std::int64_t>(out.nbytes());
   const auto between = memory_use(device);
   c.backward(out);
@@ -70,72 +77,207 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
   both["peak_bytes"] = after->peak - before->now - output - c.gradient_bytes();
 }
 
+Routing parse_routing(const std::string& text) {
+  if (text == "router") return Routing::kRouter;
+  if (text == "uniform") return Routing::kUniform;
+  if (text == "zipf") return Routing::kZipf;
+  throw Error(ErrorKind::kInvalidArgument, "unknown --routing " + text,
+              "one of: router, uniform, zipf");
+}
+
+// One way to run the layer; what needs more memory than there is drops out.
+struct Candidate {
+  std::string name;
+  std::function<void()> run;
+  bool out_of_memory = false;
+};
+
+constexpr int kBackToBack = 5;  // calls queued without waiting
+constexpr int kWarmUp = 2;      // rounds that do not count
+
+const LayerFunction kOwn = [](const MoEConfig& config, const at::Tensor& x,
+                              const at::Tensor& router, const at::Tensor& w1, const at::Tensor& v1,
+                              const at::Tensor& w2) {
+  return moe_layer(config, x, router, w1, v1, w2).out_TD;
+};
+const LayerFunction kTorch = [](const MoEConfig& config, const at::Tensor& x,
+                                const at::Tensor& router, const at::Tensor& w1,
+                                const at::Tensor& v1, const at::Tensor& w2) {
+  return moe_layer_torch(config, x, router, w1, v1, w2).out_TD;
+};
+LayerFunction rival(RivalProducts products) {
+  return [products](const MoEConfig& config, const at::Tensor& x, const at::Tensor& router,
+                    const at::Tensor& w1, const at::Tensor& v1, const at::Tensor& w2) {
+    return rival_layer(products, config, x, router, w1, v1, w2);
+  };
+}
+
+// All of a direction, one run of each in turn within a round.
+class Contest {
+ public:
+  Contest(const LayerCase& c, bool backward, const at::Device& device) : device_(device) {
+    const auto pass = [&c, backward](const LayerFunction& layer) {
+      return [&c, backward, layer] {
+        if (backward) {
+          c.backward(c.forward(layer));
+        } else {
+          const at::NoGradGuard no_grad;
+          c.forward(layer);
+        }
+      };
+    };
+    const auto own = pass(kOwn);
+    candidates_ = {
+        {"own", own},
+        {"dense", [&c, backward] { c.dense(backward); }},
+        {"copy", [&c] { c.copy_combine(); }},
+        {"torch", pass(kTorch)},
+        {"loop", pass(rival(RivalProducts::kLoop))},
+        {"padded", pass(rival(RivalProducts::kPadded))},
+        {"dense_model",
+         [&c, backward] {
+           if (backward) {
+             c.dense_model_backward(c.dense_model_forward());
+           } else {
+             const at::NoGradGuard no_grad;
+             c.dense_model_forward();
+           }
+         }},
+    };
+  }
+
+  void run(int rounds) {
+    const std::function<void()> own = candidates_.front().run;
+    // Alone: they warm the card for whoever comes next.
+    alone("back_to_back", rounds, [&own] {
+      for (int i = 0; i < kBackToBack; ++i) own();
+    });
+    if (device_.is_cuda()) {
+      // Also for its memory: libtorch gives to others what a graph was captured with.
+      const DeviceGraph graph(device_, own);
+      alone("graph", rounds, [&graph] { graph.launch(); });
+    }
+    for (int i = -kWarmUp; i < rounds; ++i) {
+      for (Candidate& candidate : candidates_) time(candidate, i >= 0);
+    }
+  }
+
+  // Median milliseconds; absent for what did not run.
+  std::optional<double> ms(const std::string& name) const {
+    if (name == "back_to_back") return *find(name) / kBackToBack;
+    return find(name);
+  }
+
+ private:
+  void alone(const std::string& name, int rounds, const std::function<void()>& run) {
+    for (int i = 0; i < rounds; ++i) times_[name].push_back(time_ms(device_, run));
+  }
+
+  void time(Candidate& candidate, bool count) {
+    if (candidate.out_of_memory) return;
+    try {
+      const double ms = time_ms(device_, candidate.run);
+      if (count) times_[candidate.name].push_back(ms);
+    } catch (const c10::OutOfMemoryError&) {
+      if (candidate.name == "own") throw;
+      candidate.out_of_memory = true;
+      times_.erase(candidate.name);
+      empty_cache(device_);
+    }
+  }
+
+  std::optional<double> find(const std::string& name) const {
+    const auto found = times_.find(name);
+    return found == times_.end() ? std::nullopt : std::optional(median(found->second));
+  }
+
+  at::Device device_;
+  std::vector<Candidate> candidates_;
+  std::map<std::string, std::vector<double>> times_;
+};
+
+nlohmann::ordered_json or_null(const std::optional<double>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr);
+}
+
 nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
-                                const char* direction, double flops, double ms, double torch_ms,
-                                double dense_ms, double ceiling_ms) {
-  const auto tflops = [&](double time) { return 1e-9 * flops / time; };
+                                const std::string& routing, bool backward, double flops,
+                                const Contest& contest) {
+  const double ms = *contest.ms("own"), dense = *contest.ms("dense");
+  const double ceiling = dense + (backward ? 2 : 1) * *contest.ms("copy");
+  nlohmann::ordered_json rivals;
+  std::string best;
+  std::optional<double> best_ms;
+  for (const char* name : {"torch", "loop", "padded"}) {
+    const std::optional<double> time = contest.ms(name);
+    rivals[name] = or_null(time);
+    if (time && (!best_ms || *time < *best_ms)) {
+      best = name;
+      best_ms = time;
+    }
+  }
   return {{"T", s.T},
           {"d", s.d},
           {"f", s.f},
           {"E", s.E},
           {"k", s.k},
           {"dtype", dtype},
-          {"routing", "random router"},
-          {"direction", direction},
+          {"routing", routing},
+          {"direction", backward ? "forward+backward" : "forward"},
           {"ms", ms},
-          {"tflops", tflops(ms)},
-          {"dense_tflops", tflops(dense_ms)},
-          {"of_ceiling", ceiling_ms / ms},
-          {"rivals", {{"torch", torch_ms}}},
-          {"best_rival", "torch"},
-          {"ratio", torch_ms / ms}};
+          {"back_to_back_ms", *contest.ms("back_to_back")},
+          {"graph_ms", or_null(contest.ms("graph"))},
+          {"tflops", 1e-9 * flops / ms},
+          {"dense_tflops", 1e-9 * flops / dense},
+          {"of_ceiling", ceiling / ms},
+          {"rivals", rivals},
+          {"best_rival", best.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(best)},
+          {"ratio", or_null(best_ms ? std::optional(*best_ms / ms) : std::nullopt)},
+          {"dense_model_ms", *contest.ms("dense_model")}};
 }
 
-void bench_shape(const LayerShape& s, const BenchMoeVerb& verb, const at::Device& device,
-                 nlohmann::ordered_json& rows) {
+void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoeVerb& verb,
+                 const at::Device& device, nlohmann::ordered_json& rows) {
   const auto type = verb.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
-  const LayerCase c(s, at::TensorOptions().dtype(type).device(device));
-  const auto forward_only = [&](LayerFunction layer) {
-    const at::NoGradGuard no_grad;
-    c.forward(layer);
-  };
-  const auto both = [&](LayerFunction layer) { c.backward(c.forward(layer)); };
-  const std::vector<std::function<void()>> candidates = {
-      [&] { forward_only(moe_layer); }, [&] { forward_only(moe_layer_torch); },
-      [&] { c.dense(false); },          [&] { both(moe_layer); },
-      [&] { both(moe_layer_torch); },   [&] { c.dense(true); },
-      [&] { c.copy_combine(); }};
-  std::vector<std::vector<double>> times(candidates.size());
-  for (int round = -2; round < verb.rounds; ++round) {  // two rounds warm up
-    for (std::size_t i = 0; i < candidates.size(); ++i) {
-      const double ms = time_ms(device, candidates[i]);
-      if (round >= 0) times[i].push_back(ms);
-    }
+  const LayerCase c(s, parse_routing(routing), at::TensorOptions().dtype(type).device(device));
+  nlohmann::ordered_json both[2];
+  for (const bool backward : {false, true}) {
+    Contest contest(c, backward, device);
+    contest.run(verb.rounds);
+    both[backward] =
+        make_row(s, verb.dtype, routing, backward, (backward ? 3 : 1) * c.forward_flops(), contest);
   }
-  std::vector<double> ms;
-  for (const std::vector<double>& samples : times) ms.push_back(median(samples));
-  nlohmann::ordered_json forward =
-      make_row(s, verb.dtype, "forward", c.forward_flops(), ms[0], ms[1], ms[2], ms[2] + ms[6]);
-  nlohmann::ordered_json whole = make_row(s, verb.dtype, "forward+backward", 3 * c.forward_flops(),
-                                          ms[3], ms[4], ms[5], ms[5] + 2 * ms[6]);
-  measure_memory(c, device, forward, whole);
-  rows.push_back(forward);
-  rows.push_back(whole);
+  measure_memory(c, device, both[0], both[1]);
+  for (const nlohmann::ordered_json& row : both) rows.push_back(row);
+}
+
+std::string cell(const nlohmann::ordered_json& value, int width, int digits, double scale = 1) {
+  return value.is_null() ? fmt::format("{:>{}}", "-", width)
+                         : fmt::format("{:{}.{}f}", value.get<double>() * scale, width, digits);
+}
+
+void print_header() {
+  std::cout << fmt::format(
+      "{:>5} {:>4} {:>5} {:>4} {:>2} {:<8} {:<9} {:>8} {:>8} {:>8} {:>7} "
+      "{:>7} {:>6} {:>8} {:>8} {:>8} {:>5} {:>8} {:>5} {:>5}\n",
+      "T", "d", "f", "E", "k", "routing", "direction", "ms", "in a row", "graph", "TFLOP/s",
+      "dense", "of max", "torch", "loop", "padded", "ratio", "N*F", "kept", "peak");
 }
 
 void print(const nlohmann::ordered_json& row) {
-  const auto gib = [&](const char* key) {
-    return row[key].is_null() ? std::string("-")
-                              : fmt::format("{:.2f}", row[key].get<double>() / (1 << 30));
-  };
-  std::cout << fmt::format(
-      "{:>6} {:>5} {:>6} {:>4} {:>2} {:<17} {:9.3f} {:7.1f} {:7.1f} {:6.2f} {:9.3f} {:6.2f} {:>6} "
-      "{:>6}\n",
-      row["T"].get<int>(), row["d"].get<int>(), row["f"].get<int>(), row["E"].get<int>(),
-      row["k"].get<int>(), row["direction"].get<std::string>(), row["ms"].get<double>(),
-      row["tflops"].get<double>(), row["dense_tflops"].get<double>(),
-      row["of_ceiling"].get<double>(), row["rivals"]["torch"].get<double>(),
-      row["ratio"].get<double>(), gib("kept_bytes"), gib("peak_bytes"));
+  constexpr double kGiB = 1.0 / (1 << 30);
+  const auto& rivals = row["rivals"];
+  std::cout << fmt::format("{:>5} {:>4} {:>5} {:>4} {:>2} {:<8} {:<9}", row["T"].get<int>(),
+                           row["d"].get<int>(), row["f"].get<int>(), row["E"].get<int>(),
+                           row["k"].get<int>(), row["routing"].get<std::string>(),
+                           row["direction"] == "forward" ? "forward" : "both")
+            << cell(row["ms"], 9, 3) << cell(row["back_to_back_ms"], 9, 3)
+            << cell(row["graph_ms"], 9, 3) << cell(row["tflops"], 8, 0)
+            << cell(row["dense_tflops"], 8, 0) << cell(row["of_ceiling"], 7, 2)
+            << cell(rivals["torch"], 9, 3) << cell(rivals["loop"], 9, 3)
+            << cell(rivals["padded"], 9, 3) << cell(row["ratio"], 6, 2)
+            << cell(row["dense_model_ms"], 9, 3) << cell(row["kept_bytes"], 6, 2, kGiB)
+            << cell(row["peak_bytes"], 6, 2, kGiB) << "\n";
 }
 
 void run_bench_moe(const BenchMoeVerb& verb) {
@@ -146,23 +288,26 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   std::vector<LayerShape> shapes;
   for (const std::string& text : verb.shapes) shapes.push_back(parse_shape(text));
   const at::Device device = choose_device(verb.device);
+  std::optional<OwnStream> stream;
+  if (device.is_cuda()) stream.emplace(device);
   nlohmann::ordered_json json{{"device", describe_device(device)},
                               {"rows", nlohmann::ordered_json::array()}};
   if (!verb.json) {
     std::cout << describe_device(device) << ", " << verb.dtype << ", medians of " << verb.rounds
-              << fmt::format(
-                     "\n{:>6} {:>5} {:>6} {:>4} {:>2} {:<17} {:>9} {:>7} {:>7} {:>6} {:>9} "
-                     "{:>6} {:>6} {:>6}\n",
-                     "T", "d", "f", "E", "k", "direction", "ms", "TFLOP/s", "dense", "of max",
-                     "torch ms", "ratio", "kept", "peak");
+              << "\n";
+    print_header();
   }
+  for (const std::string& routing : verb.routings) parse_routing(routing);
   for (const LayerShape& shape : shapes) {
-    with_torch_errors("choose a smaller --shape",
-                      [&] { bench_shape(shape, verb, device, json["rows"]); });
-    if (verb.json) continue;
-    const std::size_t count = json["rows"].size();
-    for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i]);
-    std::cout << std::flush;
+    for (const std::string& routing : verb.routings) {
+      empty_cache(device);
+      with_torch_errors("choose a smaller --shape",
+                        [&] { bench_shape(shape, routing, verb, device, json["rows"]); });
+      if (verb.json) continue;
+      const std::size_t count = json["rows"].size();
+      for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i]);
+      std::cout << std::flush;
+    }
   }
   if (verb.json) std::cout << json.dump() << "\n";
 }
@@ -176,8 +321,14 @@ void add_bench_verb(CLI::App& app) {
   add_bench_data(*bench);
   auto verb = std::make_shared<BenchMoeVerb>();
   CLI::App* moe = bench->add_subcommand(
-      "moe", "The mixture-of-experts layer; dense products of equal FLOPs and libtorch beside it");
+      "moe",
+      "The mixture-of-experts layer beside libtorch's, dense products of equal FLOPs (the ceiling, "
+      "with the combination at copy rate) and a dense network of equal active parameters (N*F)");
   moe->add_option("--shape", verb->shapes, "T,d,f,E,k, repeatable; default: six known models'")
+      ->take_all()
+      ->default_str("");
+  moe->add_option("--routing", verb->routings,
+                  "router (a random one), uniform or zipf (1.0); repeatable; default: router")
       ->take_all()
       ->default_str("");
   moe->add_option("--device", verb->device, "cpu, cuda, cuda:N or auto")->capture_default_str();

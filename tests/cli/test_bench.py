@@ -27,8 +27,26 @@ class BenchMoeTest(CommandTest):
             passes = 1 if row["direction"] == "forward" else 3
             flops = passes * 6 * row["T"] * row["k"] * row["d"] * row["f"]
             self.assertAlmostEqual(row["tflops"] * row["ms"] * 1e9 / flops, 1, places=6)
-            self.assertAlmostEqual(row["ratio"] * row["ms"] / row["rivals"]["torch"], 1, places=6)
+            self.assertEqual(list(row["rivals"]), ["torch", "loop", "padded"])
+            self.assertEqual(row["rivals"][row["best_rival"]], min(row["rivals"].values()))
+            self.assertAlmostEqual(row["ratio"] * row["ms"] / min(row["rivals"].values()), 1, places=6)
+            self.assertGreater(row["dense_model_ms"], 0)
+            self.assertGreater(row["back_to_back_ms"], 0)
+            self.assertIsNone(row["graph_ms"])  # of a GPU only
             self.assertIsNone(row["peak_bytes"])  # libtorch does not count on the CPU
+
+    def test_routings(self):
+        report = json.loads(
+            self.check_command(
+                "bench", "moe", "--device", "cpu", "--dtype", "fp32", "--rounds", 1, "--json",
+                "--shape", "64,32,16,8,2", "--routing", "uniform", "--routing", "zipf", "--routing", "router",
+            )
+        )
+        self.assertEqual([row["routing"] for row in report["rows"][::2]], ["uniform", "zipf", "router"])
+        for arguments in [["--routing", "even"], ["--shape", "64,4,16,8,2", "--routing", "zipf"]]:
+            result = self.run_command("bench", "moe", "--device", "cpu", *arguments)
+            self.assertEqual(result.returncode, 2, arguments)
+            self.assertIn("routing", result.stderr)
 
     def test_table_names_the_device_and_every_shape(self):
         lines = self.check_command(

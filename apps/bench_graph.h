@@ -1,0 +1,80 @@
+// Work on a GPU captured into a CUDA graph. The driver is loaded by train/bridge/device.h; its
+// functions are looked up, so that this file needs nothing of CUDA to compile.
+#pragma once
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include <string>
+
+#include "dropless/error.h"
+#include "train/bridge/device.h"
+
+namespace dropless::apps {
+
+// While it lives libtorch queues on a stream of its own: the default stream cannot be captured.
+class OwnStream {
+ public:
+  explicit OwnStream(const at::Device& device)
+      : guard_(device.type()),
+        previous_(guard_.exchangeStream(guard_.getStreamFromGlobalPool(device))) {
+    guard_.synchronizeStream(previous_);
+  }
+  ~OwnStream() { guard_.synchronizeStream(guard_.exchangeStream(previous_)); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+
+ private:
+  c10::impl::VirtualGuardImpl guard_;
+  c10::Stream previous_;
+};
+
+class DeviceGraph {
+ public:
+  // Under an OwnStream. Runs `work` twice before, so that libtorch's allocator holds its memory.
+  template <class Work>
+  DeviceGraph(const at::Device& device, Work&& work) : stream_(train::current_stream(device)) {
+    for (int i = 0; i < 2; ++i) work();
+    check("cuStreamSynchronize", call<int (*)(void*)>("cuStreamSynchronize")(stream_));
+    constexpr int kRelaxed = 2;  // libtorch's threads may allocate
+    check("cuStreamBeginCapture",
+          call<int (*)(void*, int)>("cuStreamBeginCapture_v2")(stream_, kRelaxed));
+    work();
+    void* graph = nullptr;
+    check("cuStreamEndCapture",
+          call<int (*)(void*, void**)>("cuStreamEndCapture")(stream_, &graph));
+    const int status = call<int (*)(void**, void*, unsigned long long)>(
+        "cuGraphInstantiateWithFlags")(&executable_, graph, 0);
+    call<int (*)(void*)>("cuGraphDestroy")(graph);
+    check("cuGraphInstantiate", status);
+  }
+  ~DeviceGraph() { call<int (*)(void*)>("cuGraphExecDestroy")(executable_); }
+  DeviceGraph(const DeviceGraph&) = delete;
+  DeviceGraph& operator=(const DeviceGraph&) = delete;
+
+  void launch() const {
+    check("cuGraphLaunch", call<int (*)(void*, void*)>("cuGraphLaunch")(executable_, stream_));
+  }
+
+ private:
+  template <class Function>
+  static Function call(const char* name) {
+    const auto function = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+    if (function == nullptr) {
+      throw Error(ErrorKind::kUnsupported, std::string("the NVIDIA driver has no ") + name,
+                  "update the driver to release 580 or later");
+    }
+    return function;
+  }
+  static void check(const char* name, int status) {
+    if (status != 0) {
+      throw Error(ErrorKind::kResource,
+                  std::string(name) + " failed with " + std::to_string(status));
+    }
+  }
+
+  void* stream_;
+  void* executable_ = nullptr;
+};
+
+}  // namespace dropless::apps
