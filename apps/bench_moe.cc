@@ -57,6 +57,17 @@ LayerShape parse_shape(const std::string& text) {
   return s;
 }
 
+const LayerFunction kOwn = [](const MoEConfig& config, const at::Tensor& x,
+                              const at::Tensor& router, const at::Tensor& w1, const at::Tensor& v1,
+                              const at::Tensor& w2) {
+  return moe_layer(config, x, router, w1, v1, w2).out_TD;
+};
+const LayerFunction kTorch = [](const MoEConfig& config, const at::Tensor& x,
+                                const at::Tensor& router, const at::Tensor& w1,
+                                const at::Tensor& v1, const at::Tensor& w2) {
+  return moe_layer_torch(config, x, router, w1, v1, w2).out_TD;
+};
+
 // Bytes that forward leaves for backward, and the peak of both beyond output and gradients.
 void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::ordered_json& forward,
                     nlohmann::ordered_json& both) {
@@ -95,16 +106,6 @@ struct Candidate {
 constexpr int kBackToBack = 5;  // calls queued without waiting
 constexpr int kWarmUp = 2;      // rounds that do not count
 
-const LayerFunction kOwn = [](const MoEConfig& config, const at::Tensor& x,
-                              const at::Tensor& router, const at::Tensor& w1, const at::Tensor& v1,
-                              const at::Tensor& w2) {
-  return moe_layer(config, x, router, w1, v1, w2).out_TD;
-};
-const LayerFunction kTorch = [](const MoEConfig& config, const at::Tensor& x,
-                                const at::Tensor& router, const at::Tensor& w1,
-                                const at::Tensor& v1, const at::Tensor& w2) {
-  return moe_layer_torch(config, x, router, w1, v1, w2).out_TD;
-};
 LayerFunction rival(RivalProducts products) {
   return [products](const MoEConfig& config, const at::Tensor& x, const at::Tensor& router,
                     const at::Tensor& w1, const at::Tensor& v1, const at::Tensor& w2) {
