@@ -130,6 +130,14 @@ class CallbacksTest(CommandTest):
         self.assertEqual([line["skipped"] for line in self.metrics("skips")][-3:], [True] * 3)
         self.assertFalse((self.folder / "skips" / "latest").exists(), "ruined weights are not saved")
 
+    def test_activation_checkpointing_changes_nothing_but_memory(self):
+        self.train("max_duration=4ba")
+        self.train("max_duration=4ba", "save_folder=again", "fsdp_config={activation_checkpointing: true}")
+        for kept, again in zip(self.metrics(), self.metrics("again")):
+            for key in ["loss/train/total", "l2_norm/grad/global"]:
+                self.assertAlmostEqual(kept[key], again[key], places=5)
+            self.assertEqual(kept["mb_moe/all_layers_max_tpe"], again["mb_moe/all_layers_max_tpe"])
+
     def test_weights_alone(self):
         self.train("max_duration=4ba", "save_weights_only=true")
         self.assertFalse((self.folder / "run/step-4/optimizer.safetensors").exists())

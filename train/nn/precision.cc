@@ -28,20 +28,26 @@ at::ScalarType compute_type(Precision precision) {
   return at::kFloat;
 }
 
-AutocastGuard::AutocastGuard(Precision precision, at::Device device)
-    : device_(device.type()),
-      was_enabled_(at::autocast::is_autocast_enabled(device_)),
-      previous_dtype_(at::autocast::get_autocast_dtype(device_)) {
+AutocastState AutocastState::of(at::Device device) {
+  return {at::autocast::is_autocast_enabled(device.type()),
+          at::autocast::get_autocast_dtype(device.type())};
+}
+
+AutocastState AutocastState::of(Precision precision) {
+  return {precision != Precision::kFp32, compute_type(precision)};
+}
+
+AutocastGuard::AutocastGuard(const AutocastState& state, at::Device device)
+    : device_(device.type()), before_(AutocastState::of(device)) {
   at::autocast::increment_nesting();
-  const bool enabled = precision != Precision::kFp32;
-  at::autocast::set_autocast_enabled(device_, enabled);
-  if (enabled) at::autocast::set_autocast_dtype(device_, compute_type(precision));
+  at::autocast::set_autocast_enabled(device_, state.enabled);
+  if (state.enabled) at::autocast::set_autocast_dtype(device_, state.dtype);
 }
 
 AutocastGuard::~AutocastGuard() {
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-  at::autocast::set_autocast_enabled(device_, was_enabled_);
-  at::autocast::set_autocast_dtype(device_, previous_dtype_);
+  at::autocast::set_autocast_enabled(device_, before_.enabled);
+  at::autocast::set_autocast_dtype(device_, before_.dtype);
 }
 
 NoAutocastGuard::NoAutocastGuard(at::Device device)

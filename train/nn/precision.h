@@ -13,19 +13,28 @@ const char* precision_name(Precision precision);
 // The element type of matrix products.
 at::ScalarType compute_type(Precision precision);
 
+// Whether autocast is on for a device, and to which type.
+struct AutocastState {
+  bool enabled = false;
+  at::ScalarType dtype = at::kFloat;
+  static AutocastState of(at::Device device);
+  static AutocastState of(Precision precision);
+};
+
 // Autocast on `device` for the life of the guard; fp32 leaves it off. Its cache of cast weights is
 // cleared at the end, so that the next step sees the updated weights.
 class AutocastGuard {
  public:
-  AutocastGuard(Precision precision, at::Device device);
+  AutocastGuard(const AutocastState& state, at::Device device);
+  AutocastGuard(Precision precision, at::Device device)
+      : AutocastGuard(AutocastState::of(precision), device) {}
   ~AutocastGuard();
   AutocastGuard(const AutocastGuard&) = delete;
   AutocastGuard& operator=(const AutocastGuard&) = delete;
 
  private:
   at::DeviceType device_;
-  bool was_enabled_;
-  at::ScalarType previous_dtype_;
+  AutocastState before_;
 };
 
 // Autocast off on `device` for the life of the guard: what stands there computes in the types it is

@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "dropless/error.h"
+#include "train/nn/recompute.h"
 
 namespace dropless::train {
 
@@ -97,27 +98,68 @@ at::Tensor Transformer::forward(const at::Tensor& tokens_BS, RouterRecord& recor
   return run(cache->tokens_BS, 0, record, cache, options).narrow(1, first, S);
 }
 
+// One stream a block, so that a block that is run again alone draws the same.
+void Transformer::begin_stream(const PassOptions& options, std::uint64_t stream) const {
+  if (!options.noise_seed || !config_.draws_noise()) return;
+  at::manual_seed(mix_seed(*options.noise_seed, stream));
+}
+
+at::Tensor Transformer::run_block(std::size_t i, const at::Tensor& in, RouterRecord& record,
+                                  KeyValueCache* cache, AttentionPass& pass,
+                                  const PassOptions& options) {
+  Block& block = blocks_[i];
+  const bool training = options.noise_seed.has_value();
+  const double p = training ? config_.resid_pdrop : 0;
+  begin_stream(options, i + 1);
+  const at::Tensor x = in + drop(block.attention.forward(block.norm_1.forward(in), cache, pass), p);
+  const at::Tensor normed = block.norm_2.forward(x);
+  if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
+    return x + drop(moe->forward(normed, record, training), p);
+  }
+  return x + drop(std::get<Ffn>(block.ffn).forward(normed), p);
+}
+
+// Of what a block records, the losses have gradients: they are outputs beside its own.
+at::Tensor Transformer::run_block_again_in_backward(std::size_t i, const at::Tensor& x,
+                                                    RouterRecord& record,
+                                                    const std::shared_ptr<AttentionPass>& pass,
+                                                    const PassOptions& options) {
+  const auto first = std::make_shared<RouterRecord>();  // of the first run; nobody reads the second's
+  first->want_entropy = record.want_entropy;
+  const auto body = [this, i, pass, options, first](const at::Tensor& in) {
+    RouterRecord now;
+    now.want_entropy = std::exchange(first->want_entropy, false);
+    std::vector<at::Tensor> outputs{run_block(i, in, now, nullptr, *pass, options)};
+    outputs.insert(outputs.end(), now.losses_2.begin(), now.losses_2.end());
+    if (first->tokens_per_expert_E.empty()) {
+      first->tokens_per_expert_E = now.tokens_per_expert_E;
+      first->entropy = now.entropy;
+    }
+    return outputs;
+  };
+  const std::vector<at::Tensor> outputs = recompute_in_backward(body, x);
+  const auto append = [](std::vector<at::Tensor>& to, const auto& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
+  append(record.losses_2, std::vector(outputs.begin() + 1, outputs.end()));
+  append(record.tokens_per_expert_E, first->tokens_per_expert_E);
+  append(record.entropy, first->entropy);
+  return outputs[0];
+}
+
 at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, RouterRecord& record,
                             ModelCache* cache, const PassOptions& options) {
   const bool training = options.noise_seed.has_value();
-  // One stream a block, so that a block that is run again alone draws the same.
-  const auto begin_stream = [&](std::uint64_t stream) {
-    if (training && config_.draws_noise()) at::manual_seed(mix_seed(*options.noise_seed, stream));
-  };
-  const double p = training ? config_.resid_pdrop : 0;
-  AttentionPass pass{options.sequence_ids_BS, training, {}};
-  begin_stream(0);
+  const auto pass = std::make_shared<AttentionPass>();
+  pass->sequence_ids_BS = options.sequence_ids_BS;
+  pass->training = training;
+  begin_stream(options, 0);
   at::Tensor x = embed(tokens_BS, first, training);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    Block& block = blocks_[i];
-    begin_stream(i + 1);
-    KeyValueCache* layer_cache = cache ? &cache->layers[i] : nullptr;
-    x = x + drop(block.attention.forward(block.norm_1.forward(x), layer_cache, pass), p);
-    const at::Tensor normed = block.norm_2.forward(x);
-    if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
-      x = x + drop(moe->forward(normed, record, training), p);
+    if (options.recompute_blocks && !cache) {
+      x = run_block_again_in_backward(i, x, record, pass, options);
     } else {
-      x = x + drop(std::get<Ffn>(block.ffn).forward(normed), p);
+      x = run_block(i, x, record, cache ? &cache->layers[i] : nullptr, *pass, options);
     }
   }
   at::Tensor logits = at::linear(norm_f_->forward(x), lm_head_.defined() ? lm_head_ : wte_);

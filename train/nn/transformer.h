@@ -35,6 +35,8 @@ struct PassOptions {
   // Of the random numbers of a training pass (dropout, router jitter); absent: a pass without. Passes with equal
   // seeds draw equal numbers, whatever was drawn before.
   std::optional<std::uint64_t> noise_seed;
+  // Activation checkpointing: of each block only the input is kept for backward.
+  bool recompute_blocks = false;
 };
 
 // SplitMix64's output function (Steele et al. 2014): one of many seeds that one makes.
@@ -63,6 +65,12 @@ class Transformer {
  private:
   struct Block;
   at::Tensor embed(const at::Tensor& tokens_BS, std::int64_t first, bool training) const;
+  at::Tensor run_block(std::size_t i, const at::Tensor& x, RouterRecord& record,
+                       KeyValueCache* cache, AttentionPass& pass, const PassOptions& options);
+  at::Tensor run_block_again_in_backward(std::size_t i, const at::Tensor& x, RouterRecord& record,
+                                         const std::shared_ptr<AttentionPass>& pass,
+                                         const PassOptions& options);
+  void begin_stream(const PassOptions& options, std::uint64_t stream) const;
   at::Tensor run(const at::Tensor& tokens_BS, std::int64_t first, RouterRecord& record,
                  ModelCache* cache, const PassOptions& options);
 

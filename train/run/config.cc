@@ -103,14 +103,15 @@ void check_separators(const YamlMap& root, const TrainConfig& config) {
   }
 }
 
-// As in LLM Foundry on one device: a warning, and nothing is sharded. A slip in a key is still said.
-void read_fsdp(const YamlMap& root) {
-  root.no_effect("fsdp_config", "there is one process, nothing is sharded");
+// As in LLM Foundry on one device: a warning, and nothing is sharded; activation_checkpointing alone
+// has an effect. A slip in a key is still said.
+void read_fsdp(const YamlMap& root, TrainConfig& config) {
+  root.no_effect("fsdp_config", "there is one process, nothing is sharded; only activation_checkpointing counts");
   const auto block = root.find_map("fsdp_config");
   if (!block) return;
   const YamlMap fsdp = block->without_warnings();
-  for (const char* key : {"activation_checkpointing",
-                          "activation_checkpointing_reentrant",
+  config.activation_checkpointing = fsdp.get<bool>("activation_checkpointing", false);
+  for (const char* key : {"activation_checkpointing_reentrant",
                           "activation_cpu_offload",
                           "auto_wrap",
                           "backward_prefetch",
@@ -151,7 +152,6 @@ void accept_without_effect(const YamlMap& root) {
   for (const char* key : {"device_train_batch_size", "device_train_grad_accum", "n_gpus"}) {
     root.no_effect(key, "it follows from global_train_batch_size");
   }
-  read_fsdp(root);
   root.no_effect("accumulate_train_batch_on_tokens", "accumulation is always weighted by tokens");
   root.no_effect("python_log_level", "there is no Python");
   root.no_effect("log_config", "the resolved config is saved with every checkpoint");
@@ -341,6 +341,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.progress_bar = root.get<bool>("progress_bar", true);
   config.log_to_console = root.get<bool>("log_to_console", true);
   root.no_effect("console_log_interval", "the progress line keeps its own pace");
+  read_fsdp(root, config);
   accept_without_effect(root);
   refuse_unsupported(root);
   root.finish();

@@ -44,6 +44,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig scheduler;
   std::optional<ClipConfig> clip;
+  bool activation_checkpointing = false;  // fsdp_config's
   // Updates in a row that are left out because loss or gradients are not finite, before that stops
   // the run.
   std::int64_t skip_nonfinite_steps = 0;

@@ -35,6 +35,7 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
       precision_(config.precision),
       clip_(config.clip),
       microbatch_(config.microbatch_samples()),
+      recompute_blocks_(config.activation_checkpointing),
       microbatch_is_auto_(config.device_train_microbatch_size == 0),
       skip_nonfinite_steps_(config.skip_nonfinite_steps),
       monitor_interval_(config.callbacks.monitor_interval),
@@ -67,7 +68,8 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number
       AutocastGuard autocast(precision_, model_.device());
       RouterRecord record;
       record.want_entropy = want_entropy;
-      const PassOptions options{tensors.sequence_ids_BS, noise_seed(seed_, number, first)};
+      const PassOptions options{tensors.sequence_ids_BS, noise_seed(seed_, number, first),
+                                recompute_blocks_};
       const at::Tensor logits = model_.forward(tensors.tokens_BS, record, nullptr, options);
       loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
       sums[0].add_(loss.detach());

@@ -64,6 +64,7 @@ class Stepper {
   Precision precision_;
   std::optional<ClipConfig> clip_;
   std::int64_t microbatch_;
+  bool recompute_blocks_;
   bool microbatch_is_auto_;
   std::int64_t skip_nonfinite_steps_;
   std::int64_t nonfinite_in_row_ = 0;

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "dropless/error.h"
+#include "train/nn/precision.h"
 
 namespace dropless::train {
 namespace {
@@ -39,6 +40,47 @@ TEST(Transformer, NamesAreLlmFoundrys) {
   }
   expected.push_back("transformer.norm_f.weight");
   EXPECT_EQ(names, expected);
+}
+
+// Losses, the router's among them, and the gradient of every parameter.
+std::vector<at::Tensor> pass_and_gradients(const ModelConfig& config, const PassOptions& options,
+                                           bool bf16) {
+  Transformer model(config, 1, at::kCPU);
+  const at::Tensor tokens = at::arange(24, at::kLong).remainder(20).view({2, 12});
+  RouterRecord record;
+  record.want_entropy = true;
+  at::Tensor loss;
+  {
+    const AutocastGuard autocast(bf16 ? Precision::kAmpBf16 : Precision::kFp32, at::kCPU);
+    const at::Tensor logits = model.forward(tokens, record, nullptr, options);
+    loss = cross_entropy_sum(logits, tokens.roll(-1, 1));
+    if (config.moe()) loss = loss + at::stack(record.losses_2).sum();
+  }
+  loss.backward();
+  std::vector<at::Tensor> all{loss.detach()};
+  for (const Parameter& parameter : model.parameters()) all.push_back(parameter.value.grad());
+  for (const auto& list : {record.losses_2, record.tokens_per_expert_E, record.entropy}) {
+    for (const at::Tensor& tensor : list) all.push_back(tensor.detach());
+  }
+  return all;
+}
+
+TEST(Transformer, RecomputedBlocksGiveTheSameGradients) {
+  const std::string dropped = ", resid_pdrop: 0.2, emb_pdrop: 0.1";
+  for (const std::string& text : {std::string(kMoE) + dropped, std::string(kMoE), dropped}) {
+    for (const bool bf16 : {false, true}) {
+      PassOptions options;
+      options.noise_seed = 7;
+      const auto kept = pass_and_gradients(parse(text), options, bf16);
+      options.recompute_blocks = true;
+      const auto again = pass_and_gradients(parse(text), options, bf16);
+      ASSERT_EQ(kept.size(), again.size());
+      for (std::size_t i = 0; i < kept.size(); ++i) {
+        ASSERT_TRUE(again[i].defined()) << i;
+        EXPECT_TRUE(at::allclose(kept[i], again[i], 1e-5, 1e-6)) << text << " tensor " << i;
+      }
+    }
+  }
 }
 
 TEST(Transformer, DenseNamesWithBiases) {
