@@ -41,6 +41,16 @@ class ReportTest(CommandTest):
             self.assertGreater(entropy[step], 0)
             self.assertLess(entropy[step], 1)
 
+    def test_the_peak_of_memory_is_above_what_is_in_use(self):
+        self.write_data()
+        self.write_config()
+        self.check_command("train", "config.yaml", "device=cpu")
+        memory = [line for line in self.metrics() if "memory/peak_resident_mem" in line]
+        self.assertEqual([line["step"] for line in memory], [1, 10, 20, 30, 40])
+        for line in memory:
+            self.assertGreaterEqual(line["memory/peak_resident_mem"], line["memory/current_resident_mem"])
+            self.assertGreater(line["memory/current_resident_mem"], 0.02)
+
     def test_a_run_that_fails_says_so_on_its_last_page(self):
         self.write_data()
         self.write_config()

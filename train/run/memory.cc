@@ -96,9 +96,11 @@ std::vector<std::pair<std::string, double>> memory_in_use(at::Device device) {
   double total_pages = 0, resident_pages = 0;
   struct rusage usage = {};
   if (!(file >> total_pages >> resident_pages) || ::getrusage(RUSAGE_SELF, &usage) != 0) return {};
-  return {{"memory/current_resident_mem",
-           resident_pages * static_cast<double>(::sysconf(_SC_PAGESIZE)) / kGB},
-          {"memory/peak_resident_mem", static_cast<double>(usage.ru_maxrss) * 1024 / kGB}};
+  const double resident = resident_pages * static_cast<double>(::sysconf(_SC_PAGESIZE));
+  // The kernel counts the peak in batches, so it lags behind what is there now.
+  const double peak = std::max(resident, static_cast<double>(usage.ru_maxrss) * 1024);
+  return {{"memory/current_resident_mem", resident / kGB},
+          {"memory/peak_resident_mem", peak / kGB}};
 }
 
 std::string torch_message(const c10::Error& error) {
