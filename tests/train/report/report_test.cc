@@ -10,6 +10,7 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/report/serve.h"
 
 namespace dropless::train {
 namespace {
@@ -240,6 +241,19 @@ TEST_F(ReportTest, AFolderThatIsGoneStopsNoRun) {
     writer.event("save", 1);
     writer.finish();
   });
+}
+
+TEST_F(ReportTest, AServerEndsWheneverItIsToldTo) {
+  for (int i = 0; i < 20; ++i) {
+    const ReportServer server(folder_, "", 0);
+    ASSERT_GT(server.port(), 0);
+    try {
+      const ReportServer second(folder_, "", server.port());
+      FAIL() << "two servers on one port";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+    }
+  }
 }
 
 TEST_F(ReportTest, RefusesFoldersWithoutMetrics) {
