@@ -79,7 +79,6 @@ class ServeTest(CommandTest):
         self.assertEqual([event["event"], last["event"]], ["save", "stop"])
 
     def test_unchanged_data_is_not_sent_again(self):
-        """A run that waits for its first step: the signal that stops it stands already."""
         process = self.start("--serve", "0", "max_duration=5000ba", "save_interval=0ba")
         address = self.address(process)
         self.wait_for_step(address, 1)
