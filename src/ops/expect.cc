@@ -1,6 +1,7 @@
 // The contract is expect.h.
 #include "src/ops/expect.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -8,6 +9,32 @@
 #include "src/common/workspace.h"
 
 namespace dropless {
+namespace {
+
+// Bytes that an address can count; sizes are computed freely once tensors and workspaces fit.
+constexpr std::int64_t kMostBytes = std::numeric_limits<std::int64_t>::max() / 2;
+
+bool fits_memory(const ConstTensorView& view) {
+  auto bytes = static_cast<std::int64_t>(dtype_bytes(view.dtype));
+  for (int i = 0; i < view.rank; ++i) {
+    // A side of 0 makes the tensor empty, but the others still multiply to strides.
+    const std::int64_t side = std::max<std::int64_t>(view.shape[i], 1);
+    if (__builtin_mul_overflow(bytes, side, &bytes) || bytes > kMostBytes) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void expect_bytes(const char* op, const char* what, std::initializer_list<std::int64_t> factors) {
+  std::int64_t bytes = sizeof(double);
+  for (std::int64_t factor : factors) {
+    DROPLESS_CHECK(!__builtin_mul_overflow(bytes, factor, &bytes) && bytes <= kMostBytes,
+                   concat(op, ": ", what, " would take more bytes than there are addresses"),
+                   "give real sizes");
+  }
+}
+
 void expect_tensor(const char* op, const char* name, const ConstTensorView& view,
                    const Expected& expected, Device device) {
   const ConstTensorView& want = expected.view;
@@ -17,6 +44,8 @@ void expect_tensor(const char* op, const char* name, const ConstTensorView& view
       view.device == device,
       concat(op, ": ", name, " is ", describe(view), ", on another device than the first tensor"),
       "move all tensors of the call to one device");
+  DROPLESS_CHECK(fits_memory(view),
+                 concat(op, ": ", name, " ", describe(view), " is larger than any memory"));
   DROPLESS_CHECK(view.contiguous(),
                  concat(op, ": ", name, " ", describe(view), " is not contiguous"),
                  "pass a contiguous copy");

@@ -31,6 +31,10 @@ void expect_floating(const char* op, const char* name, const ConstTensorView& vi
 // Memory of at least `needed` bytes, aligned to kWorkspaceAlignment.
 void expect_workspace(const char* op, const void* workspace, std::size_t bytes, std::size_t needed);
 
+// That an array of 8-byte elements with these sides can exist: for size queries, which no tensor has
+// bounded.
+void expect_bytes(const char* op, const char* what, std::initializer_list<std::int64_t> factors);
+
 // Until an op has a CUDA kernel: throws for tensors that are not on the CPU.
 void expect_cpu(const char* op, const ConstTensorView& view);
 

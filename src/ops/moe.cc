@@ -288,6 +288,7 @@ std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device)
 
 std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
                                         DType dtype, Device device) {
+  check_sizes("moe_forward_workspace_bytes", config, num_tokens);
   if (device.type == DeviceType::kCuda) return moe_cuda_forward_workspace_bytes(config, num_tokens);
   return workspace_bytes_for(cpu::max_threads(), [&](WorkspaceCarver& carver) {
     carve_forward(carver, config, MoESizes(config, num_tokens, dtype));
@@ -296,6 +297,7 @@ std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t nu
 
 std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
                                          DType dtype, Device device) {
+  check_sizes("moe_backward_workspace_bytes", config, num_tokens);
   if (device.type == DeviceType::kCuda) {
     return moe_cuda_backward_workspace_bytes(config, num_tokens);
   }

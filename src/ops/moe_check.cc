@@ -1,6 +1,7 @@
 // The contract is moe_check.h.
 #include "src/ops/moe_check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -26,6 +27,19 @@ void check_config(const char* op, const MoEConfig& c) {
                  concat(op, ": capacity_factor is ", c.capacity_factor),
                  "use 0 (dropless) or a finite factor > 0");
   expect_route_config(op, c.route, c.num_experts, c.top_k);
+}
+
+void check_sizes(const char* op, const MoEConfig& config, std::int64_t tokens) {
+  check_config(op, config);
+  DROPLESS_CHECK(tokens >= 0, concat(op, ": there are ", tokens, " tokens"));
+  expect_row_count(op, tokens, config.top_k);
+  const std::int64_t width = std::max({config.d_model, config.d_ffn, config.shared_d_ffn});
+  expect_bytes(op, "the weights", {config.num_experts, width, config.d_model});
+  // All of the workspace's arrays together are at most 64 times the largest; its partial sums take
+  // less than 1024 numbers for each expert.
+  expect_bytes(op, "the workspace",
+               {64, tokens, config.top_k, std::max(width, config.num_experts)});
+  expect_bytes(op, "the workspace", {1024, config.num_experts});
 }
 
 namespace {
@@ -73,11 +87,10 @@ void check_routing(const char* op, const MoESizes& s, const MoESaved& saved) {
 
 MoESizes check_inputs(const char* op, const MoEConfig& config, const ConstTensorView& x_TD,
                       const MoEWeights& weights, const MoESaved& saved) {
-  check_config(op, config);
   expect_floating(op, "x_TD", x_TD, 2);
+  check_sizes(op, config, x_TD.shape[0]);
   expect_supported(op, config, x_TD.dtype, x_TD.device);
   const MoESizes s(config, x_TD.shape[0], x_TD.dtype);
-  expect_row_count(op, s.T, s.K);
   const Expected weight{{s.E, s.F, s.D}, s.dtype}, rows{{s.R, s.F}, s.dtype};
   expect_tensor(op, "x_TD", x_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
   expect_tensor(op, "router_ED", weights.router_ED, {{s.E, s.D}, s.dtype}, x_TD.device);

@@ -13,6 +13,9 @@ namespace dropless {
 void check_networks_config(const char* op, const MoEConfig& config);
 void check_config(const char* op, const MoEConfig& config);
 
+// The options, and that no size of the layer overflows.
+void check_sizes(const char* op, const MoEConfig& config, std::int64_t tokens);
+
 // A tensor that the layer has, or has not.
 void expect_optional(const char* op, const char* name, const ConstTensorView& view, bool present,
                      const Expected& expected, Device device);

@@ -424,6 +424,32 @@ TEST(MoE, BadArgumentsAreNamed) {
   EXPECT_EQ(error_after([](MoECase&) {}), "no error");
 }
 
+TEST(MoE, SizesThatOverflowAreRefused) {
+  const std::int64_t huge = std::int64_t{1} << 60;
+  const auto query = [&](const MoEConfig& config, std::int64_t tokens) {
+    const std::string forward =
+        message_of([&] { moe_forward_workspace_bytes(config, tokens, DType::kFloat32); });
+    const std::string backward =
+        message_of([&] { moe_backward_workspace_bytes(config, tokens, DType::kFloat32); });
+    EXPECT_EQ(forward == "no error", backward == "no error");
+    return forward;
+  };
+  const std::string too_large = "more bytes than there are addresses";
+  EXPECT_EQ(query(config_of(4, 2, 6, 5), 3), "no error");
+  EXPECT_THAT(query(config_of(4, 2, 6, 5), huge), HasSubstr("reach 2^31 rows"));
+  EXPECT_THAT(query(config_of(4, 2, 6, 5), -1), HasSubstr("there are -1 tokens"));
+  EXPECT_THAT(query(config_of(4, 2, 6, huge), 3), HasSubstr(too_large));
+  EXPECT_THAT(query(config_of(huge, 2, 6, 5), 0), HasSubstr(too_large));
+  MoECase c(config_of(4, 2, 6, 5), 3, DType::kFloat32, 19);
+  c.config.d_model = huge;
+  EXPECT_THAT(error_of(c), HasSubstr(too_large));
+  // A view of more elements than its config speaks of.
+  ConstTensorView x = c.x_TD;
+  x.shape[1] = x.stride[0] = huge;
+  EXPECT_THAT(message_of([&] { activation_forward(Activation::kRelu, x, {}, c.out_TD); }),
+              HasSubstr("is larger than any memory"));
+}
+
 TEST(MoE, ViewsThatAreNotContiguousAreRefused) {
   MoECase c(config_of(4, 2, 6, 5), 3, DType::kFloat32, 20);
   Workspace workspace(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype));
