@@ -90,8 +90,7 @@ ordered_json bench_order(std::int64_t samples, std::int64_t shards) {
     EpochConfig config;
     config.shuffle.algo = parse_shuffle_algo(name);
     const std::int64_t before = peak_bytes();
-    const double seconds =
-        best_seconds(2, [&] { epoch_order(config, std::span(&stream, 1), 1, 0); });
+    const double seconds = best_seconds(2, [&] { epoch_order(config, std::span(&stream, 1), 1, 0); });
     rows.push_back({{"algorithm", name},
                     {"samples", samples},
                     {"shards", shards},

@@ -18,7 +18,7 @@
 
 #include "apps/bench_case.h"
 #include "apps/bench_graph.h"
-#include "apps/bench_rivals.h"
+#include "apps/bench_moe_rivals.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
@@ -237,6 +237,23 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
           {"dense_model_ms", *contest.ms("dense_model")}};
 }
 
+// ||rival - own|| / ||own||, the largest of the rivals that have the memory.
+double largest_difference(const LayerCase& c, const at::Device& device) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor own = c.forward(kOwn).to(at::kFloat);
+  double largest = 0;
+  for (const LayerFunction& layer :
+       {kTorch, rival(RivalProducts::kLoop), rival(RivalProducts::kPadded)}) {
+    try {
+      const at::Tensor difference = c.forward(layer).to(at::kFloat).sub_(own);
+      largest = std::max(largest, (difference.norm() / own.norm()).item<double>());
+    } catch (const c10::OutOfMemoryError&) {
+      empty_cache(device);
+    }
+  }
+  return largest;
+}
+
 void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoeVerb& verb,
                  const at::Device& device, nlohmann::ordered_json& rows) {
   const auto type = verb.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
@@ -249,6 +266,7 @@ void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoe
         make_row(s, verb.dtype, routing, backward, (backward ? 3 : 1) * c.forward_flops(), contest);
   }
   measure_memory(c, device, both[0], both[1]);
+  both[0]["rivals_differ_by"] = both[1]["rivals_differ_by"] = largest_difference(c, device);
   for (const nlohmann::ordered_json& row : both) rows.push_back(row);
 }
 

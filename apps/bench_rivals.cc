@@ -1,93 +1,83 @@
+// The contract is bench_rivals.h.
 #include "apps/bench_rivals.h"
 
 namespace dropless::apps {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// rows_RM w_e for each expert's range of rows, one product an expert straight into its place.
-// ends_E: int32 cumulative row counts, on the host.
-struct LoopProduct : torch::autograd::Function<LoopProduct> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows_RM,
-                            const at::Tensor& w_EMN, const at::Tensor& ends_E) {
-    ctx->save_for_backward({rows_RM, w_EMN, ends_E});
-    at::Tensor out_RN = at::empty({rows_RM.size(0), w_EMN.size(2)}, rows_RM.options());
-    for_each_expert(ends_E, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
-      at::Tensor out = out_RN.slice(0, begin, end);
-      at::mm_out(out, rows_RM.slice(0, begin, end), w_EMN[e]);
-    });
-    return out_RN;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &rows_RM = saved[0], &w_EMN = saved[1], &d_out_RN = grads[0];
-    at::Tensor d_rows_RM = at::empty_like(rows_RM), d_w_EMN = at::zeros_like(w_EMN);
-    for_each_expert(saved[2], [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
-      const at::Tensor d_out = d_out_RN.slice(0, begin, end);
-      at::Tensor d_rows = d_rows_RM.slice(0, begin, end), d_w = d_w_EMN[e];
-      at::mm_out(d_rows, d_out, w_EMN[e].t());
-      at::mm_out(d_w, rows_RM.slice(0, begin, end).t(), d_out);
-    });
-    return {d_rows_RM, d_w_EMN, at::Tensor()};
-  }
-
- private:
-  template <class Action>
-  static void for_each_expert(const at::Tensor& ends_E, Action action) {
-    const std::int32_t* ends = ends_E.const_data_ptr<std::int32_t>();
-    std::int64_t begin = 0;
-    for (std::int64_t e = 0; e < ends_E.size(0); ++e) {
-      if (ends[e] > begin) action(e, begin, ends[e]);
-      begin = ends[e];
-    }
-  }
+// Rows sorted by expert.
+struct Routing {
+  at::Tensor weights_TK, order_R, tokens_R, ends_E;
+  std::vector<std::int64_t> sizes_E;  // of the loop, which needs them on the host
 };
+
+Routing route(const RivalInputs& in, std::int64_t top_k) {
+  const at::Tensor logits_TE = at::linear(in.x_TD, in.router_ED).to(at::kFloat);
+  const auto [weights_TK, indices_TK] = at::topk(at::softmax(logits_TE, -1), top_k, -1);
+  const at::Tensor flat_R = indices_TK.reshape({-1});
+  Routing routing{weights_TK, at::argsort(flat_R, /*stable=*/true, 0), {}, {}, {}};
+  routing.tokens_R = at::floor_divide(routing.order_R, top_k);
+  const at::Tensor counts_E = at::bincount(flat_R, {}, in.router_ED.size(0));
+  routing.ends_E = counts_E.cumsum(0).to(at::kInt);
+  const auto* counts = counts_E.const_data_ptr<std::int64_t>();
+  routing.sizes_E.assign(counts, counts + counts_E.numel());
+  return routing;
+}
+
+// rows_RM w_e for each expert's rows; w_EMN.
+at::Tensor product(ExpertProducts kind, const at::Tensor& rows_RM, const at::Tensor& w_EMN,
+                   const Routing& routing) {
+  if (kind == ExpertProducts::kGroupedMm) return at::_grouped_mm(rows_RM, w_EMN, routing.ends_E);
+  std::vector<at::Tensor> parts;
+  const std::vector<at::Tensor> rows = rows_RM.split_with_sizes(routing.sizes_E);
+  const std::vector<at::Tensor> weights = w_EMN.unbind(0);
+  for (std::size_t e = 0; e < rows.size(); ++e) parts.push_back(at::mm(rows[e], weights[e]));
+  return at::cat(parts, 0);
+}
+
+at::Tensor combine(Combination kind, const at::Tensor& y_RD, const Routing& routing,
+                   const at::Tensor& x_TD) {
+  const std::int64_t T = x_TD.size(0), D = x_TD.size(1), K = routing.weights_TK.size(1);
+  if (kind == Combination::kIndexAdd) {
+    const at::Tensor weights_R = routing.weights_TK.reshape({-1}).index_select(0, routing.order_R);
+    return at::zeros_like(x_TD).index_add(0, routing.tokens_R,
+                                          y_RD * weights_R.to(y_RD.scalar_type()).unsqueeze(1));
+  }
+  at::Tensor row_of_R = at::empty_like(routing.order_R);
+  row_of_R.scatter_(0, routing.order_R, at::arange(T * K, routing.order_R.options()));
+  const at::Tensor y_TKD = y_RD.index_select(0, row_of_R).view({T, K, D});
+  const at::Tensor weights_TK = routing.weights_TK.to(x_TD.scalar_type());
+  if (kind == Combination::kUnpermute) return (y_TKD * weights_TK.unsqueeze(-1)).sum(1);
+  return at::bmm(weights_TK.unsqueeze(1), y_TKD).squeeze(1);
+}
 
 }  // namespace
 
-at::Tensor rival_layer(RivalProducts products, const MoEConfig& config, const at::Tensor& x_TD,
-                       const at::Tensor& router_ED, const at::Tensor& w1_EFD,
-                       const at::Tensor& v1_EFD, const at::Tensor& w2_EFD) {
-  const std::int64_t T = x_TD.size(0), D = x_TD.size(1), E = config.num_experts, K = config.top_k;
-  const at::Tensor scores_TE =
-      at::softmax(at::linear(x_TD.to(at::kFloat), router_ED.to(at::kFloat)), -1);
-  const auto [weights_TK, indices_TK] = at::topk(scores_TE, K);
-  const at::Tensor flat_R = indices_TK.reshape({-1});
-  const at::Tensor order_R = at::argsort(flat_R, /*stable=*/true, 0);
-  const at::Tensor tokens_R = at::floor_divide(order_R, K);
-  const at::Tensor counts_E = at::bincount(flat_R, {}, E);
-  const at::Tensor ends_E = counts_E.cumsum(0);
-
-  // Where each sorted row lies: in order, or in its expert's block of C rows.
-  const bool padded = products == RivalProducts::kPadded;
-  const std::int64_t C = padded ? counts_E.max().item<std::int64_t>() : 0;
-  at::Tensor place_R = at::arange(T * K, order_R.options());
-  at::Tensor rows_RD;
-  if (padded) {
-    const at::Tensor experts_R = flat_R.index_select(0, order_R);
-    place_R = place_R + experts_R * C - (ends_E - counts_E).index_select(0, experts_R);
-    // Empty places hold a token of zeros behind the last.
-    const at::Tensor tokens =
-        at::full({E * C}, T, order_R.options()).scatter_(0, place_R, tokens_R);
-    rows_RD = at::constant_pad_nd(x_TD, {0, 0, 0, 1}).index_select(0, tokens);
-  } else {
-    rows_RD = x_TD.index_select(0, tokens_R);
+std::vector<RivalLayer> rival_layers() {
+  std::vector<RivalLayer> layers;
+  for (const ExpertProducts products : {ExpertProducts::kGroupedMm, ExpertProducts::kLoop}) {
+    const std::string name = products == ExpertProducts::kLoop ? "loop" : "grouped_mm";
+    layers.push_back({name + ", index_add", products, Combination::kIndexAdd});
+    layers.push_back({name + ", unpermute", products, Combination::kUnpermute});
+    layers.push_back({name + ", merged", products, Combination::kMergedBmm});
   }
-  const at::Tensor host_ends_E = padded ? at::Tensor() : ends_E.to(at::kInt).cpu();
-  const auto product = [&](const at::Tensor& rows, const at::Tensor& w_EMN) {
-    if (!padded) return LoopProduct::apply(rows, w_EMN, host_ends_E);
-    return at::bmm(rows.view({E, C, rows.size(1)}), w_EMN).view({E * C, w_EMN.size(2)});
-  };
-  const at::Tensor gate_RF = product(rows_RD, w1_EFD.transpose(1, 2));
-  const at::Tensor up_RF = product(rows_RD, v1_EFD.transpose(1, 2));
-  const at::Tensor y_RD = product(at::silu(gate_RF).mul(up_RF), w2_EFD);
+  return layers;
+}
 
-  at::Tensor row_of_R = at::empty_like(order_R);
-  row_of_R.scatter_(0, order_R, place_R);
-  const at::Tensor y_TKD = y_RD.index_select(0, row_of_R).view({T, K, D});
-  return (y_TKD.to(at::kFloat) * weights_TK.unsqueeze(-1)).sum(1).to(x_TD.scalar_type());
+at::Tensor rival_forward(const RivalLayer& layer, const RivalInputs& in, std::int64_t top_k) {
+  const Routing routing = route(in, top_k);
+  const at::Tensor rows_RD = in.x_TD.index_select(0, routing.tokens_R);
+  const auto up = [&](const at::Tensor& w_EFD) {
+    return product(layer.products, rows_RD, w_EFD.transpose(1, 2), routing);
+  };
+  at::Tensor a_RF;
+  if (layer.combination == Combination::kMergedBmm) {
+    const std::vector<at::Tensor> halves = up(in.w13_E2FD).chunk(2, -1);
+    a_RF = at::silu(halves[0]) * halves[1];
+  } else {
+    a_RF = at::silu(up(in.w1_EFD)) * up(in.v1_EFD);
+  }
+  return combine(layer.combination, product(layer.products, a_RF, in.w2_EFD, routing), routing,
+                 in.x_TD);
 }
 
 }  // namespace dropless::apps

@@ -30,6 +30,7 @@ class BenchMoeTest(CommandTest):
             self.assertEqual(list(row["rivals"]), ["torch", "loop", "padded"])
             self.assertEqual(row["rivals"][row["best_rival"]], min(row["rivals"].values()))
             self.assertAlmostEqual(row["ratio"] * row["ms"] / min(row["rivals"].values()), 1, places=6)
+            self.assertLess(row["rivals_differ_by"], 1e-5)  # they compute the same layer
             self.assertGreater(row["dense_model_ms"], 0)
             self.assertGreater(row["back_to_back_ms"], 0)
             self.assertIsNone(row["graph_ms"])  # of a GPU only
