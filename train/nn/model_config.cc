@@ -109,7 +109,8 @@ double logit_scale_from_yaml(const YamlMap& map, std::int64_t d_model) {
   return 1 / std::sqrt(static_cast<double>(d_model));
 }
 
-void read_embeddings_and_logits(const YamlMap& map, ModelConfig& config) {
+// What stands before and behind the layers, and what is dropped or left out in them.
+void read_ends(const YamlMap& map, ModelConfig& config) {
   config.tie_word_embeddings = map.get<bool>("tie_word_embeddings", true);
   if (map.has("logit_scale")) config.logit_scale = logit_scale_from_yaml(map, config.d_model);
   map.skip("logit_scale");
@@ -118,6 +119,7 @@ void read_embeddings_and_logits(const YamlMap& map, ModelConfig& config) {
   if (config.embedding_fraction > 1) {
     map.fail("embedding_fraction", fmt::format("{} is above 1", config.embedding_fraction));
   }
+  config.pads_in_ffn = map.get<bool>("use_pad_tok_in_ffn", true);
   config.emb_pdrop = dropout_from_yaml(map, "emb_pdrop");
   config.resid_pdrop = dropout_from_yaml(map, "resid_pdrop");
 }
@@ -152,7 +154,8 @@ void read_block_overrides(const YamlMap& map, ModelConfig& config) {
   for (const std::string& name : overrides.keys()) {
     const YamlMap block = overrides.map(name);
     const YamlMap attention = block.map("attn_config");
-    attention.refuse("reuse_kv_layer_idx");
+    attention.refuse("reuse_kv_layer_idx", attention.has("reuse_kv_layer_idx"),
+                     "every layer has keys and values of its own");
     const auto window = attention.get<std::int64_t>("sliding_window_size", config.attention.window);
     if (window < -1) {
       attention.fail("sliding_window_size",
@@ -190,8 +193,6 @@ void accept_without_effect(const YamlMap& map) {
 }
 
 void refuse_unsupported(const YamlMap& map) {
-  map.refuse("use_pad_tok_in_ffn", !map.get<bool>("use_pad_tok_in_ffn", true),
-             "pads go through the feed-forward layers, and count in the router's losses");
   const auto dtype = map.get<std::string>("master_weights_dtype", "float32");
   map.refuse("master_weights_dtype", dtype != "float32" && dtype != "fp32",
              "weights are float32; `precision` says in which type products run");
@@ -246,7 +247,7 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   config.max_seq_len = at_most(map, "max_seq_len", config.max_seq_len, kMaxSeqLen);
   config.vocab_size = map.positive<std::int64_t>("vocab_size", config.vocab_size);
   config.bias = !map.get<bool>("no_bias", false);
-  read_embeddings_and_logits(map, config);
+  read_ends(map, config);
   config.norm = norm_from_yaml(map, config.bias);
   const auto head_dim = map.find_positive<std::int64_t>("head_dim");
   if (!head_dim && config.d_model % config.n_heads != 0) {

@@ -27,6 +27,7 @@ struct ModelConfig {
   bool tie_word_embeddings = true;
   double logit_scale = 1;
   double final_logit_softcap = 0;  // c: logits become c tanh(logits / c); 0: off
+  bool pads_in_ffn = true;         // pads go through the feed-forward layers too
   // Of the embeddings' gradient (Ding et al. 2021, arXiv:2105.13290).
   double embedding_fraction = 1;
   // Dropout in training: of the embeddings, and of what attention and feed-forward layers add.

@@ -24,6 +24,16 @@ std::variant<Ffn, MoE> make_ffn(const std::variant<FfnConfig, MoELayerConfig>& c
   return Ffn(std::get<FfnConfig>(config), name, maker);
 }
 
+// `feed` of some of the tokens of x [B, S, D]; 0 for the others.
+template <class Feed>
+at::Tensor feed_kept(const at::Tensor& x_BSD, const at::Tensor& kept_R, const Feed& feed) {
+  const at::Tensor x_TD = x_BSD.reshape({-1, x_BSD.size(2)});
+  const at::Tensor y_1RD = feed(x_TD.index_select(0, kept_R).unsqueeze(0));
+  return at::zeros(x_TD.sizes(), y_1RD.options())
+      .index_copy(0, kept_R, y_1RD.squeeze(0))
+      .view(x_BSD.sizes());
+}
+
 at::Tensor drop(const at::Tensor& x, double p) {
   return p > 0 ? at::dropout(x, p, /*train=*/true) : x;
 }
@@ -112,11 +122,15 @@ at::Tensor Transformer::run_block(std::size_t i, const at::Tensor& in, RouterRec
   const double p = training ? config_.resid_pdrop : 0;
   begin_stream(options, i + 1);
   const at::Tensor x = in + drop(block.attention.forward(block.norm_1.forward(in), cache, pass), p);
+  const auto feed = [&](const at::Tensor& tokens) {
+    if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
+      return moe->forward(tokens, record, training);
+    }
+    return std::get<Ffn>(block.ffn).forward(tokens);
+  };
   const at::Tensor normed = block.norm_2.forward(x);
-  if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
-    return x + drop(moe->forward(normed, record, training), p);
-  }
-  return x + drop(std::get<Ffn>(block.ffn).forward(normed), p);
+  const bool all = config_.pads_in_ffn || !options.kept_R.defined();
+  return x + drop(all ? feed(normed) : feed_kept(normed, options.kept_R, feed), p);
 }
 
 // Of what a block records, the losses have gradients: they are outputs beside its own.
@@ -124,7 +138,8 @@ at::Tensor Transformer::run_block_again_in_backward(std::size_t i, const at::Ten
                                                     RouterRecord& record,
                                                     const std::shared_ptr<AttentionPass>& pass,
                                                     const PassOptions& options) {
-  const auto first = std::make_shared<RouterRecord>();  // of the first run; nobody reads the second's
+  const auto first =
+      std::make_shared<RouterRecord>();  // of the first run; nobody reads the second's
   first->want_entropy = record.want_entropy;
   const auto body = [this, i, pass, options, first](const at::Tensor& in) {
     RouterRecord now;

@@ -32,11 +32,14 @@ struct PassOptions {
   // int64 [B, S]: which document of its row a token belongs to, for attn_uses_sequence_id;
   // undefined: a row is one document.
   at::Tensor sequence_ids_BS;
-  // Of the random numbers of a training pass (dropout, router jitter); absent: a pass without. Passes with equal
-  // seeds draw equal numbers, whatever was drawn before.
+  // Of the random numbers of a training pass (dropout, router jitter); absent: a pass without.
+  // Passes with equal seeds draw equal numbers, whatever was drawn before.
   std::optional<std::uint64_t> noise_seed;
   // Activation checkpointing: of each block only the input is kept for backward.
   bool recompute_blocks = false;
+  // int64: the places in [B * S] that hold tokens and no pads, for use_pad_tok_in_ffn: false;
+  // undefined: all.
+  at::Tensor kept_R = {};
 };
 
 // SplitMix64's output function (Steele et al. 2014): one of many seeds that one makes.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <vector>
 
 namespace dropless::train {
 
@@ -13,12 +14,17 @@ BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t 
   std::int64_t* token = tokens.mutable_data_ptr<std::int64_t>();
   std::int64_t* label = labels.mutable_data_ptr<std::int64_t>();
   BatchTensors result;
+  const auto first_length = batch.lengths_B.begin() + first;
+  const bool padded = std::any_of(first_length, first_length + rows,
+                                  [&](std::int64_t length) { return length < S; });
+  std::vector<std::int64_t> kept;
   for (std::int64_t b = 0; b < rows; ++b) {
     const std::int64_t* row = batch.tokens_BS.data() + (first + b) * S;
     const std::int64_t length = batch.lengths_B[first + b];
     std::copy_n(row, S, token + b * S);
     std::copy_n(row + 1, length - 1, label + b * S);
     result.scored += length - 1;
+    for (std::int64_t s = 0; padded && s < length; ++s) kept.push_back(b * S + s);
   }
   if (batch.separator) {
     const at::Tensor is_separator = tokens.eq(batch.separator->id).to(at::kLong);
@@ -26,6 +32,7 @@ BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t 
     if (!batch.separator->begins) ids = ids - is_separator;
     result.sequence_ids_BS = ids.to(device);
   }
+  if (padded) result.kept_R = at::tensor(kept, at::kLong).to(device);
   result.tokens_BS = tokens.to(device);
   result.labels_BS = labels.to(device);
   return result;

@@ -15,6 +15,7 @@ struct BatchTensors {
   // With a separator: how many documents began (or ended, an ending token belonging to its own) in
   // the row up to a token.
   at::Tensor sequence_ids_BS;
+  at::Tensor kept_R;  // with pads: the places in tokens_BS, row after row, that are none
 };
 
 // Rows [first, first + rows) of the batch.

@@ -38,8 +38,10 @@ EvalResult run_evaluation(Transformer& model, BatchSource& source, Precision pre
     const BatchTensors tensors = batch_tensors(batch, 0, batch.batch, model.device());
     if (tensors.scored == 0) continue;
     RouterRecord record;
-    const at::Tensor logits =
-        model.forward(tensors.tokens_BS, record, nullptr, {tensors.sequence_ids_BS, {}});
+    PassOptions options;
+    options.sequence_ids_BS = tensors.sequence_ids_BS;
+    options.kept_R = tensors.kept_R;
+    const at::Tensor logits = model.forward(tensors.tokens_BS, record, nullptr, options);
     result.loss_sum += cross_entropy_sum(logits, tensors.labels_BS).item<double>();
     result.tokens += tensors.scored;
     if (!std::isfinite(result.loss_sum)) {

@@ -69,7 +69,7 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number
       RouterRecord record;
       record.want_entropy = want_entropy;
       const PassOptions options{tensors.sequence_ids_BS, noise_seed(seed_, number, first),
-                                recompute_blocks_};
+                                recompute_blocks_, tensors.kept_R};
       const at::Tensor logits = model_.forward(tensors.tokens_BS, record, nullptr, options);
       loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
       sums[0].add_(loss.detach());

@@ -206,6 +206,24 @@ TEST(Transformer, WithoutNoiseNobodysGeneratorIsTouched) {
   EXPECT_TRUE(at::equal(at::rand({4}), expected));
 }
 
+TEST(Transformer, PadsStayOutOfTheFeedForwardLayersWhereAsked) {
+  at::NoGradGuard no_grad;
+  const at::Tensor tokens = at::arange(12, at::kLong).view({2, 6});
+  PassOptions options;
+  options.kept_R = at::tensor({0, 1, 2, 3, 4, 5, 6, 7, 8}, at::kLong);  // the second row has 3
+  const auto run = [&](const char* extra, RouterRecord& record) {
+    return Transformer(parse(std::string(extra) + kMoE), 3, at::kCPU)
+        .forward(tokens, record, nullptr, options)
+        .view({12, 20});
+  };
+  RouterRecord with, without;
+  const at::Tensor all = run("", with), kept = run(", use_pad_tok_in_ffn: false", without);
+  EXPECT_TRUE(at::allclose(all.narrow(0, 0, 9), kept.narrow(0, 0, 9), 1e-5, 1e-6));
+  EXPECT_FALSE(at::allclose(all.narrow(0, 9, 3), kept.narrow(0, 9, 3), 1e-5, 1e-6));
+  EXPECT_EQ(with.tokens_per_expert_E.at(0).sum().item<std::int64_t>(), 12);
+  EXPECT_EQ(without.tokens_per_expert_E.at(0).sum().item<std::int64_t>(), 9);
+}
+
 TEST(Transformer, EmbeddingFractionShrinksTheEmbeddingsGradient) {
   const auto gradients = [](const char* extra) {
     Transformer model(parse(extra), 3, at::kCPU);
@@ -287,7 +305,7 @@ TEST(ModelConfig, RefusesWhatItDoesNotHave) {
   for (const char* extra :
        {", name: hf_causal_lm", ", norm_type: batchnorm", ", resid_pdrop: 1", ", logit_scale: 0",
         ", logit_scale: sqrt", ", embedding_fraction: 1.5", ", final_logit_softcapping: -1",
-        ", use_pad_tok_in_ffn: false", ", master_weights_dtype: bf16",
+        ", master_weights_dtype: bf16",
         ", block_overrides: {order: [{name: default}], overrides: {}}",
         ", block_overrides: {order: [{name: default, repeat: 3}], overrides: {}}",
         ", block_overrides: {order: [{name: near, repeat: 2}], overrides: {}}",

@@ -22,6 +22,20 @@ TEST(BatchTensors, LabelsAreTheNextTokensOfEachRow) {
                         at::tensor({2, 3, 4, -100, 6, -100, -100, -100}, at::kLong).view({2, 4})));
 }
 
+TEST(BatchTensors, KnowsThePlacesWithoutPads) {
+  Batch batch;
+  batch.batch = 3;
+  batch.seq_len = 3;
+  batch.tokens_BS = {4, 5, 6, 7, 0, 0, 8, 9, 0};
+  batch.lengths_B = {3, 1, 2};
+  batch.tokens = 6;
+  EXPECT_FALSE(batch_tensors(batch, 0, 1, at::kCPU).kept_R.defined());
+  EXPECT_TRUE(at::equal(batch_tensors(batch, 0, 3, at::kCPU).kept_R,
+                        at::tensor({0, 1, 2, 3, 6, 7}, at::kLong)));
+  EXPECT_TRUE(
+      at::equal(batch_tensors(batch, 1, 2, at::kCPU).kept_R, at::tensor({0, 3, 4}, at::kLong)));
+}
+
 TEST(BatchTensors, SequenceIdsCountTheDocumentsOfARow) {
   Batch batch;
   batch.batch = 2;
