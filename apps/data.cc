@@ -113,6 +113,7 @@ void add_data_verb(CLI::App& app) {
   data->require_subcommand(1);
   data->footer("Example: dropless data text *.txt --out data/corpus/train --concat-tokens 1024");
   add_data_text(*data);
+  add_data_json(*data);
   add_data_tokenizer(*data);
   add_data_cat(*data);
   add_data_info(*data);

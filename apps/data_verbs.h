@@ -13,6 +13,7 @@ namespace dropless::apps {
 
 void add_data_cat(CLI::App& data);
 void add_data_info(CLI::App& data);
+void add_data_json(CLI::App& data);
 void add_data_merge(CLI::App& data);
 void add_data_order(CLI::App& data);
 void add_data_text(CLI::App& data);

@@ -13,7 +13,7 @@ namespace dropless::apps {
 void add_bench_verb(CLI::App& app);    // bench moe
 void add_bench_data(CLI::App& bench);  // bench data
 void add_convert_verb(CLI::App& app);
-void add_data_verb(CLI::App& app);  // data text | cat | info | write | verify
+void add_data_verb(CLI::App& app);  // data text | json | cat | info | write | verify | ...
 void add_eval_verb(CLI::App& app);
 void add_generate_verb(CLI::App& app);
 void add_info_verb(CLI::App& app);

@@ -8,12 +8,14 @@
 #include <exception>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <thread>
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/hash.h"
 #include "train/base/log.h"
+#include "train/data/finetuning.h"
 #include "train/data/token_reader.h"
 
 namespace dropless::train {
@@ -85,11 +87,13 @@ struct TextLoader::Impl {
   Impl(const TextDatasetConfig& config, const TextLoaderOptions& options)
       : config_(config),
         batch_size_(options.batch_size),
+        seq_len_(choose_seq_len(config, options)),
         canonical_nodes_(resolve_canonical_nodes(config.order.shuffle, 1)) {
     open_streams(options);
     if (batch_size_ <= 0)
       throw Error(ErrorKind::kInvalidArgument, fmt::format("a batch size of {}", batch_size_));
     shares_ = share_epoch(streams_, config_.order.epoch_size, config_.order.shuffle.seed);
+    if (packs()) batch_size_ = choose_packed_samples(batch_size_);
     if (config_.order.shuffle.algo == ShuffleAlgo::kPy1e && canonical_nodes_ > shares_.epoch_size) {
       throw Error(ErrorKind::kInvalidArgument,
                   fmt::format("{}: {} samples an epoch, fewer than num_canonical_nodes {}", name_,
@@ -121,10 +125,17 @@ struct TextLoader::Impl {
   void open_streams(const TextLoaderOptions& options) {
     std::string prints;
     for (const StreamConfig& stream : streams_of(config_)) {
-      tokens_.emplace_back(MdsReader(open_store(stream, config_.cache_limit)), options.tokenizer,
-                           config_.token_encoding_type, choose_seq_len(config_, options),
-                           choose_vocab_size(options));
-      const MdsReader& reader = tokens_.back().reader();
+      MdsReader opened(open_store(stream, config_.cache_limit));
+      if (config_.finetuning) {
+        tokens_.push_back(std::make_unique<FinetuningReader>(std::move(opened), options.tokenizer,
+                                                             *config_.finetuning, seq_len_,
+                                                             choose_vocab_size(options)));
+      } else {
+        tokens_.push_back(std::make_unique<TokenReader>(std::move(opened), options.tokenizer,
+                                                        config_.token_encoding_type, seq_len_,
+                                                        choose_vocab_size(options)));
+      }
+      const MdsReader& reader = tokens_.back()->reader();
       if (reader.num_samples() == 0) {
         throw Error(ErrorKind::kInvalidArgument,
                     fmt::format("{} holds no samples", reader.folder()));
@@ -158,7 +169,7 @@ struct TextLoader::Impl {
       if (stopping_ || finished_) return;
       const std::int64_t sample = order_[ahead_++];
       const std::size_t stream = stream_of(sample);
-      const MdsReader& reader = tokens_[stream].reader();
+      const MdsReader& reader = tokens_[stream]->reader();
       const std::size_t shard = reader.shard_of(sample - first_samples_[stream]);
       lock.unlock();
       const bool made = reader.store().make_ahead(shard);
@@ -171,9 +182,8 @@ struct TextLoader::Impl {
   }
 
   bool brings_shards() const {
-    return std::any_of(tokens_.begin(), tokens_.end(), [](const TokenReader& tokens) {
-      return tokens.reader().store().makes_shards();
-    });
+    return std::any_of(tokens_.begin(), tokens_.end(),
+                       [](const auto& tokens) { return tokens->reader().store().makes_shards(); });
   }
 
   // ---- the reading thread ----
@@ -184,7 +194,7 @@ struct TextLoader::Impl {
     ready_.clear();
     order_.clear();
     ahead_ = reading_ = 0;
-    for (TokenReader& tokens : tokens_) tokens.reader().store().resume();
+    for (const auto& tokens : tokens_) tokens->reader().store().resume();
     thread_ =
         std::thread([this, epoch = epoch_, from = sample_in_epoch_] { read_epoch(epoch, from); });
     constexpr int kMakers = 4;  // they wait for disks and networks more than they compute
@@ -200,7 +210,7 @@ struct TextLoader::Impl {
       stopping_ = true;
     }
     changed_.notify_all();
-    for (TokenReader& tokens : tokens_) tokens.reader().store().cancel();
+    for (const auto& tokens : tokens_) tokens->reader().store().cancel();
     thread_.join();
     for (std::thread& maker : makers_) maker.join();
     makers_.clear();
@@ -243,20 +253,74 @@ struct TextLoader::Impl {
     changed_.notify_all();
   }
 
-  Batch read_batch(std::span<const std::int64_t> samples) {
-    Batch batch;
-    batch.batch = static_cast<std::int64_t>(samples.size());
-    batch.separator = config_.separator;
-    std::vector<std::int64_t>& ids = batch.tokens_BS;
+  // The samples' tokens one after another, and how many each has.
+  std::vector<std::int64_t> read_samples(std::span<const std::int64_t> samples, TokenRow& tokens) {
+    std::vector<std::int64_t> lengths;
     for (const std::int64_t sample : samples) {
-      const std::size_t stream = stream_of(sample);
-      const std::int64_t length = tokens_[stream].append(sample - first_samples_[stream], ids);
-      batch.lengths_B.push_back(static_cast<std::int32_t>(length));
-      batch.tokens += length;
-      batch.seq_len = std::max(batch.seq_len, length);
+      const std::size_t begin = tokens.ids.size(), stream = stream_of(sample);
+      tokens_[stream]->append(sample - first_samples_[stream], tokens);
+      lengths.push_back(static_cast<std::int64_t>(tokens.ids.size() - begin));
     }
-    pad_rows(batch, tokens_[0].pad_id());
+    return lengths;
+  }
+
+  Batch read_batch(std::span<const std::int64_t> samples) {
+    TokenRow tokens;
+    const std::vector<std::int64_t> lengths = read_samples(samples, tokens);
+    Batch batch;
+    batch.samples = std::ssize(samples);
+    batch.separator = config_.separator;
+    batch.tokens = std::ssize(tokens.ids);
+    if (packs()) {
+      pack(tokens, lengths, batch);
+    } else {
+      batch.tokens_BS = std::move(tokens.ids);
+      batch.learned_BS = std::move(tokens.learned);
+      batch.lengths_B.assign(lengths.begin(), lengths.end());
+    }
+    batch.batch = std::ssize(batch.lengths_B);
+    batch.seq_len = *std::max_element(batch.lengths_B.begin(), batch.lengths_B.end());
+    pad_rows(batch, tokens_[0]->pad_id());
     return batch;
+  }
+
+  // ---- packing ----
+
+  bool packs() const { return config_.finetuning && config_.finetuning->packs; }
+
+  void pack(const TokenRow& tokens, const std::vector<std::int64_t>& lengths, Batch& batch) const {
+    std::vector<std::int64_t> begins(lengths.size());
+    std::exclusive_scan(lengths.begin(), lengths.end(), begins.begin(), std::int64_t{0});
+    for (const std::vector<std::size_t>& row : pack_rows(lengths, seq_len_)) {
+      std::int32_t document = 0, length = 0;
+      for (const std::size_t sample : row) {
+        const auto begin = static_cast<std::ptrdiff_t>(begins[sample]);
+        const auto end = begin + static_cast<std::ptrdiff_t>(lengths[sample]);
+        batch.tokens_BS.insert(batch.tokens_BS.end(), tokens.ids.begin() + begin,
+                               tokens.ids.begin() + end);
+        batch.learned_BS.insert(batch.learned_BS.end(), tokens.learned.begin() + begin,
+                                tokens.learned.begin() + end);
+        batch.documents_BS.resize(batch.tokens_BS.size(), document++);
+        length += static_cast<std::int32_t>(lengths[sample]);
+      }
+      batch.lengths_B.push_back(length);
+    }
+  }
+
+  // Samples that make about `rows` rows: by the ratio given; else the most, of the first thousand of
+  // the first epoch, that go into as many rows in proportion.
+  std::int64_t choose_packed_samples(std::int64_t rows) {
+    if (config_.finetuning->packing_ratio) {
+      return static_cast<std::int64_t>(*config_.finetuning->packing_ratio *
+                                       static_cast<double>(rows));
+    }
+    constexpr std::size_t kLookedAt = 1000;
+    std::vector<std::int64_t> order = epoch_order(config_.order, streams_, rows, 0);
+    order.resize(std::min(order.size(), kLookedAt));
+    TokenRow tokens;
+    const std::vector<std::int64_t> lengths = read_samples(order, tokens);
+    const auto packed = std::ssize(pack_rows(lengths, seq_len_));
+    return std::max(rows, std::ssize(order) * rows / std::max<std::ptrdiff_t>(packed, 1));
   }
 
   // ---- the calling thread ----
@@ -271,7 +335,7 @@ struct TextLoader::Impl {
     }
     batch = std::move(ready_.front());
     ready_.pop_front();
-    sample_in_epoch_ += batch.batch;
+    sample_in_epoch_ += batch.samples;
     lock.unlock();
     changed_.notify_all();
     return true;
@@ -300,7 +364,7 @@ struct TextLoader::Impl {
     }
     if (tokens_.size() > 1) {
       std::vector<std::int64_t> sizes;
-      for (const TokenReader& tokens : tokens_) sizes.push_back(tokens.reader().num_samples());
+      for (const auto& tokens : tokens_) sizes.push_back(tokens->reader().num_samples());
       out["stream_samples"] = sizes;
     }
     if (tokens_.size() > 1 || shares_.epoch_size != num_samples_) {
@@ -312,9 +376,10 @@ struct TextLoader::Impl {
   }
 
   const TextDatasetConfig config_;
-  const std::int64_t batch_size_;
+  std::int64_t batch_size_;  // samples; where they are packed, more than rows
+  const std::int64_t seq_len_;
   const std::int64_t canonical_nodes_;
-  std::vector<TokenReader> tokens_;  // one a stream, and so are the next two
+  std::vector<std::unique_ptr<SampleReader>> tokens_;  // one a stream, and so are the next two
   std::vector<EpochStream> streams_;
   std::vector<std::int64_t> first_samples_;
   std::int64_t num_samples_ = 0;
@@ -342,7 +407,7 @@ TextLoader::TextLoader(const TextDatasetConfig& config, const TextLoaderOptions&
 TextLoader::~TextLoader() = default;
 
 void TextLoader::check_files() const {
-  for (const TokenReader& tokens : impl_->tokens_) tokens.reader().store().check_files();
+  for (const auto& tokens : impl_->tokens_) tokens->reader().store().check_files();
 }
 
 bool TextLoader::next(Batch& batch) { return impl_->next(batch); }

@@ -1,8 +1,8 @@
 // Batches of tokens from an MDS set, in LLM Foundry's order, resumable at any sample.
 //
-// The config is LLM Foundry's train_loader / eval_loader block with `name: text`. Samples hold
+// The config is LLM Foundry's train_loader / eval_loader block. With `name: text`, samples hold
 // `tokens` (an ndarray of any integer type, or bytes read as token_encoding_type) or `text` (str,
-// tokenised here). Batches are read and decoded by one background thread, a bounded number of them
+// tokenised here); with `name: finetuning`, instructions and answers (finetuning.h). Batches are read and decoded by one background thread, a bounded number of them
 // ahead; other threads bring the shards that it will need.
 #pragma once
 
@@ -16,6 +16,7 @@
 #include "train/base/yaml.h"
 #include "train/data/batch.h"
 #include "train/data/epoch_plan.h"
+#include "train/data/finetuning.h"
 #include "train/data/shard_store.h"
 #include "train/tokenizer/tokenizer.h"
 
@@ -34,10 +35,11 @@ struct TextDatasetConfig {
   std::string local, remote, split;          // the one stream, where `streams` is empty
   ShardStoreOptions store;                   // of it
   std::vector<StreamConfig> streams;         // sorted by name, as the keys of the config
-  std::optional<std::uint64_t> cache_limit;  // bytes, of all streams together
+  std::optional<std::uint64_t> cache_limit;  // bytes, of each stream
   std::optional<std::int64_t> predownload;   // samples ahead; default 8 batches
   EpochConfig order;
-  std::int64_t max_seq_len = 0;  // 0: take TextLoaderOptions::seq_len
+  std::optional<FinetuningConfig> finetuning;  // samples of instructions and answers
+  std::int64_t max_seq_len = 0;                // 0: take TextLoaderOptions::seq_len
   std::string token_encoding_type = "int64";
   bool drop_last = false;
   std::optional<DocumentSeparator> separator;

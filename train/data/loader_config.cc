@@ -140,9 +140,9 @@ std::optional<DocumentSeparator> read_separator(const YamlMap& dataset) {
 TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
   TextDatasetConfig config;
   const auto name = loader.get<std::string>("name", "text");
-  if (name != "text") {
+  if (name != "text" && name != "finetuning") {
     loader.fail("name", fmt::format("loader '{}' is not supported by this version", name),
-                "use text");
+                "use text or finetuning");
   }
   config.label = loader.get<std::string>("label", "");
   config.drop_last = loader.get<bool>("drop_last", false);
@@ -157,6 +157,7 @@ TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
   }
 
   const YamlMap dataset = loader.map("dataset");
+  if (name == "finetuning") config.finetuning = FinetuningConfig::from_yaml(dataset);
   config.local = dataset.get<std::string>("local", "");
   config.remote = dataset.get<std::string>("remote", "");
   config.split = dataset.get<std::string>("split", "");

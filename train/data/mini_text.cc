@@ -36,6 +36,7 @@ bool TextFileSource::next(Batch& batch) {
     batch.seq_len = std::max(batch.seq_len, static_cast<std::int64_t>(length));
     batch.tokens += static_cast<std::int64_t>(length);
     ++batch.batch;
+    ++batch.samples;
     position_ += length;
   }
   pad_rows(batch, pad_id_);

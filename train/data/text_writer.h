@@ -1,5 +1,5 @@
-// Text files to an MDS set in LLM Foundry's form: `tokens: ndarray:int32` rows of one length, or
-// `text: str`, one document a sample.
+// Documents to an MDS set in LLM Foundry's form: `tokens: ndarray:int32` rows of one length, or
+// `text: str`, one document a sample; and instructions with answers, for the loader `finetuning`.
 //
 // Rows: every document's ids, between those of bos_text and eos_text, follow one another in a
 // buffer that is cut into rows of `concat_tokens`. What is left of a document after its last row
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "train/data/documents.h"
 #include "train/data/mds_writer.h"
 #include "train/tokenizer/tokenizer.h"
 
@@ -22,6 +23,8 @@ struct TextSetOptions {
   std::string bos_text;  // put around each document; the text of a special token, such as the
   std::string eos_text;  // bytes tokenizer's "<|endoftext|>", is that one id
   bool wrap = true;
+  int threads = 1;  // that tokenise
+  bool progress = false;
   MdsWriterOptions mds;
 };
 
@@ -32,9 +35,13 @@ struct TextSetCounts {
   std::int64_t dropped_tokens = 0;  // at the ends
 };
 
-// Each file is one document, in the order given. Throws Error(kInvalidArgument): absent file, text
-// that is not UTF-8 for `text`, not enough text for one row; nothing then stands under `folder`.
-TextSetCounts write_text_set(const std::vector<std::string>& files, const std::string& folder,
+// The same set for any number of threads. Throws Error(kInvalidArgument): text that is not UTF-8 for
+// `text`, not enough text for one row; nothing then stands under `folder`.
+TextSetCounts write_text_set(DocumentSource& documents, const std::string& folder,
                              const TextSetOptions& options);
+
+// Lines of {"prompt", "response"} (columns of str) or of {"messages"} (a column of json).
+TextSetCounts write_finetuning_set(LineDocuments& lines, JsonKind kind, const std::string& folder,
+                                   const TextSetOptions& options);
 
 }  // namespace dropless::train

@@ -41,6 +41,17 @@ std::size_t find_column(const MdsShard& shard, const std::string& folder) {
 
 }  // namespace
 
+void check_vocabulary(const std::vector<std::int64_t>& ids, std::size_t from,
+                      std::int64_t vocab_size) {
+  for (std::size_t i = from; vocab_size > 0 && i < ids.size(); ++i) {
+    if (ids[i] >= 0 && ids[i] < vocab_size) continue;
+    throw Error(ErrorKind::kDamaged,
+                fmt::format("token id {} at position {} is outside the vocabulary of {}", ids[i],
+                            i - from, vocab_size),
+                "train with the tokenizer and vocab_size the set was written for");
+  }
+}
+
 TokenReader::TokenReader(MdsReader reader, std::shared_ptr<const Tokenizer> tokenizer,
                          const std::string& token_type, std::int64_t max_tokens,
                          std::int64_t vocab_size)
@@ -99,7 +110,8 @@ void TokenReader::append_text(std::string_view text, std::vector<std::int64_t>& 
   row.resize(std::min<std::size_t>(row.size(), begin + max_tokens_));
 }
 
-std::int64_t TokenReader::append(std::int64_t sample, std::vector<std::int64_t>& row) {
+void TokenReader::append(std::int64_t sample, TokenRow& tokens) {
+  std::vector<std::int64_t>& row = tokens.ids;
   const std::size_t begin = row.size();
   const std::size_t shard = reader_.shard_of(sample);
   const MdsColumn& column = reader_.index().shards[shard].columns[column_[shard]];
@@ -114,21 +126,13 @@ std::int64_t TokenReader::append(std::int64_t sample, std::vector<std::int64_t>&
       append_array(column.encoding, bytes, row);
     }
     if (row.size() == begin) row.push_back(pad_id());
-    for (std::size_t i = begin; vocab_size_ > 0 && i < row.size(); ++i) {
-      if (row[i] < 0 || row[i] >= vocab_size_) {
-        throw Error(ErrorKind::kDamaged,
-                    fmt::format("token id {} at position {} is outside the vocabulary of {}",
-                                row[i], i - begin, vocab_size_),
-                    "train with the tokenizer and vocab_size the set was written for");
-      }
-    }
+    check_vocabulary(row, begin, vocab_size_);
   } catch (const Error& error) {
     throw Error(error.kind(),
                 fmt::format("{}: sample {}, column '{}': {}", reader_.folder(), sample, column.name,
                             error.what()),
                 error.hint());
   }
-  return static_cast<std::int64_t>(row.size() - begin);
 }
 
 }  // namespace dropless::train

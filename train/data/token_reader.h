@@ -7,24 +7,22 @@
 #include <vector>
 
 #include "train/data/mds_reader.h"
+#include "train/data/sample_reader.h"
 #include "train/tokenizer/tokenizer.h"
 
 namespace dropless::train {
 
 // A `text` column is tokenised; else a `tokens` column is read as an array of any integer type, or
 // as bytes of `token_type`. Rows are cut to max_tokens.
-class TokenReader {
+class TokenReader : public SampleReader {
  public:
   // Checks the columns of every shard. Throws Error(kInvalidArgument).
   TokenReader(MdsReader reader, std::shared_ptr<const Tokenizer> tokenizer,
               const std::string& token_type, std::int64_t max_tokens, std::int64_t vocab_size);
 
-  // Appends the ids of one sample to `row`; their number, at least 1: an empty text is one pad.
-  // Throws Error(kDamaged) naming the sample, for ids outside the vocabulary too.
-  std::int64_t append(std::int64_t sample, std::vector<std::int64_t>& row);
-
-  const MdsReader& reader() const { return reader_; }
-  std::int64_t pad_id() const { return tokenizer_ ? tokenizer_->pad_id() : 0; }
+  void append(std::int64_t sample, TokenRow& row) override;
+  const MdsReader& reader() const override { return reader_; }
+  std::int64_t pad_id() const override { return tokenizer_ ? tokenizer_->pad_id() : 0; }
 
  private:
   void append_array(const Encoding& encoding, std::string_view bytes,

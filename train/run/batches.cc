@@ -22,11 +22,19 @@ BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t 
     const std::int64_t* row = batch.tokens_BS.data() + (first + b) * S;
     const std::int64_t length = batch.lengths_B[first + b];
     std::copy_n(row, S, token + b * S);
-    std::copy_n(row + 1, length - 1, label + b * S);
-    result.scored += length - 1;
+    for (std::int64_t s = 1; s < length; ++s) {
+      if (!batch.is_scored(first + b, s)) continue;
+      label[b * S + s - 1] = row[s];
+      ++result.scored;
+    }
     for (std::int64_t s = 0; padded && s < length; ++s) kept.push_back(b * S + s);
   }
-  if (batch.separator) {
+  if (!batch.documents_BS.empty()) {
+    at::Tensor ids = at::empty({rows, S}, at::kLong);
+    std::copy_n(batch.documents_BS.data() + first * S, rows * S,
+                ids.mutable_data_ptr<std::int64_t>());
+    result.sequence_ids_BS = ids.to(device);
+  } else if (batch.separator) {
     const at::Tensor is_separator = tokens.eq(batch.separator->id).to(at::kLong);
     at::Tensor ids = is_separator.cumsum(1);
     if (!batch.separator->begins) ids = ids - is_separator;
@@ -41,7 +49,10 @@ BatchTensors batch_tensors(const Batch& batch, std::int64_t first, std::int64_t 
 Batch first_rows(const Batch& batch, std::int64_t rows) {
   Batch head = batch;
   head.batch = std::min(rows, batch.batch);
-  head.tokens_BS.resize(static_cast<std::size_t>(head.batch * head.seq_len));
+  const auto places = static_cast<std::size_t>(head.batch * head.seq_len);
+  head.tokens_BS.resize(places);
+  if (!head.learned_BS.empty()) head.learned_BS.resize(places);
+  if (!head.documents_BS.empty()) head.documents_BS.resize(places);
   head.lengths_B.resize(static_cast<std::size_t>(head.batch));
   head.tokens = std::accumulate(head.lengths_B.begin(), head.lengths_B.end(), std::int64_t{0});
   return head;

@@ -10,10 +10,12 @@ namespace dropless::train {
 
 struct BatchTensors {
   at::Tensor tokens_BS;  // int64, on the device
-  at::Tensor labels_BS;  // the next token of each position; -100 at a row's last token and on pads
+  // The next token of each position; -100 at a document's last token, where the next is not learned,
+  // and on pads.
+  at::Tensor labels_BS;
   std::int64_t scored = 0;  // labels that are not -100
-  // With a separator: how many documents began (or ended, an ending token belonging to its own) in
-  // the row up to a token.
+  // Of packed rows, the number of a token's document. With a separator: how many documents began (or
+  // ended, an ending token belonging to its own) in the row up to a token.
   at::Tensor sequence_ids_BS;
   at::Tensor kept_R;  // with pads: the places in tokens_BS, row after row, that are none
 };

@@ -95,11 +95,15 @@ void check_separators(const YamlMap& root, const TrainConfig& config) {
       dataset.no_effect(key, "model.attn_config.attn_uses_sequence_id is off");
     }
   };
-  check(root.map("train_loader"), config.train_loader.separator.has_value());
+  // A finetuning loader tells by itself.
+  const auto separated = [](const TextDatasetConfig& loader) {
+    return loader.separator.has_value() || loader.finetuning.has_value();
+  };
+  check(root.map("train_loader"), separated(config.train_loader));
   if (!root.has("eval_loader")) return;
   const std::vector<YamlMap> loaders = root.maps("eval_loader");
   for (std::size_t i = 0; i < loaders.size(); ++i) {
-    check(loaders[i], config.eval_loaders[i].separator.has_value());
+    check(loaders[i], separated(config.eval_loaders[i]));
   }
 }
 

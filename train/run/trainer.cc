@@ -311,7 +311,7 @@ void Trainer::loop() {
     const double multiplier = schedule_->multiplier(step_);
     const StepResult result = stepper_->step(batch, step_ + 1, multiplier);
     ++step_;
-    samples_ += batch.batch;
+    samples_ += batch.samples;
     tokens_ += batch.tokens;
     log_step(result, multiplier, batch, seconds_since(start));
     const bool at_end = step_ == length_.max_batches;
@@ -382,12 +382,13 @@ bool Trainer::next_batch(Batch& batch) {
     if (!train_loader_->next(batch)) return false;
   }
   if (batch.scored_tokens() == 0) {
-    throw Error(ErrorKind::kDamaged,
-                fmt::format("batch {} (epoch {}, the {} samples before sample {} of its order) has "
-                            "no token to predict: each of them has one token",
-                            step_ + 1, train_loader_->epoch(), batch.batch,
-                            train_loader_->sample_in_epoch()),
-                "write the data set without samples of one token");
+    throw Error(
+        ErrorKind::kDamaged,
+        fmt::format("batch {} (epoch {}, the {} samples before sample {} of its order) has "
+                    "no token to predict: each sample has one token, or none that is learned",
+                    step_ + 1, train_loader_->epoch(), batch.batch,
+                    train_loader_->sample_in_epoch()),
+        "write the data set without samples of one token");
   }
   return true;
 }

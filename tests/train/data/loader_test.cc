@@ -16,9 +16,10 @@ using nlohmann::json;
 // A set of n rows, row i holding i + 1 tokens of value i (values of one type), `per_shard` rows a
 // shard or so.
 void write_rows(const std::string& folder, std::int64_t n, const std::string& type = "int32",
-                std::uint64_t size_limit = 600) {
+                std::uint64_t size_limit = 600, const std::string& compression = "") {
   const Encoding encoding = Encoding::parse("ndarray:" + type);
-  MdsWriter writer(folder, {{"tokens", encoding.name}}, {.size_limit = size_limit});
+  MdsWriter writer(folder, {{"tokens", encoding.name}},
+                   {.size_limit = size_limit, .compression = compression});
   for (std::int64_t i = 0; i < n; ++i) {
     std::string values;
     for (std::int64_t k = 0; k <= i; ++k) {
@@ -440,6 +441,43 @@ std::vector<std::vector<std::int64_t>> rows_of(const std::string& folder, std::i
   return rows;
 }
 
+// Compressed streams, one of them fetched into a small cache: a loader that goes on at any batch yields
+// what the first one did from there.
+TEST(TextLoader, ResumesCompressedStreams) {
+  ScratchFolder scratch;
+  write_rows(scratch / "a", 30, "int32", 600, "zstd:7");
+  write_rows(scratch / "b", 20, "int32", 600, "br:3");
+  TextDatasetConfig config = config_of("", true);
+  config.streams = {
+      {.local = scratch / "a", .weight = {.proportion = 0.75}},
+      {.local = scratch / "cache", .remote = scratch / "b", .weight = {.proportion = 0.25}}};
+  config.order.epoch_size = 44;
+  config.order.batching = BatchingMethod::kStratified;
+  config.cache_limit = 5000;
+  const TextLoaderOptions options{.batch_size = 4, .seq_len = 8};
+  TextLoader straight(config, options);
+  std::vector<Batch> batches;
+  std::vector<json> positions{straight.record_position()};
+  for (Batch batch; straight.next(batch);) {
+    batches.push_back(batch);
+    positions.push_back(straight.record_position());
+  }
+  ASSERT_GE(batches.size(), 10u);
+  for (std::size_t from = 0; from < positions.size(); from += 3) {
+    TextLoader resumed(config, options);
+    resumed.reload_position(positions[from]);
+    const std::vector<Batch> rest = drain(resumed);
+    ASSERT_EQ(rest.size(), batches.size() - from);
+    for (std::size_t i = 0; i < rest.size(); ++i) EXPECT_TRUE(same(rest[i], batches[from + i]));
+  }
+}
+
+TextSetCounts write_files(const std::vector<std::string>& files, const std::string& folder,
+                          const TextSetOptions& options) {
+  FileDocuments documents(files);
+  return write_text_set(documents, folder, options);
+}
+
 TEST(TextWriter, ConcatenatesAsLlmFoundryDoes) {
   ScratchFolder scratch;
   spill(scratch / "a", "abcde");
@@ -449,22 +487,23 @@ TEST(TextWriter, ConcatenatesAsLlmFoundryDoes) {
   TextSetOptions options;
   options.tokenizer = make_tokenizer("bytes");
   options.concat_tokens = 3;
-  auto counts = write_text_set(files, scratch / "wrap", options);
+  auto counts = write_files(files, scratch / "wrap", options);
   using Rows = std::vector<std::vector<std::int64_t>>;
   EXPECT_EQ(rows_of(scratch / "wrap", 3), (Rows{{97, 98, 99}, {100, 101, 102}}));
   EXPECT_EQ(counts.documents, 3);
   EXPECT_EQ(counts.tokens, 6);
   EXPECT_EQ(counts.dropped_tokens, 2);
 
+  options.threads = 3;  // the same rows
   options.eos_text = "<|endoftext|>";
   options.bos_text = "<";
-  write_text_set(files, scratch / "marks", options);
+  write_files(files, scratch / "marks", options);
   EXPECT_EQ(rows_of(scratch / "marks", 3),
             (Rows{{60, 97, 98}, {99, 100, 101}, {256, 60, 256}, {60, 102, 103}}));
 
   options.bos_text = options.eos_text = "";
   options.wrap = false;
-  counts = write_text_set(files, scratch / "cut", options);
+  counts = write_files(files, scratch / "cut", options);
   EXPECT_EQ(rows_of(scratch / "cut", 3), (Rows{{97, 98, 99}, {102, 103, 104}}));
   EXPECT_EQ(counts.dropped_tokens, 2);
 }
@@ -473,7 +512,7 @@ TEST(TextWriter, WritesDocumentsWhole) {
   ScratchFolder scratch;
   spill(scratch / "a", "one");
   spill(scratch / "b", "two\n");
-  write_text_set({scratch / "b", scratch / "a"}, scratch / "set", {});
+  write_files({scratch / "b", scratch / "a"}, scratch / "set", {});
   MdsReader reader(scratch / "set");
   EXPECT_EQ(reader.columns(0)[0].encoding.name, "str");
   EXPECT_EQ(reader.read(0)[0], "two\n");
@@ -490,7 +529,7 @@ TEST(TextWriter, FailsWithoutLeavingASet) {
   const auto refuse = [&](const std::vector<std::string>& parts,
                           const std::vector<std::string>& files, const TextSetOptions& options) {
     expect_error(ErrorKind::kInvalidArgument, parts,
-                 [&] { write_text_set(files, scratch / "set", options); });
+                 [&] { write_files(files, scratch / "set", options); });
     EXPECT_FALSE(std::filesystem::exists(scratch / "set"));
   };
   refuse({"latin", "byte 0"}, {scratch / "latin"}, {});

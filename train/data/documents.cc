@@ -1,0 +1,96 @@
+#include "train/data/documents.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/data/json_text.h"
+
+namespace dropless::train {
+
+void require_files(const std::vector<std::string>& files) {
+  for (const std::string& file : files) {
+    // Before any work: an absent last file should not cost the reading of all before it.
+    if (!path_exists(file) || is_folder(file)) {
+      throw Error(ErrorKind::kInvalidArgument, fmt::format("{} is not a file", file),
+                  "name files that exist");
+    }
+  }
+}
+
+FileDocuments::FileDocuments(std::vector<std::string> files) : files_(std::move(files)) {
+  require_files(files_);
+}
+
+bool FileDocuments::next(std::string& document) {
+  if (next_ == files_.size()) return false;
+  document = read_file(files_[next_++]);
+  return true;
+}
+
+LineDocuments::LineDocuments(std::vector<std::string> files) : files_(std::move(files)) {
+  require_files(files_);
+}
+
+bool LineDocuments::next(std::string& document) {
+  for (;;) {
+    if (!stream_.is_open()) {
+      if (file_ == files_.size()) return false;
+      stream_.open(files_[file_], std::ios::binary);
+      if (!stream_) throw_errno("open", files_[file_], errno);
+      line_ = 0;
+    }
+    while (std::getline(stream_, document)) {
+      ++line_;
+      if (document.ends_with('\r')) document.pop_back();
+      if (document.find_first_not_of(" \t") != std::string::npos) return true;
+    }
+    if (stream_.bad()) throw_errno("read", files_[file_], errno);
+    stream_.close();
+    stream_.clear();
+    // The place stays that of the last document.
+    if (file_ + 1 == files_.size()) {
+      ++file_;
+      return false;
+    }
+    ++file_;
+  }
+}
+
+JsonKind json_kind(const std::string& line) {
+  std::string names;
+  bool prompt = false, response = false;
+  for (const JsonMember& member : split_json_object(line)) {
+    if (member.key == "text") return JsonKind::kText;
+    if (member.key == "messages") return JsonKind::kMessages;
+    prompt = prompt || member.key == "prompt";
+    response = response || member.key == "response" || member.key == "completion";
+    names += (names.empty() ? "" : ", ") + member.key;
+  }
+  if (prompt && response) return JsonKind::kPromptResponse;
+  throw Error(
+      ErrorKind::kInvalidArgument,
+      fmt::format("the object has neither 'text' nor 'messages' nor 'prompt' and 'response', "
+                  "only: {}",
+                  names.empty() ? "nothing" : names),
+      "rename the members");
+}
+
+bool JsonTexts::next(std::string& document) {
+  std::string line;
+  if (!lines_.next(line)) return false;
+  try {
+    for (const JsonMember& member : split_json_object(line)) {
+      if (member.key != "text") continue;
+      document = json_unquote(member.value);
+      return true;
+    }
+    throw Error(ErrorKind::kInvalidArgument, "the object has no 'text'");
+  } catch (const Error& error) {
+    throw Error(error.kind(), fmt::format("{}: {}", place(), error.what()), error.hint());
+  }
+}
+
+}  // namespace dropless::train
