@@ -32,7 +32,13 @@ struct CatOptions {
 
 void run_cat(const CatOptions& options) {
   install_signal_handlers(SignalMode::kThrow);
-  const std::string folder = local_set(options.folder, options.split);
+  const bool remote = is_url(options.folder) && !options.folder.starts_with("file://");
+  std::string folder = options.folder;
+  if (!remote) {
+    folder = local_set(strip_file_scheme(folder), options.split);
+  } else if (!options.split.empty()) {
+    folder = join_path(folder, options.split);
+  }
   std::string cache = options.local;
   if (!cache.empty() && !options.split.empty()) cache = join_path(cache, options.split);
   MdsReader reader(std::make_shared<ShardStore>(folder, cache, options.store));
@@ -64,7 +70,9 @@ void run_verify(const std::string& folder) {
 void add_data_cat(CLI::App& data) {
   auto options = std::make_shared<CatOptions>();
   CLI::App* verb = data.add_subcommand("cat", "Print samples, one JSON object a line");
-  verb->add_option("DIR", options->folder, "folder of the set")->required();
+  verb->add_option("DIR", options->folder,
+                   "folder of the set, or its URL (file, http, https, s3) together with --local")
+      ->required();
   verb->add_option("--split", options->split, "sub-folder of the set");
   verb->add_option("--from", options->from, "first sample, from 0")
       ->check(whole_number<std::int64_t>(0));

@@ -4,13 +4,15 @@ import functools
 import http.server
 import pathlib
 import threading
+import time
 import unittest
 
 from command import CONFIG, CommandTest
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; `trouble` of the server says how the shards come: fine, flaky, cut, absent or long."""
+    """Serves a folder; `trouble` of the server says how the shards come: fine, flaky, cut, absent, with other
+    bytes (lies), with a Content-Length that is one short (short), or a byte a second (slow)."""
 
     def do_GET(self):
         trouble = self.server.trouble
@@ -23,10 +25,20 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if trouble == "absent":
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) - (trouble == "short")))
         self.end_headers()
+        if trouble == "slow":
+            return self.trickle()
         self.wfile.write(body[: len(body) // 2] if trouble == "cut" else b"x" + body[1:] if trouble == "lies" else body)
         self.close_connection = True
+
+    def trickle(self):
+        while not self.server.closing.wait(1):
+            try:
+                self.wfile.write(b"x")
+                self.wfile.flush()
+            except OSError:
+                return
 
     def log_message(self, *arguments):
         pass
@@ -40,13 +52,15 @@ class RemoteTest(CommandTest):
             ("127.0.0.1", 0), functools.partial(Handler, directory=str(self.folder))
         )
         self.server.asked = []
+        self.server.closing = threading.Event()
+        self.addCleanup(self.server.closing.set)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.addCleanup(self.server.server_close)
         self.addCleanup(self.server.shutdown)
 
-    def train(self, trouble: str):
+    def train(self, trouble: str, timeout: int = 60):
         self.server.trouble = trouble
-        remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/data', download_retry: 1, validate_hash: xxh128"
+        remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/data', download_retry: 1, validate_hash: xxh128, download_timeout: {timeout}"
         self.write_config(content=CONFIG.replace("local: data", f"local: cache-{trouble}, {remote}").replace("40ba", "6ba"))
         return self.run_command("train", "config.yaml", f"save_folder=run-{trouble}")
 
@@ -64,8 +78,10 @@ class RemoteTest(CommandTest):
         self.assertEqual(losses[0], losses[1])
 
     def test_what_fails_is_an_error_that_names_the_shard(self):
-        for trouble in ["cut", "absent", "lies"]:
-            result = self.train(trouble)
+        for trouble, timeout in [("cut", 60), ("absent", 60), ("lies", 60), ("short", 60), ("slow", 2)]:
+            begin = time.monotonic()
+            result = self.train(trouble, timeout)
+            self.assertLess(time.monotonic() - begin, 60, trouble)  # two tries, and nothing hangs
             self.assertEqual(result.returncode, 1, result.stderr)
             self.assertIn("shard.00000.mds", result.stderr)
             self.assertFalse((self.folder / f"cache-{trouble}" / "train" / "shard.00000.mds").exists())

@@ -252,6 +252,10 @@ class S3Remote : public Remote {
   std::string region_, base_, path_;
 };
 
+std::string s3_scope(const std::string& region, const std::string& time) {
+  return fmt::format("{}/{}/s3/aws4_request", time.substr(0, 8), region);
+}
+
 std::string hmac_sha256(const std::string& key, const std::string& text) {
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int bytes = 0;
@@ -282,11 +286,22 @@ std::string percent_encode(const std::string& path) {
   return out;
 }
 
+std::string s3_signature(const std::string& secret_key, const std::string& region,
+                         const std::string& time, const std::string& canonical_request) {
+  const std::string to_sign = fmt::format("AWS4-HMAC-SHA256\n{}\n{}\n{}", time,
+                                          s3_scope(region, time), sha256_hex(canonical_request));
+  std::string key = hmac_sha256("AWS4" + secret_key, time.substr(0, 8));
+  for (const std::string& part : {region, std::string("s3"), std::string("aws4_request")}) {
+    key = hmac_sha256(key, part);
+  }
+  const std::string signature = hmac_sha256(key, to_sign);
+  return to_hex(signature.data(), signature.size());
+}
+
 std::string sign_s3_get(const S3Credentials& credentials, const std::string& region,
                         const std::string& host, const std::string& encoded_path,
                         const std::string& time) {
   const std::string body_hash = sha256_hex("");
-  const std::string date = time.substr(0, 8);
   std::string headers =
       fmt::format("host:{}\nx-amz-content-sha256:{}\nx-amz-date:{}\n", host, body_hash, time);
   std::string names = "host;x-amz-content-sha256;x-amz-date";
@@ -296,19 +311,11 @@ std::string sign_s3_get(const S3Credentials& credentials, const std::string& reg
   }
   const std::string canonical =
       fmt::format("GET\n{}\n\n{}\n{}\n{}", encoded_path, headers, names, body_hash);
-  const std::string scope = fmt::format("{}/{}/s3/aws4_request", date, region);
-  const std::string to_sign =
-      fmt::format("AWS4-HMAC-SHA256\n{}\n{}\n{}", time, scope, sha256_hex(canonical));
-  std::string key = hmac_sha256("AWS4" + credentials.secret_key, date);
-  for (const std::string& part : {region, std::string("s3"), std::string("aws4_request")}) {
-    key = hmac_sha256(key, part);
-  }
-  const std::string signature = hmac_sha256(key, to_sign);
   std::string out = fmt::format(
       "x-amz-content-sha256: {}\nx-amz-date: {}\nAuthorization: AWS4-HMAC-SHA256 "
       "Credential={}/{}, SignedHeaders={}, Signature={}\n",
-      body_hash, time, credentials.access_key, scope, names,
-      to_hex(signature.data(), signature.size()));
+      body_hash, time, credentials.access_key, s3_scope(region, time), names,
+      s3_signature(credentials.secret_key, region, time, canonical));
   if (!credentials.session_token.empty()) {
     out += fmt::format("x-amz-security-token: {}\n", credentials.session_token);
   }

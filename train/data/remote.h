@@ -73,8 +73,10 @@ struct S3Credentials {
   std::string access_key, secret_key, session_token;  // empty access_key: unsigned
 };
 
-// The headers of a signed GET without a body, for tests by known answers. `time` is
-// "20130524T000000Z".
+// Signature Version 4 for the service s3, as hexadecimal digits. `time` is "20130524T000000Z".
+std::string s3_signature(const std::string& secret_key, const std::string& region,
+                         const std::string& time, const std::string& canonical_request);
+// The headers of a signed GET without a body.
 std::string sign_s3_get(const S3Credentials& credentials, const std::string& region,
                         const std::string& host, const std::string& encoded_path,
                         const std::string& time);
