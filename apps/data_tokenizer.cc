@@ -1,4 +1,4 @@
-// `dropless data tokenizer encode|decode`: what a tokenizer makes of text.
+// `dropless data tokenizer train|encode|decode`: makes a tokenizer, shows what one makes of text.
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
@@ -9,9 +9,12 @@
 
 #include "apps/data_verbs.h"
 #include "apps/standard_input.h"
+#include "apps/whole_number.h"
 #include "dropless/error.h"
 #include "train/base/json.h"
 #include "train/base/signals.h"
+#include "train/data/documents.h"
+#include "train/tokenizer/bpe_trainer.h"
 #include "train/tokenizer/tokenizer.h"
 
 namespace dropless::apps {
@@ -69,11 +72,59 @@ void run_decode(const TokenizerOptions& options) {
   }
 }
 
+struct TrainOptions {
+  std::vector<std::string> files;
+  std::string out;
+  BpeTrainerOptions trainer;
+};
+
+void run_train(const TrainOptions& options) {
+  install_signal_handlers(SignalMode::kThrow);
+  if (path_exists(options.out)) {
+    throw Error(ErrorKind::kInvalidArgument, options.out + " stands there already",
+                "remove it or name another file");
+  }
+  BpeTrainer trainer(options.trainer);
+  require_files(options.files);
+  std::string document;
+  for (const std::string& file : options.files) {
+    std::unique_ptr<DocumentSource> documents = std::make_unique<FileDocuments>(std::vector{file});
+    if (file.ends_with(".jsonl")) documents = std::make_unique<JsonTexts>(std::vector{file});
+    while (documents->next(document)) trainer.add(document);
+  }
+  write_file_durable(options.out, trainer.finish());
+  std::cout << fmt::format("{}: {} tokens\n", options.out,
+                           make_tokenizer(options.out)->vocab_size());
+}
+
+void add_train(CLI::App& verb) {
+  auto options = std::make_shared<TrainOptions>();
+  options->trainer.special = {"<|endoftext|>"};
+  CLI::App* train = verb.add_subcommand("train", "Learn a byte-level BPE; writes a tokenizer.json");
+  train->add_option("FILE", options->files, "text files; of .jsonl files each line's `text`")
+      ->required();
+  train->add_option("--out", options->out, "file to write")->required();
+  train->add_option("--vocab-size", options->trainer.vocab_size, "tokens, special ones included")
+      ->capture_default_str()
+      ->check(whole_number<std::int64_t>(256));
+  train->add_option("--min-count", options->trainer.least_count, "rarer pairs are not joined")
+      ->capture_default_str()
+      ->check(whole_number<std::int64_t>(0));
+  train->add_option("--special", options->trainer.special, "special tokens, the first ids")
+      ->capture_default_str();
+  train->add_option("--pattern", options->trainer.pattern, "how text is cut: gpt2 or llama3")
+      ->capture_default_str();
+  train->footer(
+      "Example: dropless data tokenizer train *.txt --out tokenizer.json --vocab-size 32000");
+  train->callback([options] { run_train(*options); });
+}
+
 }  // namespace
 
 void add_data_tokenizer(CLI::App& data) {
-  CLI::App* verb = data.add_subcommand("tokenizer", "Try a tokenizer");
+  CLI::App* verb = data.add_subcommand("tokenizer", "Train or try a tokenizer");
   verb->require_subcommand(1);
+  add_train(*verb);
   constexpr const char* kKinds =
       "bytes, a tokenizer.json, .model or .tiktoken file, or a folder that holds one";
 

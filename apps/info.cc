@@ -19,6 +19,7 @@
 #include "train/run/config.h"
 #include "train/run/model_files.h"
 #include "train/run/summary.h"
+#include "train/tokenizer/tokenizer.h"
 
 namespace dropless::apps {
 
@@ -77,6 +78,21 @@ nlohmann::ordered_json describe_hf(const std::string& folder) {
   return json;
 }
 
+// A tokenizer that is not here has a name only.
+nlohmann::ordered_json describe_tokenizer(const std::string& name) {
+  nlohmann::ordered_json json{{"name", name}};
+  if (!is_tokenizer(name)) return json;
+  const auto tokenizer = make_tokenizer(name);
+  const auto id = [](std::optional<TokenId> token) {
+    return token ? nlohmann::ordered_json(*token) : nlohmann::ordered_json();
+  };
+  json["vocab_size"] = tokenizer->vocab_size();
+  json["bos_id"] = id(tokenizer->bos_id());
+  json["eos_id"] = id(tokenizer->eos_id());
+  json["pad_id"] = tokenizer->pad_id();
+  return json;
+}
+
 void print_text(const nlohmann::ordered_json& json) {
   const auto total = json["parameters"]["total"].get<std::int64_t>();
   const auto active = json["parameters"]["active"].get<std::int64_t>();
@@ -87,6 +103,11 @@ void print_text(const nlohmann::ordered_json& json) {
   std::cout << fmt::format("parameters  {} ({}), {} ({}) active per token\n", total,
                            format_count(static_cast<double>(total)), active,
                            format_count(static_cast<double>(active)));
+  if (json.contains("tokenizer") && json["tokenizer"].contains("vocab_size")) {
+    std::cout << fmt::format("tokenizer   {}, {} ids\n",
+                             json["tokenizer"]["name"].get<std::string>(),
+                             json["tokenizer"]["vocab_size"].get<std::int64_t>());
+  }
   for (const auto& tensor : json["tensors"]) {
     std::cout << fmt::format("  {:<52} {:<4} [{}]\n", tensor["name"].get<std::string>(),
                              tensor["dtype"].get<std::string>(),
@@ -105,7 +126,9 @@ void run_info(const std::string& path, bool as_json) {
     throw Error(ErrorKind::kInvalidArgument, path + " holds weights without their config",
                 "name the checkpoint's folder");
   } else {
-    json = describe(TrainConfig::from_yaml(YamlDocument::load(path)).model, "");
+    const TrainConfig config = TrainConfig::from_yaml(YamlDocument::load(path));
+    json = describe(config.model, "");
+    json["tokenizer"] = describe_tokenizer(config.tokenizer);
   }
   if (as_json) {
     std::cout << json.dump() << "\n";

@@ -1,5 +1,6 @@
 """The data verbs and `version`, as cli.md's contract and docs/data.md give them."""
 
+import importlib.util
 import json
 import pathlib
 import unittest
@@ -37,6 +38,78 @@ class DataTest(CommandTest):
         self.assertEqual(info["column_names"], ["tokens"])
         self.assertEqual(info["column_encodings"], ["ndarray:int32"])
         self.assertEqual(self.check_command("data", "verify", "set").strip(), "")
+
+    def test_text_by_a_tokenizer_file(self):
+        tokenizers = pathlib.Path(__file__).resolve().parents[1] / "data" / "tokenizer"
+        cases = json.loads((tokenizers / "cases.json").read_text("utf-8"))
+        for name in ["llama3.json", "small.cl100k_base.tiktoken", "bpe.model"]:
+            texts = [bytes.fromhex(text) for text in cases["texts"]]
+            ids = cases["tokenizers"][name]["ids"]
+            files = [self.folder / f"{i}.txt" for i in range(20)]
+            for file, text in zip(files, texts):
+                file.write_bytes(text)
+            folder = f"set-{name}"
+            verb = ["data", "tokenizer", "encode", tokenizers / name]
+            whole = json.loads(self.check_command(*verb, "--template", files[0]))
+            prefix = whole[: len(whole) - len(ids[0])]
+            self.assertEqual(len(prefix), name == "llama3.json")  # its template begins a text
+            want = [i for row in ids[:20] for i in prefix + row]
+            self.check_command("data", "text", *files, "--out", folder, "--tokenizer", tokenizers / name,
+                               "--concat-tokens", 16)  # fmt: skip
+            rows = [self.tokens(row) for row in self.lines("data", "cat", folder)]
+            self.assertEqual(rows, [want[i : i + 16] for i in range(0, len(want) - 15, 16)])
+            coded = self.check_command(*verb, files[0])
+            self.assertEqual(json.loads(coded), ids[0])
+            decoded = self.check_command("data", "tokenizer", "decode", tokenizers / name, input=coded)
+            self.assertEqual(json.loads(decoded), texts[0].decode())
+
+    def test_a_trained_tokenizer_equals_the_packages(self):
+        data = pathlib.Path(__file__).resolve().parents[1] / "data"
+        spec = importlib.util.spec_from_file_location("tokenizer_corpus", data / "tokenizer_corpus.py")
+        corpus = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(corpus)
+        lines = [json.dumps({"text": document}) for document in corpus.training_text()]
+        (self.folder / "text.jsonl").write_text("\n".join(lines))
+        self.check_command("data", "tokenizer", "train", "text.jsonl", "--out", "t.json", "--vocab-size", 600,
+                           "--min-count", 0)  # fmt: skip
+        trained = json.loads((self.folder / "t.json").read_text("utf-8"))
+        package = json.loads((data / "tokenizer" / "gpt2.json").read_text("utf-8"))
+        self.assertEqual(trained["model"]["vocab"], package["model"]["vocab"])
+        self.assertEqual(trained["model"]["merges"], package["model"]["merges"])
+        result = self.run_command("data", "tokenizer", "train", "text.jsonl", "--out", "t.json")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("t.json", result.stderr)
+
+    def test_bad_tokenizers_are_refused(self):
+        (self.folder / "bad.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
+        (self.folder / "bad.tiktoken").write_text("YQ== 0\nnot base64\n")
+        (self.folder / "bad.model").write_bytes(b"\xff\xff\xff")
+        (self.folder / "empty").mkdir()
+        for name, part in [("bad.json", "WordPiece"), ("bad.tiktoken", "bad.tiktoken:2"), ("bad.model", "bad.model"),
+                           ("empty", "holds no tokenizer"), ("gpt2", "neither 'bytes' nor")]:  # fmt: skip
+            result = self.run_command("data", "text", "a.txt", "--out", "set", "--tokenizer", name, "--concat-tokens", 4)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(part, result.stderr)
+            self.assertFalse((self.folder / "set").exists())
+
+    def test_json_lines(self):
+        (self.folder / "t.jsonl").write_text('{"text": "one ä"}\n{"id": 3, "text": "two"}\n')
+        self.check_command("data", "json", "t.jsonl", "--out", "texts")
+        self.assertEqual([row["text"]["v"] for row in self.lines("data", "cat", "texts")], ["one ä", "two"])
+        self.check_command("data", "json", "t.jsonl", "--out", "rows", "--concat-tokens", 3)
+        stream = list("one ätwo".encode())
+        self.assertEqual([self.tokens(row) for row in self.lines("data", "cat", "rows")], [stream[i : i + 3] for i in (0, 3, 6)])
+        (self.folder / "p.jsonl").write_text('{"prompt": "q", "response": "a"}\n')
+        self.check_command("data", "json", "p.jsonl", "--out", "pairs")
+        self.assertEqual(self.lines("data", "cat", "pairs")[0]["response"], {"t": "str", "v": "a"})
+        (self.folder / "m.jsonl").write_text('{"messages": [{"role": "user", "content": "ä"}]}\n')
+        self.check_command("data", "json", "m.jsonl", "--out", "chats")
+        self.assertEqual(self.lines("data", "cat", "chats")[0]["messages"]["v"], [{"role": "user", "content": "ä"}])
+        (self.folder / "bad.jsonl").write_text('{"text": "x"}\n{"text": 5}\n')
+        result = self.run_command("data", "json", "bad.jsonl", "--out", "bad")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("bad.jsonl:2", result.stderr)
+        self.assertFalse((self.folder / "bad").exists())
 
     def test_from_and_count(self):
         self.check_command("data", "text", "a.txt", "--out", "set", "--tokenizer", "bytes", "--concat-tokens", 50)

@@ -12,6 +12,7 @@
 #include "train/base/utf8.h"
 #include "train/tokenizer/added_tokens.h"
 #include "train/tokenizer/bpe.h"
+#include "train/tokenizer/byte_characters.h"
 #include "train/tokenizer/split_steps.h"
 #include "train/tokenizer/tekken.h"
 #include "train/tokenizer/text_steps.h"
@@ -28,37 +29,9 @@ using nlohmann::json;
 
 TokenId token_id(const json& json) {
   const auto id = json.get<std::int64_t>();
-  if (!json.is_number_integer() || id < 0 || id >= 1 << 24)
+  if (!json.is_number_integer() || id < 0 || id >= 1 << 22)
     refuse(fmt::format("{} is no token id", json.dump()));
   return static_cast<TokenId>(id);
-}
-
-// ByteLevel writes each byte as a printable character: those that are one stand for themselves, the
-// others follow from U+0100 on. The byte of each such character; -1 for others.
-const std::vector<int>& byte_of_character() {
-  static const std::vector<int> table = [] {
-    std::vector<int> out(0x180, -1);
-    int next = 0x100;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte != 0xad);
-      out[static_cast<std::size_t>(printable ? byte : next++)] = byte;
-    }
-    return out;
-  }();
-  return table;
-}
-
-// A ByteLevel token's bytes; its own text where a character is none of the table's.
-std::string token_bytes(const std::string& text) {
-  std::string out;
-  for (std::size_t at = 0; at < text.size();) {
-    const CodePoint c = code_point_at(text, at);
-    at += c.bytes;
-    const auto& table = byte_of_character();
-    if (c.value >= table.size() || table[c.value] < 0) return text;
-    out += static_cast<char>(table[c.value]);
-  }
-  return out;
 }
 
 void read_merges(const json& merges, const Vocabulary& by_text, BpeModel& model) {
@@ -113,7 +86,7 @@ BpeModel read_model(const json& json, bool byte_level, const std::string& path) 
     model.unknown = by_text.find(json["unk_token"].get<std::string>());
   read_merges(json.at("merges"), by_text, model);
   if (byte_level) {
-    for (auto& [text, id] : tokens) text = token_bytes(text);
+    for (auto& [text, id] : tokens) text = bytes_of_characters(text);
     model.vocabulary = Vocabulary(std::move(tokens), path);
     for (int byte = 0; byte < 256; ++byte) {
       const char text = static_cast<char>(byte);
@@ -257,7 +230,7 @@ class JsonTokenizer : public Tokenizer {
       if (added == nullptr) {
         out += model_.vocabulary.bytes(id);
       } else if (!added->special) {
-        out += token_bytes(added->text);
+        out += bytes_of_characters(added->text);
       }
     }
     return out;

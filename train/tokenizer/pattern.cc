@@ -656,7 +656,7 @@ struct Pattern::Program {
   }
 
   void count_step(std::uint64_t& steps) const {
-    constexpr std::uint64_t kMost = 1'000'000'000;
+    constexpr std::uint64_t kMost = 100'000'000;
     if (++steps > kMost) {
       throw Error(
           ErrorKind::kUnsupported,

@@ -12,6 +12,7 @@
 #include "train/base/utf8.h"
 #include "train/tokenizer/base64.h"
 #include "train/tokenizer/bpe.h"
+#include "train/tokenizer/byte_characters.h"
 #include "train/tokenizer/pattern.h"
 #include "train/tokenizer/tekken.h"
 #include "train/tokenizer/tokenizer_files.h"
@@ -31,9 +32,6 @@ constexpr const char* kO200k =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
     R"(\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
-    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kQwen =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
     R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
@@ -66,7 +64,7 @@ const std::vector<Family>& families() {
       {"o200k", 199998, kO200k, {{"<|endoftext|>", 199999}, {"<|endofprompt|>", 200018}}},
       {"llama3",
        128000,
-       kLlama3,
+       kLlama3Pattern,
        {{"<|end_of_text|>", 128001},
         {"<|begin_of_text|>", 128000},
         {"<|start_header_id|>", 128006},
@@ -243,7 +241,7 @@ std::shared_ptr<const Tokenizer> read_tekken(const std::string& name, const std:
   const auto& config = json.at("config");
   const auto num_special = config.at("default_num_special_tokens").get<std::int64_t>();
   const auto size = config.at("default_vocab_size").get<std::int64_t>();
-  if (num_special < 0 || size < num_special || size >= 1 << 24) {
+  if (num_special < 0 || size < num_special || size >= 1 << 22) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{} special tokens of {} tokens", num_special, size));
   }

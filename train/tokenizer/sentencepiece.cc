@@ -94,8 +94,8 @@ class Unigram {
     unknown_score_ = least - kUnknownPenalty;
   }
 
-  // Calls put(id, text) for each piece, in order. Sums are kept as float and compared as double, as
-  // sentencepiece does: near ties would go elsewhere otherwise.
+  // Calls put(id, text) for each piece, in order. All sums are in float, as sentencepiece's: near
+  // ties would go elsewhere otherwise.
   template <class Put>
   void encode(std::string_view text, Put put) const {
     struct Node {
@@ -104,11 +104,10 @@ class Unigram {
       std::size_t begin = std::string_view::npos;
     };
     std::vector<Node> ends(text.size() + 1);
-    const auto offer = [&](std::size_t begin, std::size_t end, double score, TokenId id) {
-      const double sum = score + ends[begin].score;
+    const auto offer = [&](std::size_t begin, std::size_t end, float score, TokenId id) {
+      const float sum = score + ends[begin].score;
       Node& node = ends[end];
-      if (node.begin == std::string_view::npos || sum > node.score)
-        node = {id, static_cast<float>(sum), begin};
+      if (node.begin == std::string_view::npos || sum > node.score) node = {id, sum, begin};
     };
     for (std::size_t begin = 0; begin < text.size();) {
       const std::size_t one = code_point_at(text, begin).bytes;
@@ -120,10 +119,9 @@ class Unigram {
         const TokenId id = trie_.token(node);
         if (id == kNoToken) continue;
         const Piece& piece = model_->pieces[static_cast<std::size_t>(id)];
+        const bool chosen = piece.type == PieceType::kUserDefined;  // always
         const auto length = static_cast<float>(at - begin);
-        const double score = piece.type == PieceType::kUserDefined
-                                 ? length * most_ - 0.1
-                                 : static_cast<double>(piece.score);
+        const float score = chosen ? static_cast<float>(length * most_ - 0.1) : piece.score;
         offer(begin, at, score, id);
         has_one = has_one || at - begin == one;
       }

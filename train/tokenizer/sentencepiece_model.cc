@@ -160,7 +160,7 @@ SentencePieceModel SentencePieceModel::parse(std::string_view bytes, const std::
     throw Error(ErrorKind::kInvalidArgument, fmt::format("{}: {}", path, message));
   };
   if (model.pieces.empty()) fail("a SentencePiece model without pieces");
-  if (model.pieces.size() >= 1 << 24) fail("more than 2^24 pieces");
+  if (model.pieces.size() >= 1 << 22) fail("more than 2^22 pieces");
   for (std::size_t i = 0; i < model.pieces.size(); ++i) {
     const Piece& piece = model.pieces[i];
     if (piece.text.empty() || find_invalid_utf8(piece.text) != std::string::npos)

@@ -14,7 +14,7 @@
 namespace dropless::train {
 namespace {
 
-constexpr TokenId kMostIds = 1 << 24;
+constexpr TokenId kMostIds = 1 << 22;
 
 std::uint64_t hash_of(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
 

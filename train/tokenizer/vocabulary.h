@@ -16,7 +16,7 @@ constexpr TokenId kNoToken = -1;
 class Vocabulary {
  public:
   Vocabulary() = default;
-  // Ids need not be dense. Throws Error(kInvalidArgument): one id or text twice, ids from 2^24 on.
+  // Ids need not be dense. Throws Error(kInvalidArgument): one id or text twice, ids from 2^22 on.
   // `name` (a path) starts its messages.
   Vocabulary(std::vector<std::pair<std::string, TokenId>> tokens, const std::string& name);
 
