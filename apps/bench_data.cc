@@ -11,6 +11,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "apps/verbs.h"
 #include "apps/whole_number.h"
@@ -20,6 +21,7 @@
 #include "train/base/signals.h"
 #include "train/data/epoch_plan.h"
 #include "train/data/mds_reader.h"
+#include "train/data/rng.h"
 #include "train/tokenizer/tokenizer.h"
 
 namespace dropless::apps {
@@ -51,26 +53,32 @@ double best_seconds(int runs, Work&& work) {
   return best;
 }
 
-// Every sample in order; every byte of every value goes through XXH3.
+// Every sample, in order and in a random order; every byte of every value goes through XXH3.
 ordered_json bench_read(const std::string& folder) {
   MdsReader reader(folder);
+  std::vector<std::int64_t> order(static_cast<std::size_t>(reader.num_samples()));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
   std::uint64_t bytes = 0;
   const auto read_all = [&] {
     bytes = 0;
     Xxh3Hash hash;
-    for (std::int64_t i = 0; i < reader.num_samples(); ++i) {
-      for (const std::string_view value : reader.read(i)) {
+    for (const std::int64_t sample : order) {
+      for (const std::string_view value : reader.read(sample)) {
         hash.update(value.data(), value.size());
         bytes += value.size();
       }
     }
   };
   const double seconds = best_seconds(3, read_all);
+  NumpyRng(17).shuffle(std::span(order));
+  const double random_seconds = best_seconds(3, read_all);
+  const auto samples = static_cast<double>(reader.num_samples());
   return {{"set", folder},
           {"samples", reader.num_samples()},
           {"bytes", bytes},
           {"gigabytes_per_s", static_cast<double>(bytes) / 1e9 / seconds},
-          {"samples_per_s", static_cast<double>(reader.num_samples()) / seconds}};
+          {"samples_per_s", samples / seconds},
+          {"random_samples_per_s", samples / random_seconds}};
 }
 
 // Most memory that the process has held so far.
@@ -90,7 +98,8 @@ ordered_json bench_order(std::int64_t samples, std::int64_t shards) {
     EpochConfig config;
     config.shuffle.algo = parse_shuffle_algo(name);
     const std::int64_t before = peak_bytes();
-    const double seconds = best_seconds(2, [&] { epoch_order(config, std::span(&stream, 1), 1, 0); });
+    const double seconds =
+        best_seconds(2, [&] { epoch_order(config, std::span(&stream, 1), 1, 0); });
     rows.push_back({{"algorithm", name},
                     {"samples", samples},
                     {"shards", shards},
@@ -144,9 +153,10 @@ ordered_json bench_tokenizer(const std::string& name, const std::string& path) {
 void print(const ordered_json& json) {
   if (json.contains("read")) {
     const auto& row = json["read"];
-    std::cout << fmt::format("read       {:.2f} GB/s, {:.0f} samples/s\n",
+    std::cout << fmt::format("read       {:.2f} GB/s, {:.0f} samples/s, {:.0f} in random order\n",
                              row["gigabytes_per_s"].get<double>(),
-                             row["samples_per_s"].get<double>());
+                             row["samples_per_s"].get<double>(),
+                             row["random_samples_per_s"].get<double>());
   }
   for (const auto& row : json.value("order", ordered_json::array())) {
     std::cout << fmt::format("order      {:<6} {:.3f} s, {:.0f} MB\n",
@@ -176,8 +186,8 @@ void run_bench_data(const BenchDataVerb& verb) {
   if (!verb.set.empty()) json["read"] = bench_read(verb.set);
   if (!verb.tokenizer.empty()) json["tokenizer"] = bench_tokenizer(verb.tokenizer, verb.text);
   if (json.is_null()) {
-    json["open"] = bench_open(verb.shards);
     json["order"] = bench_order(verb.samples, verb.order_shards);
+    json["open"] = bench_open(verb.shards);
   }
   if (verb.json) {
     std::cout << json.dump() << "\n";

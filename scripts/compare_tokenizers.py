@@ -18,7 +18,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "data"))
-import make_tokenizer_cases  # noqa: E402
+import tokenizer_corpus  # noqa: E402
 
 BINARY = sys.argv[1]
 
@@ -78,7 +78,7 @@ def rivals(folder: pathlib.Path):
         path.write_bytes((mistral / name).read_bytes())
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         yield path, "sentencepiece", processor.encode, processor.decode
-    sentences = [line.replace("\n", " ") for line in make_tokenizer_cases.training_text()]
+    sentences = [line.replace("\n", " ") for line in tokenizer_corpus.training_text()]
     for kind in ["unigram", "bpe"]:  # with sentencepiece's own normalisation, whose table is too large to commit
         path = folder / f"nmt_nfkc_{kind}.model"
         with open(path, "wb") as file:
@@ -94,7 +94,7 @@ def ours(verb: str, path, lines: list) -> list:
                             input="".join(json.dumps(line) + "\n" for line in lines), capture_output=True, text=True)
     if result.returncode != 0:
         sys.exit(result.stderr)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
 
 
 def main():
@@ -102,7 +102,7 @@ def main():
     if not files:
         files = sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = "".join(file.read_text("utf-8", errors="replace") for file in files)[: 8 << 20]
-    documents = [data.decode(errors="replace") for data in make_tokenizer_cases.corpus(500)]
+    documents = [data.decode(errors="replace") for data in tokenizer_corpus.corpus(500)]
     documents += [text[at : at + 20000] for at in range(0, len(text), 20000)]
     wrong = 0
     with tempfile.TemporaryDirectory() as name:

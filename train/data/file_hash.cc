@@ -85,7 +85,7 @@ struct Xxh3_64 {
 }  // namespace
 
 struct FileHash::State {
-  std::variant<Crypto, Xxh32, Xxh64, Xxh3_64, Xxh3Hash> hash;
+  std::variant<Crypto, Sha256Hash, Xxh32, Xxh64, Xxh3_64, Xxh3Hash> hash;
 };
 
 bool is_hash_name(std::string_view name) {
@@ -117,7 +117,9 @@ FileHash::FileHash(const std::string& name) {
   const auto make = [&]<class T>(std::in_place_type_t<T> type, auto... arguments) {
     state_ = std::make_unique<State>(State{Hash(type, arguments...)});
   };
-  if (const char* crypto = find_crypto(name)) {
+  if (name == "sha256") {
+    make(std::in_place_type<Sha256Hash>);
+  } else if (const char* crypto = find_crypto(name)) {
     make(std::in_place_type<Crypto>, crypto);
   } else if (name == "xxh32") {
     make(std::in_place_type<Xxh32>);

@@ -378,6 +378,12 @@ std::string json_quote_ascii(std::string_view text) {
 }
 
 std::string json_unquote(std::string_view literal) {
+  // Most are of plain characters.
+  const auto is_plain = [](char c) { return c >= 0x20 && c < 0x7f && c != '"' && c != '\\'; };
+  if (literal.size() >= 2 && literal.front() == '"' && literal.back() == '"') {
+    const std::string_view inner = literal.substr(1, literal.size() - 2);
+    if (std::all_of(inner.begin(), inner.end(), is_plain)) return std::string(inner);
+  }
   Scanner scanner(literal, Style::kNone);
   const std::u16string units = scanner.units();
   std::string out;

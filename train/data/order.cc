@@ -186,6 +186,38 @@ std::vector<std::int64_t> shuffle_py1br(const std::vector<std::vector<Span>>& pa
   return ids;
 }
 
+// Appends the ids in the order of their positions, which lie in [0, ids.size()); of equal ones in
+// their own order. Positions are spread evenly: of a bucket of 32 of them about 32 ids come, and
+// sorting those is one pass over memory where sorting all would be many.
+void append_by_position(const std::vector<std::int64_t>& ids, const std::vector<double>& positions,
+                        std::vector<std::int64_t>& out) {
+  constexpr double kBucket = 32;
+  const auto bucket_of = [&](double position) {
+    return static_cast<std::size_t>(std::max(position, 0.0) / kBucket);
+  };
+  const std::size_t buckets = ids.size() / static_cast<std::size_t>(kBucket) + 2;
+  std::vector<std::size_t> ends(buckets + 1);  // of each bucket, shifted by one until filled
+  for (const double position : positions) ++ends[std::min(bucket_of(position), buckets - 1) + 1];
+  std::partial_sum(ends.begin(), ends.end(), ends.begin());
+  struct Placed {
+    double position;
+    std::int64_t id;
+  };
+  std::vector<Placed> placed(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    std::size_t& next = ends[std::min(bucket_of(positions[i]), buckets - 1)];
+    placed[next++] = {positions[i], ids[i]};
+  }
+  std::size_t begin = 0;
+  for (std::size_t b = 0; b < buckets; ++b) {
+    std::stable_sort(placed.begin() + static_cast<std::ptrdiff_t>(begin),
+                     placed.begin() + static_cast<std::ptrdiff_t>(ends[b]),
+                     [](const Placed& x, const Placed& y) { return x.position < y.position; });
+    begin = ends[b];
+  }
+  for (const Placed& entry : placed) out.push_back(entry.id);
+}
+
 // One canonical node's ids: each shard's samples in random order, then every sample moved by a
 // random distance, so that a sample stays within about block_size of its shard.
 void shuffle_part_py1e(const std::vector<Span>& spans, std::int64_t block_size, NumpyRng& rng,
@@ -197,8 +229,8 @@ void shuffle_part_py1e(const std::vector<Span>& spans, std::int64_t block_size, 
                 "lower num_canonical_nodes to at most the number of samples");
   }
   const std::int64_t part_size = static_cast<std::int64_t>(ids.size());
-  std::vector<std::pair<double, std::int64_t>> placed;
-  placed.reserve(ids.size());
+  std::vector<double> positions;
+  positions.reserve(ids.size());
   std::int64_t offset = 0;
   for (const auto& [begin, end] : spans) {
     const std::int64_t size = end - begin;
@@ -206,14 +238,10 @@ void shuffle_part_py1e(const std::vector<Span>& spans, std::int64_t block_size, 
     const double cut = std::max(0.0, static_cast<double>(range - size) / 2.0);
     const double left = std::max(-cut, -static_cast<double>(offset));
     const double right = std::min(cut, static_cast<double>(part_size - offset - size));
-    for (std::int64_t i = 0; i < size; ++i, ++offset) {
-      const double position = static_cast<double>(offset) + rng.uniform(left, right);
-      placed.emplace_back(position, ids[static_cast<std::size_t>(offset)]);
-    }
+    for (std::int64_t i = 0; i < size; ++i, ++offset)
+      positions.push_back(static_cast<double>(offset) + rng.uniform(left, right));
   }
-  std::stable_sort(placed.begin(), placed.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  for (const auto& [position, id] : placed) out.push_back(id);
+  append_by_position(ids, positions, out);
 }
 
 }  // namespace
