@@ -31,6 +31,7 @@ void run_convert(ConvertVerb verb) {
                 "one of: dropless, hf");
   }
   if (!verb.dtype.empty()) verb.options.dtype = compute_type(parse_dtype(verb.dtype));
+  verb.options.progress = true;
   convert_model(verb.source, verb.target, verb.options);
 }
 
@@ -44,8 +45,7 @@ void add_convert_verb(CLI::App& app) {
   cli->add_option("target", verb->target, "folder to write; absent or empty")->required();
   cli->add_option("--to", verb->to, "dropless or hf")->required();
   cli->add_option("--dtype", verb->dtype, "fp32, bf16 or fp16; default: as stored");
-  cli->add_option("--shard-bytes", verb->options.shard_bytes,
-                  "tensor bytes in one file, for --to hf")
+  cli->add_option("--shard-bytes", verb->options.shard_bytes, "tensor bytes in one file")
       ->check(whole_number<std::uint64_t>(1))
       ->capture_default_str();
   cli->add_flag("--overwrite", verb->options.overwrite, "replace a target that is not empty");

@@ -28,7 +28,7 @@ using namespace train;
 namespace {
 
 // Of a model that is described but not built: `meta` tensors have shapes and no memory.
-nlohmann::ordered_json describe(const ModelConfig& config, const std::string& file) {
+nlohmann::ordered_json describe(const ModelConfig& config) {
   const Transformer model(config, /*seed=*/0, at::kMeta);
   const ParameterCount count = model.count();
   nlohmann::ordered_json json;
@@ -38,42 +38,41 @@ nlohmann::ordered_json describe(const ModelConfig& config, const std::string& fi
     json["tensors"].push_back({{"name", parameter.name},
                                {"shape", parameter.value.sizes().vec()},
                                {"dtype", "F32"},
-                               {"file", file.empty() ? nlohmann::json() : nlohmann::json(file)}});
+                               {"file", nullptr}});
   }
   return json;
+}
+
+// What the headers of the files say.
+nlohmann::ordered_json list_tensors(const TensorFolder& weights) {
+  auto list = nlohmann::ordered_json::array();
+  for (const auto& [name, entry] : weights.tensors()) {
+    list.push_back({{"name", name},
+                    {"shape", entry.info.shape},
+                    {"dtype", storage_type_name(entry.info.dtype)},
+                    {"file", base_name(entry.file->path())}});
+  }
+  return list;
 }
 
 nlohmann::ordered_json describe_checkpoint(const std::string& path) {
   const std::string folder = resolve_checkpoint(path);
   const Manifest manifest = read_manifest(folder);
   // The optimizer's state is larger than both and shows nothing here.
-  for (const char* file : {kConfigFile, kModelFile}) verify_file(folder, manifest, file);
-  nlohmann::ordered_json json = describe(load_model_config(folder), kModelFile);
-  const SafetensorsFile file = SafetensorsFile::open(join_path(folder, kModelFile));
-  json["tensors"] = nlohmann::json::array();
-  for (const TensorInfo& tensor : file.tensors()) {
-    json["tensors"].push_back({{"name", tensor.name},
-                               {"shape", tensor.shape},
-                               {"dtype", storage_type_name(tensor.dtype)},
-                               {"file", kModelFile}});
-  }
+  verify_file(folder, manifest, kConfigFile);
+  for (const std::string& file : weight_files(folder)) verify_file(folder, manifest, file);
+  nlohmann::ordered_json json = describe(load_model_config(folder));
+  json["tensors"] = list_tensors(TensorFolder::open(folder));
   json["folder"] = folder;
   json["step"] = manifest.step;
   return json;
 }
 
-// What config.json says; of the files, which may be absent, what their headers say.
+// What config.json says; the files may be absent.
 nlohmann::ordered_json describe_hf(const std::string& folder) {
-  nlohmann::ordered_json json = describe(read_hf_folder_config(folder).config, "");
+  nlohmann::ordered_json json = describe(read_hf_folder_config(folder).config);
   if (path_exists(join_path(folder, kModelFile)) || path_exists(join_path(folder, kIndexFile))) {
-    const HfFolder hf = open_hf_folder(folder);
-    json["tensors"] = nlohmann::json::array();
-    for (const auto& [name, entry] : hf.weights.tensors()) {
-      json["tensors"].push_back({{"name", name},
-                                 {"shape", entry.info.shape},
-                                 {"dtype", storage_type_name(entry.info.dtype)},
-                                 {"file", base_name(entry.file->path())}});
-    }
+    json["tensors"] = list_tensors(open_hf_folder(folder).weights);
   }
   return json;
 }
@@ -127,7 +126,7 @@ void run_info(const std::string& path, bool as_json) {
                 "name the checkpoint's folder");
   } else {
     const TrainConfig config = TrainConfig::from_yaml(YamlDocument::load(path));
-    json = describe(config.model, "");
+    json = describe(config.model);
     json["tokenizer"] = describe_tokenizer(config.tokenizer);
   }
   if (as_json) {

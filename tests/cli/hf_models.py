@@ -34,6 +34,36 @@ CONFIGS = {
         mlp_only_layers=[], rms_norm_eps=1e-6, rope_theta=1e6, use_sliding_window=False,
         sliding_window=None, max_window_layers=2,
     ),
+    "qwen2_moe": dict(
+        LLAMA, model_type="qwen2_moe", intermediate_size=64, moe_intermediate_size=40, num_experts=4,
+        num_experts_per_tok=2, norm_topk_prob=False, shared_expert_intermediate_size=56, decoder_sparse_step=1,
+        mlp_only_layers=[0], num_hidden_layers=3, rms_norm_eps=1e-6, rope_theta=1e6, use_sliding_window=False,
+    ),
+    "qwen2": dict(LLAMA, model_type="qwen2", intermediate_size=40, rms_norm_eps=1e-6, rope_theta=1e4),
+    "windows": dict(
+        LLAMA, model_type="mistral", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=1e4, sliding_window=5,
+    ),
+    "llama3": dict(
+        LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5, attention_bias=True,
+        rope_parameters=dict(
+            rope_theta=100.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+    ),
+    "yarn": dict(
+        LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5,
+        rope_parameters=dict(
+            rope_theta=100.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=16,
+        ),
+    ),
+    "linear": dict(
+        LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=100.0,
+        rope_scaling=dict(rope_type="linear", factor=3.0),
+    ),
+    "dynamic": dict(
+        dict(LLAMA, max_position_embeddings=16), model_type="llama", intermediate_size=40, rms_norm_eps=1e-5,
+        rope_theta=100.0, rope_scaling=dict(rope_type="dynamic", factor=2.0),
+    ),
     "llama": dict(LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=5e5),
     "mistral": dict(
         LLAMA, model_type="mistral", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=1e4,
@@ -96,6 +126,10 @@ def shapes(config: dict, stacked: bool = False) -> dict:
             layer + "self_attn.v_proj.weight": (kv, d),
             layer + "self_attn.o_proj.weight": (d, q),
         }
+        if kind in ("qwen2", "qwen2_moe") or config.get("attention_bias"):
+            out |= {layer + f"self_attn.{name}_proj.bias": (n,) for name, n in (("q", q), ("k", kv), ("v", kv))}
+        if config.get("attention_bias"):
+            out[layer + "self_attn.o_proj.bias"] = (d,)
         if kind in ("olmoe", "qwen3", "qwen3_moe"):
             out[layer + "self_attn.q_norm.weight"] = (q if kind == "olmoe" else head,)
             out[layer + "self_attn.k_norm.weight"] = (kv if kind == "olmoe" else head,)
@@ -103,8 +137,14 @@ def shapes(config: dict, stacked: bool = False) -> dict:
         mlp = layer + "mlp."
         if kind == "mixtral" and not stacked:
             names, mlp = ("w1", "w3", "w2"), layer + "block_sparse_moe."
-        if not experts:
-            out |= {mlp + f"{name}.weight": shape for name, shape in zip(names, ((f, d), (f, d), (d, f)))}
+        dense = not experts or i in config.get("mlp_only_layers", [])
+        widths = [(mlp, config["intermediate_size"])] if dense else []
+        if not dense and kind == "qwen2_moe":
+            widths = [(mlp + "shared_expert.", config["shared_expert_intermediate_size"])]
+            out[mlp + "shared_expert_gate.weight"] = (1, d)
+        for prefix, n in widths:
+            out |= {prefix + f"{name}.weight": shape for name, shape in zip(names, ((n, d), (n, d), (d, n)))}
+        if dense:
             continue
         out[mlp + "gate.weight"] = (experts, d)
         if stacked:

@@ -3,6 +3,7 @@ tests/data/hf_logits.json (make_hf_logits.py)."""
 
 import json
 import pathlib
+import shutil
 import unittest
 
 import hf_models
@@ -56,7 +57,7 @@ class ConvertTest(CommandTest):
                 self.check_figures(name, self.write_model(name))
 
     def test_stacked_experts_are_the_same_model(self):
-        for name in ("mixtral", "olmoe", "qwen3_moe"):
+        for name in ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe"):
             with self.subTest(name):
                 self.check_figures(name, self.write_model(name, stacked=True))
 
@@ -93,9 +94,9 @@ class ConvertTest(CommandTest):
             self.assertEqual(self.tensors_of(f"{name}-hf"), self.tensors_of(f"{name}-expected"))
 
     def test_shards_and_companions(self):
-        self.write_model("olmoe", eos_token_id=[7, 11])
+        self.write_model("olmoe", eos_token_id=[2, 11])
         (self.folder / "olmoe/tokenizer_config.json").write_text('{"a": 1}')
-        (self.folder / "olmoe/generation_config.json").write_text('{"eos_token_id": 7}')
+        (self.folder / "olmoe/generation_config.json").write_text('{"eos_token_id": 2}')
         self.check_command("convert", "olmoe", "ours", "--to", "dropless")
         self.check_command("convert", "ours", "back", "--to", "hf", "--shard-bytes", 30000)
         shards = sorted(path.name for path in (self.folder / "back").glob("*.safetensors"))
@@ -109,7 +110,7 @@ class ConvertTest(CommandTest):
             self.assertEqual(
                 (self.folder / "back" / name).read_text(), (self.folder / "olmoe" / name).read_text()
             )
-        self.assertEqual(json.loads((self.folder / "back/config.json").read_text())["eos_token_id"], [7, 11])
+        self.assertEqual(json.loads((self.folder / "back/config.json").read_text())["eos_token_id"], [2, 11])
         # An index that lies, and a shard that is gone.
         index["weight_map"]["model.extra"] = shards[0]
         (self.folder / "back/model.safetensors.index.json").write_text(json.dumps(index))
@@ -136,8 +137,8 @@ class ConvertTest(CommandTest):
 
     def test_what_config_json_says_is_honoured_or_refused_by_name(self):
         for number, (keys, word) in enumerate((
-            (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "yarn"),
-            (dict(sliding_window=16), "sliding_window 16"),
+            (dict(rope_scaling=dict(rope_type="longrope", factor=4.0)), "longrope"),
+            (dict(sliding_window=0), "sliding_window 0"),
             (dict(attention_bias=True), "attention_bias"),
             (dict(hidden_act="mish"), "mish"),
             (dict(attention_multiplier=0.5), "attention_multiplier"),
@@ -212,6 +213,46 @@ class ConvertTest(CommandTest):
         self.assertEqual(result.returncode, 1, result.stderr)
         self.assertEqual(before, sorted(path.name for path in self.folder.iterdir()))
         self.check_figures("olmoe", "full")
+
+    def test_a_conversion_that_was_cut_off_goes_on(self):
+        self.write_model("olmoe")
+        self.check_command("convert", "olmoe", "whole", "--to", "dropless", "--shard-bytes", 30000)
+        self.check_figures("olmoe", "whole")
+        expected = self.tensors_of("whole")
+        names = sorted(path.name for path in (self.folder / "whole").iterdir())
+        arguments = ("convert", "olmoe", "ours", "--to", "dropless", "--shard-bytes", 30000)
+        shards = len([name for name in names if name.endswith(".safetensors")])
+        for how in ("", ":ENOSPC"):  # killed, or a full disk
+            with self.subTest(how):
+                point = f"fsync model-00003-of-{shards:05}.safetensors{how}"
+                result = self.run_command(*arguments, env={"DROPLESS_FAIL_AT": point})
+                self.assertNotEqual(result.returncode, 0)
+                self.assertFalse((self.folder / "ours").exists())
+                left = self.folder / "ours.dropless-tmp"
+                first = left / f"model-00001-of-{shards:05}.safetensors"
+                stamp = first.stat().st_mtime_ns
+                # Another conversion does not take these files for its own.
+                if how:
+                    self.write_model("olmoe", folder="other", dtype=torch.bfloat16)
+                    self.check_command(
+                        "convert", "other", "ours", "--to", "dropless", "--shard-bytes", 30000
+                    )
+                    self.assertNotEqual(expected, self.tensors_of("ours"))
+                    continue
+                result = self.run_command(*arguments)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("2 files of an earlier start", result.stderr)
+                moved = self.folder / "ours" / first.name
+                self.assertEqual(moved.stat().st_mtime_ns, stamp)
+                self.assertEqual(expected, self.tensors_of("ours"))
+                self.assertEqual(names, sorted(path.name for path in (self.folder / "ours").iterdir()))
+                self.check_figures("olmoe", "ours")
+                info = json.loads(self.check_command("info", "ours", "--json"))
+                self.assertEqual({t["name"] for t in info["tensors"]}, set(expected))
+                self.assertGreater(len({t["file"] for t in info["tensors"]}), 3)
+                moved.write_bytes(moved.read_bytes()[:-1] + b"?")
+                self.check_refused([first.name], "generate", "ours", "--prompt-ids", "[[1]]", code=1)
+                shutil.rmtree(self.folder / "ours")
 
     def test_eval_and_info_of_a_folder(self):
         folder = self.write_model("qwen3_moe", vocab_size=257)

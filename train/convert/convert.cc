@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -12,31 +14,25 @@
 #include "train/base/hash.h"
 #include "train/base/json.h"
 #include "train/base/log.h"
+#include "train/base/progress.h"
 #include "train/base/signals.h"
 #include "train/base/yaml.h"
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/checkpoint/manifest.h"
+#include "train/convert/companions.h"
+#include "train/convert/folder_writer.h"
 #include "train/convert/hf_folder.h"
 
 namespace dropless::train {
 namespace {
-
-// config.json of the model's origin, in a folder of ours: token ids for the way back.
-constexpr const char* kKeptConfig = "hf_config.json";
-// What goes along unchanged.
-constexpr const char* kCompanions[] = {
-    "generation_config.json",  "tokenizer.json",    "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json",      "merges.txt",
-    "chat_template.jinja",     "chat_template.json"};
-constexpr std::uint64_t kMaxCompanionBytes = 256 << 20;
 
 // What is read, as ours or theirs, and what the target needs of it.
 struct Source {
   std::string folder;
   ModelConfig config;
   std::string config_yaml;  // what a folder of ours gets
-  nlohmann::json kept;      // null where the model did not come from elsewhere
+  nlohmann::json kept;      // config.json of the model's origin; null where it is of ours
   TensorFolder weights;
   std::vector<MappedTensor> tensors;  // of the target, in its names
 };
@@ -61,20 +57,16 @@ Source open_hf(const std::string& folder, const ConvertOptions& options) {
     throw Error(ErrorKind::kInvalidArgument, folder + " is a Hugging Face folder already",
                 "another type of it: convert it --to dropless first");
   }
-  const std::string path = join_path(folder, kHfConfigFile);
   HfFolder hf = open_hf_folder(folder);
-  return {folder,
-          hf.model.config,
-          yaml_of(hf.model, folder),
-          parse_json(read_file(path), path),
-          std::move(hf.weights),
-          std::move(hf.map.ours)};
+  return {folder,           hf.model.config,       yaml_of(hf.model, folder),
+          nlohmann::json(), std::move(hf.weights), std::move(hf.map.ours)};
 }
 
 Source open_ours(const std::string& path, const ConvertOptions& options) {
   const std::string folder = resolve_checkpoint(path);
   const Manifest manifest = read_manifest(folder);
-  for (const char* file : {kConfigFile, kModelFile}) verify_file(folder, manifest, file);
+  verify_file(folder, manifest, kConfigFile);
+  for (const std::string& file : weight_files(folder)) verify_file(folder, manifest, file);
   const std::string config_path = join_path(folder, kConfigFile);
   const YamlDocument document = YamlDocument::load(config_path).without_warnings();
   const ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
@@ -91,73 +83,11 @@ Source open_ours(const std::string& path, const ConvertOptions& options) {
     tensors = std::move(map.theirs);
   } else {
     for (const auto& [name, entry] : weights.tensors()) {
-      std::int64_t elements = 1;
-      for (const std::int64_t size : entry.info.shape) elements *= size;
-      const std::int64_t columns = entry.info.shape.empty() ? 1 : entry.info.shape.back();
-      const Piece whole{name, 0, elements / std::max<std::int64_t>(columns, 1), columns, false};
-      tensors.push_back({{name, entry.info.shape}, {whole}});
+      tensors.push_back(same_tensor({name, entry.info.shape}));
     }
   }
   return {folder, config, read_file(config_path), kept, std::move(weights), std::move(tensors)};
 }
-
-// Writes into a temporary folder beside the target, which takes the target's name at the end.
-class FolderWriter {
- public:
-  FolderWriter(std::string target, bool overwrite) : target_(std::move(target)) {
-    while (target_.size() > 1 && target_.ends_with('/')) target_.pop_back();
-    if (path_exists(target_)) {
-      if (!is_folder(target_)) {
-        throw Error(ErrorKind::kInvalidArgument, target_ + " is a file", "name a folder");
-      }
-      if (!overwrite && !list_folder(target_).empty()) {
-        throw Error(ErrorKind::kInvalidArgument, target_ + " is not empty",
-                    "name another folder, or give --overwrite to replace it");
-      }
-    }
-    temporary_ = target_ + ".dropless-tmp";
-    remove_all(temporary_);
-    make_folders(temporary_);
-  }
-  ~FolderWriter() {
-    if (published_) return;
-    try {
-      remove_all(temporary_);
-    } catch (const Error& error) {
-      log_warning("{}", error.what());
-    }
-  }
-  FolderWriter(const FolderWriter&) = delete;
-  FolderWriter& operator=(const FolderWriter&) = delete;
-
-  const std::string& folder() const { return temporary_; }
-  void add_text(const std::string& name, std::string_view text) {
-    FileWriter writer(join_path(temporary_, name));
-    writer.write(text.data(), text.size());
-    writer.finish();
-    files_.push_back({name, text.size(), xxh3_hex(text)});
-  }
-  void add_written(const std::string& name, const WrittenFile& file) {
-    files_.push_back({name, file.bytes, file.xxh3});
-  }
-  void add_manifest() {
-    const std::string manifest = make_manifest({/*step=*/0, /*sequence=*/0, files_});
-    FileWriter writer(join_path(temporary_, kManifestName));
-    writer.write(manifest.data(), manifest.size());
-    writer.finish();
-  }
-  void publish() {
-    fsync_path(temporary_);
-    const std::string replaced = publish_folder(temporary_, target_, target_ + ".dropless-old");
-    if (!replaced.empty()) remove_all(replaced);
-    published_ = true;
-  }
-
- private:
-  std::string target_, temporary_;
-  std::vector<CheckpointFile> files_;
-  bool published_ = false;
-};
 
 // A target inside its own source, or the other way round, would be read while it is replaced.
 void require_apart(const std::string& source, const std::string& target) {
@@ -196,66 +126,137 @@ std::vector<Planned> plan(const Source& source, const ConvertOptions& options) {
   return all;
 }
 
-// One file of these tensors; returns how many of them have values that are no finite numbers.
-WrittenFile write_file(const std::string& path, const Source& source,
-                       const std::vector<Planned>& tensors, std::vector<std::string>& not_finite) {
-  std::map<std::string, const Planned*> by_name;
-  std::vector<NamedTensor> named;
+// All that decides the files' bytes: what is read, and how it is written.
+std::string plan_of(const Source& source, const std::vector<Planned>& tensors,
+                    const ConvertOptions& options) {
+  nlohmann::json plan{{"to", static_cast<int>(options.to)}, {"shard_bytes", options.shard_bytes}};
+  for (const auto& file : source.weights.files()) {
+    const auto changed = std::filesystem::last_write_time(file->path()).time_since_epoch().count();
+    plan["files"].push_back({file->path(), file_bytes(file->path()), changed});
+  }
   for (const Planned& tensor : tensors) {
-    by_name[tensor.named.name] = &tensor;
-    named.push_back(tensor.named);
+    plan["tensors"].push_back({tensor.named.name, storage_type_name(tensor.named.dtype)});
   }
-  SafetensorsWriter writer(path, named, {{"format", "pt"}});
-  for (const TensorInfo& info : writer.tensors()) {
-    const Planned& tensor = *by_name.at(info.name);
-    bool finite = true;
-    stream_tensor(source.weights, *tensor.tensor, tensor.type, [&](const at::Tensor& part) {
-      check_interrupted();
-      finite = finite && at::isfinite(part).all().item<bool>();
-      writer.append(part.const_data_ptr(), part.nbytes());
-    });
-    if (!finite) not_finite.push_back(info.name);
-  }
-  return writer.finish();
+  return xxh3_hex(plan.dump());
 }
 
-// Greedily, in order; a tensor above the limit has a file of its own.
-std::vector<std::vector<Planned>> shards_of(std::vector<Planned> tensors, std::uint64_t limit) {
-  std::vector<std::vector<Planned>> shards;
-  std::uint64_t filled = 0;
-  for (Planned& tensor : tensors) {
-    if (shards.empty() || (filled > 0 && filled + tensor.bytes > limit)) {
-      shards.emplace_back();
-      filled = 0;
+// Whether no value is NaN or infinite: in all of these types, one whose exponent is all ones.
+bool all_finite(const at::Tensor& part) {
+  const auto none_is = [&]<class Bits>(Bits exponent) {
+    const auto* bits = static_cast<const Bits*>(part.const_data_ptr());
+    Bits found = 0;
+    for (std::int64_t i = 0; i < part.numel(); ++i) found |= (bits[i] & exponent) == exponent;
+    return found == 0;
+  };
+  switch (part.scalar_type()) {
+    case at::kBFloat16:
+      return none_is(std::uint16_t{0x7f80});
+    case at::kHalf:
+      return none_is(std::uint16_t{0x7c00});
+    case at::kFloat:
+      return none_is(std::uint32_t{0x7f800000});
+    default:
+      return at::isfinite(part).all().item<bool>();
+  }
+}
+
+// Writes the tensor files into a FolderWriter, which may have some of them.
+class TensorWriter {
+ public:
+  TensorWriter(const Source& source, FolderWriter& folder, std::uint64_t bytes, bool progress)
+      : source_(source),
+        folder_(folder),
+        before_(folder.finished_bytes()),
+        start_(std::chrono::steady_clock::now()) {
+    ProgressLine::Options options;
+    options.label = "convert MB";
+    options.total = (bytes + kMega - 1) / kMega;
+    options.start = before_ / kMega;
+    options.enabled = progress;
+    progress_.emplace(options);
+  }
+
+  // `tensors` in files of at most `limit` bytes, greedily and in order; a tensor above the limit has
+  // a file of its own. With more than one file, an index says which tensor is where.
+  void write(std::vector<Planned> tensors, std::uint64_t limit) {
+    std::vector<std::vector<Planned>> shards;
+    std::uint64_t filled = 0, total = 0;
+    for (Planned& tensor : tensors) {
+      if (shards.empty() || (filled > 0 && filled + tensor.bytes > limit)) {
+        shards.emplace_back();
+        filled = 0;
+      }
+      filled += tensor.bytes;
+      total += tensor.bytes;
+      shards.back().push_back(std::move(tensor));
     }
-    filled += tensor.bytes;
-    shards.back().push_back(std::move(tensor));
+    nlohmann::ordered_json index;
+    index["metadata"]["total_size"] = total;
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      const std::string name = shards.size() == 1 ? kModelFile
+                                                  : fmt::format("model-{:05}-of-{:05}.safetensors",
+                                                                i + 1, shards.size());
+      if (!folder_.has(name)) folder_.add_tensors(name, write_file(name, shards[i]));
+      for (const Planned& tensor : shards[i]) index["weight_map"][tensor.named.name] = name;
+    }
+    if (shards.size() > 1) folder_.add_text(kIndexFile, index.dump(2) + "\n");
+    progress_->finish();
   }
-  return shards;
-}
 
-void write_hf(const Source& source, const ConvertOptions& options, FolderWriter& writer,
-              std::vector<Planned> tensors, std::vector<std::string>& not_finite) {
-  // The type of the matrices; transformers reads all in one.
+ private:
+  static constexpr std::uint64_t kMega = 1'000'000;
+
+  WrittenFile write_file(const std::string& name, const std::vector<Planned>& tensors) {
+    std::map<std::string, const Planned*> by_name;
+    std::vector<NamedTensor> named;
+    for (const Planned& tensor : tensors) {
+      by_name[tensor.named.name] = &tensor;
+      named.push_back(tensor.named);
+    }
+    SafetensorsWriter writer(join_path(folder_.folder(), name), named, {{"format", "pt"}});
+    std::vector<std::string> not_finite;
+    for (const TensorInfo& info : writer.tensors()) {
+      const Planned& tensor = *by_name.at(info.name);
+      bool finite = true;
+      stream_tensor(source_.weights, *tensor.tensor, tensor.type, [&](const at::Tensor& part) {
+        check_interrupted();
+        finite = finite && all_finite(part);
+        writer.append(part.const_data_ptr(), part.nbytes());
+        count(part.nbytes());
+      });
+      if (!finite) not_finite.push_back(info.name);
+    }
+    if (!not_finite.empty()) {
+      log_warning("{} of the {} tensors of {} hold values that are no finite numbers, {} first",
+                  not_finite.size(), tensors.size(), name, not_finite[0]);
+    }
+    return writer.finish();
+  }
+
+  void count(std::uint64_t bytes) {
+    written_ += bytes;
+    const std::uint64_t done = (before_ + written_) / kMega;
+    if (!progress_->due(done)) return;
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start_;
+    progress_->update(done, {fmt::format("{:.0f} MB/s", static_cast<double>(written_) / 1e6 /
+                                                            std::max(passed.count(), 1e-9))});
+  }
+
+  const Source& source_;
+  FolderWriter& folder_;
+  std::uint64_t before_;  // bytes that were there
+  std::chrono::steady_clock::time_point start_;
+  std::optional<ProgressLine> progress_;
+  std::uint64_t written_ = 0;  // here, and not before
+};
+
+// transformers' name of the type of the matrices; it reads all in one.
+std::string dtype_of_matrices(const std::vector<Planned>& tensors) {
   std::string dtype = "float32";
   for (const Planned& tensor : tensors) {
     if (tensor.tensor->tensor.shape.size() > 1) dtype = dtype_name(dtype_of(tensor.type));
   }
-  writer.add_text(kHfConfigFile, make_hf_config(source.config, dtype, source.kept).dump(2) + "\n");
-  std::uint64_t total = 0;
-  for (const Planned& tensor : tensors) total += tensor.bytes;
-  const auto shards = shards_of(std::move(tensors), options.shard_bytes);
-  nlohmann::ordered_json index;
-  index["metadata"]["total_size"] = total;
-  for (std::size_t i = 0; i < shards.size(); ++i) {
-    const std::string name =
-        shards.size() == 1 ? kModelFile
-                           : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    const std::string path = join_path(writer.folder(), name);
-    writer.add_written(name, write_file(path, source, shards[i], not_finite));
-    for (const Planned& tensor : shards[i]) index["weight_map"][tensor.named.name] = name;
-  }
-  if (shards.size() > 1) writer.add_text(kIndexFile, index.dump(2) + "\n");
+  return dtype;
 }
 
 }  // namespace
@@ -267,30 +268,29 @@ void convert_model(const std::string& path, const std::string& target,
   }
   const Source source = is_hf_folder(path) ? open_hf(path, options) : open_ours(path, options);
   require_apart(path, target);
-  std::vector<Planned> tensors = plan(source, options);
+  const std::vector<Planned> tensors = plan(source, options);
   std::uint64_t bytes = 0;
   for (const Planned& tensor : tensors) bytes += tensor.bytes;
-  FolderWriter writer(target, options.overwrite);
-  require_free(writer.folder(), bytes, target);
-  std::vector<std::string> not_finite;
-  for (const char* name : kCompanions) {
-    const std::string from = join_path(source.folder, name);
-    if (path_exists(from)) writer.add_text(name, read_file(from, kMaxCompanionBytes));
+  FolderWriter folder(target, options.overwrite, plan_of(source, tensors, options));
+  if (folder.finished_files() > 0) {
+    log_info("{} files of an earlier start are whole: going on", folder.finished_files());
+  }
+  require_free(folder.folder(), bytes - std::min(bytes, folder.finished_bytes()), target);
+  TensorWriter writer(source, folder, bytes, options.progress);
+  writer.write(tensors, options.shard_bytes);
+  for (const Companion& companion : read_companions(source.folder)) {
+    // config.json says the same.
+    if (options.to == Layout::kHf && companion.name == kKeptConfig) continue;
+    folder.add_text(companion.name, companion.content);
   }
   if (options.to == Layout::kHf) {
-    write_hf(source, options, writer, std::move(tensors), not_finite);
+    const auto config = make_hf_config(source.config, dtype_of_matrices(tensors), source.kept);
+    folder.add_text(kHfConfigFile, config.dump(2) + "\n");
   } else {
-    writer.add_written(kModelFile, write_file(join_path(writer.folder(), kModelFile), source,
-                                              tensors, not_finite));
-    writer.add_text(kConfigFile, source.config_yaml);
-    if (!source.kept.is_null()) writer.add_text(kKeptConfig, source.kept.dump(2) + "\n");
-    writer.add_manifest();
+    folder.add_text(kConfigFile, source.config_yaml);
+    folder.add_manifest();
   }
-  writer.publish();
-  if (!not_finite.empty()) {
-    log_warning("{} of {} tensors hold values that are no finite numbers, {} first",
-                not_finite.size(), source.tensors.size(), not_finite[0]);
-  }
+  folder.publish();
 }
 
 }  // namespace dropless::train

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <map>
 #include <optional>
@@ -24,7 +25,7 @@ using OrderedJson = nlohmann::ordered_json;
 constexpr std::pair<const char*, Family> kFamilies[] = {
     {"mixtral", Family::kMixtral}, {"olmoe", Family::kOlmoe}, {"qwen3_moe", Family::kQwen3Moe},
     {"dbrx", Family::kDbrx},       {"llama", Family::kLlama}, {"mistral", Family::kMistral},
-    {"qwen3", Family::kQwen3},
+    {"qwen3", Family::kQwen3},     {"qwen2", Family::kQwen2}, {"qwen2_moe", Family::kQwen2Moe},
 };
 
 // transformers' names of activations first, ours second; for each of ours the first is written.
@@ -123,21 +124,42 @@ class Keys {
   mutable std::set<std::string> asked_;
 };
 
-// rope_parameters (transformers 5) or rope_theta and rope_scaling (before).
-double read_rope_theta(const Keys& keys, double fallback) {
-  double theta = keys.get<double>("rope_theta", fallback);
+// What a scaled RoPE says beside its type, under the same names on both sides.
+constexpr const char* kRopeNumbers[] = {"factor",           "original_max_position_embeddings",
+                                        "low_freq_factor",  "high_freq_factor",
+                                        "beta_fast",        "beta_slow",
+                                        "attention_factor", "mscale",
+                                        "mscale_all_dim"};
+
+// rope_parameters (transformers 5) or rope_theta and rope_scaling (before), into `attention`.
+void read_rope(const Keys& keys, double theta, const char* max_positions, OrderedJson& attention) {
+  attention["rope_theta"] = keys.get<double>("rope_theta", theta);
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     if (!keys.has(key)) continue;
     const Keys rope = keys.part(key);
-    theta = rope.get<double>("rope_theta", theta);
-    for (const char* type : {"rope_type", "type"}) {
-      rope.refuse_unless(type, rope.get<std::string>(type, "default") == "default");
-    }
+    attention["rope_theta"] = rope.get<double>("rope_theta", attention["rope_theta"]);
     rope.refuse_unless("partial_rotary_factor",
                        rope.get<double>("partial_rotary_factor", 1.0) == 1.0);
+    const auto type = rope.get<std::string>("rope_type", rope.get<std::string>("type", "default"));
+    const char* name = rope.has("rope_type") ? "rope_type" : "type";
+    static const std::set<std::string> known = {"default", "linear", "dynamic", "llama3", "yarn"};
+    rope.refuse_unless(name, known.contains(type));
+    OrderedJson scaling{{"type", type}};
+    for (const char* number : kRopeNumbers) {
+      if (rope.has(number)) scaling[number] = rope.raw(number);
+    }
+    if (type == "yarn" && !scaling.contains("original_max_position_embeddings")) {
+      scaling["original_max_position_embeddings"] = keys.get<std::int64_t>(max_positions);
+    }
+    if (rope.has("truncate")) scaling["truncate"] = rope.get<bool>("truncate");
     rope.finish();
+    if (type == "default") continue;
+    // transformers keeps the first training's length for these too, and reads the context from
+    // max_position_embeddings.
+    if (type == "linear" || type == "dynamic") scaling.erase("original_max_position_embeddings");
+    attention["rope_impl"] = "hf";
+    attention["rope_hf_config"] = scaling;
   }
-  return theta;
 }
 
 std::string read_activation(const Keys& keys, const char* key) {
@@ -153,7 +175,7 @@ void refuse_dropout(const Keys& keys, std::initializer_list<const char*> names) 
   for (const char* key : names) keys.refuse_unless(key, keys.get<double>(key, 0.0) == 0.0);
 }
 
-OrderedJson attention_block(std::int64_t n_heads, std::int64_t kv_n_heads, double rope_theta) {
+OrderedJson attention_block(std::int64_t n_heads, std::int64_t kv_n_heads) {
   OrderedJson block;
   if (kv_n_heads == n_heads) {
     block["attn_type"] = "multihead_attention";
@@ -162,7 +184,6 @@ OrderedJson attention_block(std::int64_t n_heads, std::int64_t kv_n_heads, doubl
     block["kv_n_heads"] = kv_n_heads;
   }
   block["rope"] = true;
-  block["rope_theta"] = rope_theta;
   return block;
 }
 
@@ -182,18 +203,27 @@ OrderedJson moe_block(const std::string& activation, std::int64_t d_ffn, std::in
   return block;
 }
 
+// What every family says, under names of its own: `sizes` are those of d_model, n_heads, n_layers and
+// max_seq_len.
+OrderedJson model_block(const Keys& keys, const std::array<const char*, 4>& sizes,
+                        const char* norm_type) {
+  OrderedJson block;
+  block["name"] = "mpt_causal_lm";
+  block["d_model"] = keys.get<std::int64_t>(sizes[0]);
+  block["n_heads"] = keys.get<std::int64_t>(sizes[1]);
+  block["n_layers"] = keys.get<std::int64_t>(sizes[2]);
+  block["max_seq_len"] = keys.get<std::int64_t>(sizes[3]);
+  block["vocab_size"] = keys.get<std::int64_t>("vocab_size");
+  block["no_bias"] = true;
+  block["norm_type"] = norm_type;
+  return block;
+}
+
 OrderedJson dbrx_block(const Keys& keys) {
-  OrderedJson model;
-  const auto d_model = keys.get<std::int64_t>("d_model");
-  const auto n_heads = keys.get<std::int64_t>("n_heads");
-  model["name"] = "mpt_causal_lm";
-  model["d_model"] = d_model;
-  model["n_heads"] = n_heads;
-  model["n_layers"] = keys.get<std::int64_t>("n_layers");
-  model["max_seq_len"] = keys.get<std::int64_t>("max_seq_len");
-  model["vocab_size"] = keys.get<std::int64_t>("vocab_size");
-  model["no_bias"] = true;
-  model["norm_type"] = "layernorm";
+  OrderedJson model =
+      model_block(keys, {"d_model", "n_heads", "n_layers", "max_seq_len"}, "layernorm");
+  const auto d_model = model["d_model"].get<std::int64_t>();
+  const auto n_heads = model["n_heads"].get<std::int64_t>();
   model["tie_word_embeddings"] = false;
   keys.refuse_unless("tie_word_embeddings", !keys.get<bool>("tie_word_embeddings", false));
   refuse_dropout(keys, {"emb_pdrop", "resid_pdrop"});
@@ -207,8 +237,9 @@ OrderedJson dbrx_block(const Keys& keys) {
   keys.refuse_unless("num_key_value_heads",
                      keys.get<std::int64_t>("num_key_value_heads", kv_heads) == kv_heads);
   refuse_dropout(attention, {"attn_pdrop"});
-  const double theta = read_rope_theta(keys, attention.get<double>("rope_theta", 10000.0));
-  model["attn_config"] = attention_block(n_heads, kv_heads, theta);
+  model["attn_config"] = attention_block(n_heads, kv_heads);
+  read_rope(keys, attention.get<double>("rope_theta", 10000.0), "max_seq_len",
+            model["attn_config"]);
   if (attention.has("clip_qkv")) {
     model["attn_config"]["clip_qkv"] = attention.get<double>("clip_qkv");
   }
@@ -242,7 +273,9 @@ struct LlamaTraits {
   double norm_eps = 1e-6;
   const char* experts = nullptr;  // the key of their number; nullptr: dense
   const char* d_ffn = "intermediate_size";
-  bool sliding_window_switch = false;    // use_sliding_window decides
+  bool sliding_window_switch = false;  // use_sliding_window decides
+  bool qkv_bias = false;               // of queries, keys and values, but not of the output
+  bool shared_expert = false;
   std::optional<std::int64_t> head_dim;  // absent: hidden_size / num_attention_heads
   const char* qk_norm = nullptr;         // our key
   double loss_coefficient = 0.001;
@@ -262,6 +295,17 @@ LlamaTraits traits_of(Family family) {
       traits.experts = "num_experts";
       traits.qk_norm = "qk_ln";
       traits.loss_coefficient = 0.01;
+      break;
+    case Family::kQwen2Moe:
+      traits.experts = "num_experts";
+      traits.d_ffn = "moe_intermediate_size";
+      traits.sliding_window_switch = true;
+      traits.qkv_bias = true;
+      traits.shared_expert = true;
+      break;
+    case Family::kQwen2:
+      traits.sliding_window_switch = true;
+      traits.qkv_bias = true;
       break;
     case Family::kQwen3Moe:
       traits.experts = "num_experts";
@@ -283,30 +327,70 @@ LlamaTraits traits_of(Family family) {
   return traits;
 }
 
-void read_windows(const Keys& keys, const LlamaTraits& traits) {
+// A window of W tokens, the query's own among them, is ours of W - 1.
+void read_windows(const Keys& keys, const LlamaTraits& traits, OrderedJson& model) {
   const bool used = !traits.sliding_window_switch || keys.get<bool>("use_sliding_window", false);
-  if (keys.has("sliding_window") && used) {
-    keys.refuse_unless("sliding_window", keys.get<std::int64_t>("sliding_window") >=
-                                             keys.get<std::int64_t>("max_position_embeddings"));
+  const auto n_layers = model["n_layers"].get<std::int64_t>();
+  std::optional<std::int64_t> window;
+  if (keys.has("sliding_window")) window = keys.get<std::int64_t>("sliding_window");
+  if (!window && !keys.is_null("sliding_window")) window = traits.default_window;
+  std::vector<bool> windowed(static_cast<std::size_t>(n_layers), true);
+  if (traits.sliding_window_switch) {
+    const auto first = keys.get<std::int64_t>("max_window_layers", 28);
+    for (std::int64_t i = 0; i < n_layers; ++i) windowed[static_cast<std::size_t>(i)] = i >= first;
   }
-  if (traits.default_window && !keys.has("sliding_window") && !keys.is_null("sliding_window") &&
-      keys.get<std::int64_t>("max_position_embeddings") > *traits.default_window) {
-    throw Error(ErrorKind::kUnsupported,
-                fmt::format("{}: sliding_window, which is {} where the key is absent, is not "
-                            "supported by this version",
-                            keys.where(), *traits.default_window));
-  }
-  keys.has("max_window_layers");  // of no effect without a window
   if (keys.has("layer_types")) {
     const Json& types = keys.raw("layer_types");
-    keys.refuse_unless("layer_types", std::all_of(types.begin(), types.end(), [](const Json& type) {
-                         return type == "full_attention";
-                       }));
+    if (!types.is_array() || types.size() != windowed.size()) {
+      keys.fail(fmt::format("layer_types is no list of {} layers", n_layers));
+    }
+    for (std::size_t i = 0; i < windowed.size(); ++i) {
+      windowed[i] = types[i] == "sliding_attention";
+      keys.refuse_unless("layer_types", windowed[i] || types[i] == "full_attention");
+    }
+  }
+  // One that no position reaches changes nothing.
+  if (!used || !window || *window >= model["max_seq_len"].get<std::int64_t>()) return;
+  if (*window < 1) keys.fail(fmt::format("sliding_window {} is below 1", *window));
+  const auto layers = std::count(windowed.begin(), windowed.end(), true);
+  if (layers == 0) return;
+  if (layers == n_layers) {
+    model["attn_config"]["sliding_window_size"] = *window - 1;
+    return;
+  }
+  OrderedJson& overrides = model["block_overrides"];
+  overrides["overrides"]["windowed"] = {{"attn_config", {{"sliding_window_size", *window - 1}}}};
+  for (const bool one : windowed) {
+    overrides["order"].push_back({{"name", one ? "windowed" : "default"}});
   }
 }
 
+// Which layers are mixtures, where not all are; the others have a width of their own.
+void read_dense_layers(const Keys& keys, std::int64_t n_layers, OrderedJson& block) {
+  const auto step = keys.get<std::int64_t>("decoder_sparse_step", 1);
+  if (step < 1) keys.fail(fmt::format("decoder_sparse_step {} is below 1", step));
+  std::set<std::int64_t> dense;
+  if (keys.has("mlp_only_layers")) {
+    for (const Json& layer : keys.raw("mlp_only_layers")) {
+      if (!layer.is_number_integer()) keys.fail("mlp_only_layers is no list of layers");
+      dense.insert(layer.get<std::int64_t>());
+    }
+  }
+  std::vector<std::int64_t> mixtures;
+  for (std::int64_t i = 0; i < n_layers; ++i) {
+    if ((i + 1) % step == 0 && !dense.contains(i)) mixtures.push_back(i);
+  }
+  const bool all = static_cast<std::int64_t>(mixtures.size()) == n_layers;
+  if (all) {
+    keys.has("intermediate_size");  // of no layer
+    return;
+  }
+  block["moe_layers"] = mixtures;
+  block["dense_ffn_hidden_size"] = keys.get<std::int64_t>("intermediate_size");
+}
+
 OrderedJson llama_moe_block(const Keys& keys, Family family, const LlamaTraits& traits,
-                            const std::string& activation) {
+                            const std::string& activation, std::int64_t n_layers) {
   // transformers writes either name.
   const char* other =
       std::string_view(traits.experts) == "num_experts" ? "num_local_experts" : "num_experts";
@@ -316,54 +400,59 @@ OrderedJson llama_moe_block(const Keys& keys, Family family, const LlamaTraits& 
   const auto top_k = keys.get<std::int64_t>("num_experts_per_tok");
   const bool normalize = family == Family::kMixtral || keys.get<bool>("norm_topk_prob", false);
   refuse_dropout(keys, {"router_jitter_noise"});
-  if (family == Family::kQwen3Moe) {
-    keys.has("intermediate_size");  // the width of layers that are not mixtures: there are none
-    keys.refuse_unless("decoder_sparse_step",
-                       keys.get<std::int64_t>("decoder_sparse_step", 1) == 1);
-    keys.refuse_unless("mlp_only_layers",
-                       !keys.has("mlp_only_layers") || keys.raw("mlp_only_layers").empty());
-  }
   // Balanced, transformers' loss is top_k, ours 1.
   const double loss = keys.get<double>("router_aux_loss_coef", traits.loss_coefficient) *
                       static_cast<double>(top_k);
-  return moe_block(activation, keys.get<std::int64_t>(traits.d_ffn), experts, top_k,
-                   normalize ? 1.0 : 0.0, loss);
+  OrderedJson block = moe_block(activation, keys.get<std::int64_t>(traits.d_ffn), experts, top_k,
+                                normalize ? 1.0 : 0.0, loss);
+  if (family == Family::kQwen3Moe || family == Family::kQwen2Moe) {
+    read_dense_layers(keys, n_layers, block);
+  }
+  if (traits.shared_expert) {
+    block["shared_expert"] = true;
+    block["shared_expert_gate"] = true;
+    block["shared_expert_hidden_size"] = keys.get<std::int64_t>("shared_expert_intermediate_size");
+  }
+  return block;
+}
+
+void read_biases(const Keys& keys, Family family, const LlamaTraits& traits, OrderedJson& model) {
+  const char* key = traits.qkv_bias ? "qkv_bias" : "attention_bias";
+  const bool bias = keys.get<bool>(key, traits.qkv_bias);
+  const bool optional = family != Family::kMixtral && family != Family::kMistral;
+  keys.refuse_unless(key, optional || !bias);
+  if (!bias) return;
+  model["attention_bias"] = true;
+  if (traits.qkv_bias) model["attn_config"]["out_proj_bias"] = false;
 }
 
 OrderedJson llama_block(const Keys& keys, Family family) {
   const LlamaTraits traits = traits_of(family);
-  OrderedJson model;
-  const auto d_model = keys.get<std::int64_t>("hidden_size");
-  const auto n_heads = keys.get<std::int64_t>("num_attention_heads");
-  model["name"] = "mpt_causal_lm";
-  model["d_model"] = d_model;
-  model["n_heads"] = n_heads;
-  model["n_layers"] = keys.get<std::int64_t>("num_hidden_layers");
+  OrderedJson model = model_block(
+      keys, {"hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings"},
+      "rmsnorm");
+  const auto n_heads = model["n_heads"].get<std::int64_t>();
   if (keys.has("head_dim")) {
     model["head_dim"] = keys.get<std::int64_t>("head_dim");
   } else if (traits.head_dim) {
     model["head_dim"] = *traits.head_dim;
   }
-  model["max_seq_len"] = keys.get<std::int64_t>("max_position_embeddings");
-  model["vocab_size"] = keys.get<std::int64_t>("vocab_size");
-  model["no_bias"] = true;
-  model["norm_type"] = "rmsnorm";
   model["norm_eps"] = keys.get<double>("rms_norm_eps", traits.norm_eps);
   model["tie_word_embeddings"] = keys.get<bool>("tie_word_embeddings", false);
-  for (const char* key : {"attention_bias", "mlp_bias", "qkv_bias"}) {
-    keys.refuse_unless(key, !keys.get<bool>(key, false));
-  }
+  keys.refuse_unless("mlp_bias", !keys.get<bool>("mlp_bias", false));
   refuse_dropout(keys, {"attention_dropout"});
   // OLMoE clips behind the norm of queries and keys, this model before it.
   keys.refuse_unless("clip_qkv", false);
-  read_windows(keys, traits);
   model["attn_config"] =
-      attention_block(n_heads, keys.get<std::int64_t>("num_key_value_heads", n_heads),
-                      read_rope_theta(keys, traits.rope_theta));
+      attention_block(n_heads, keys.get<std::int64_t>("num_key_value_heads", n_heads));
+  read_rope(keys, traits.rope_theta, "max_position_embeddings", model["attn_config"]);
+  read_windows(keys, traits, model);
+  read_biases(keys, family, traits, model);
   if (traits.qk_norm) model["attn_config"][traits.qk_norm] = true;
   const std::string activation = read_activation(keys, "hidden_act");
   if (traits.experts) {
-    model["ffn_config"] = llama_moe_block(keys, family, traits, activation);
+    model["ffn_config"] =
+        llama_moe_block(keys, family, traits, activation, model["n_layers"].get<std::int64_t>());
   } else {
     model["ffn_config"] = {{"ffn_type", "mptglu"},
                            {"ffn_act_fn", {{"name", activation}}},
@@ -412,27 +501,26 @@ namespace {
 void check_expressible(const ModelConfig& config) {
   static const std::set<std::string> said = {
       "d_model", "n_heads", "n_layers", "vocab_size", "head_dim", "tie_word_embeddings",
-      "norm_type", "norm_eps", "attn_config.kv_n_heads", "attn_config.clip_qkv",
-      "attn_config.qk_ln", "attn_config.qk_gn", "attn_config.rope_theta", "ffn_config.ffn_type",
-      "ffn_config.ffn_hidden_size", "ffn_config.ffn_act_fn", "ffn_config.moe_num_experts",
-      "ffn_config.moe_top_k", "ffn_config.moe_normalize_expert_weights",
+      "norm_type", "norm_eps", "attention_bias", "attn_config.kv_n_heads", "attn_config.clip_qkv",
+      "attn_config.qk_ln", "attn_config.qk_gn", "attn_config.rope_theta",
+      "attn_config.rope_hf_config", "attn_config.sliding_window_size", "attn_config.out_proj_bias",
       // Of one document, the same function.
-      "attn_config.attn_uses_sequence_id"};
+      "attn_config.attn_uses_sequence_id", "ffn_config.ffn_type", "ffn_config.ffn_hidden_size",
+      "ffn_config.dense_ffn_hidden_size", "ffn_config.ffn_act_fn", "ffn_config.moe_layers",
+      "ffn_config.moe_num_experts", "ffn_config.moe_top_k",
+      "ffn_config.moe_normalize_expert_weights", "ffn_config.shared_expert_hidden_size",
+      "ffn_config.shared_expert_gate"};
   static const std::map<std::string, std::string> fixed = {
       {"learned_pos_emb", "false"},
       {"no_bias", "true"},
       {"attn_config.softmax_scale", "null"},
       {"attn_config.rope", "true"},
-      {"ffn_config.mlp_type", "glu"},
-      {"attn_config.rope_hf_config", "no_scaling"},
       {"attn_config.alibi", "false"},
-      {"attn_config.sliding_window_size", "-1"},
       {"attn_config.attn_logit_softcapping", "0"},
       {"attn_config.fused_qkv", "true"},
-      {"attn_config.out_proj_bias", "false"},
-      {"attention_bias", "false"},
       {"logit_scale", "1"},
       {"final_logit_softcapping", "0"},
+      {"ffn_config.mlp_type", "glu"},
       {"ffn_config.uniform_expert_assignment", "false"},
       {"ffn_config.moe_router_score", "softmax"},
       {"ffn_config.moe_routed_scaling_factor", "1"},
@@ -440,10 +528,7 @@ void check_expressible(const ModelConfig& config) {
       {"ffn_config.moe_group_top_k", "1"},
       {"ffn_config.moe_selection_bias", "false"},
       {"ffn_config.moe_capacity_factor", "0"},
-      {"ffn_config.moe_layers", "all"},
-      {"ffn_config.shared_expert_hidden_size", "0"},
-      {"ffn_config.shared_expert_weighted_sum", "false"},
-      {"ffn_config.shared_expert_gate", "false"}};
+      {"ffn_config.shared_expert_weighted_sum", "false"}};
   for (const auto& [name, value] : config.maths()) {
     const std::string key = name.substr(std::string("model.").size());
     if (said.contains(key)) continue;
@@ -462,7 +547,26 @@ std::string their_activation(Activation activation) {
 }
 
 OrderedJson rope_parameters(const ModelConfig& config) {
-  return {{"rope_theta", config.attention.rope_theta}, {"rope_type", "default"}};
+  const RopeScaling& scaling = config.attention.rope_scaling;
+  using Type = RopeScaling::Type;
+  OrderedJson rope{{"rope_theta", config.attention.rope_theta}, {"rope_type", "default"}};
+  if (scaling.type == Type::kNone) return rope;
+  rope["rope_type"] = scaling.type_name();
+  rope["factor"] = scaling.factor;
+  if (scaling.original_max_seq_len > 0) {
+    rope["original_max_position_embeddings"] = scaling.original_max_seq_len;
+  }
+  if (scaling.type == Type::kLlama3) {
+    rope["low_freq_factor"] = scaling.low_freq_factor;
+    rope["high_freq_factor"] = scaling.high_freq_factor;
+  }
+  if (scaling.type == Type::kYarn) {
+    rope["beta_fast"] = scaling.beta_fast;
+    rope["beta_slow"] = scaling.beta_slow;
+    rope["attention_factor"] = scaling.attention_factor;
+    rope["truncate"] = scaling.truncate;
+  }
+  return rope;
 }
 
 OrderedJson dbrx_config(const ModelConfig& config) {
@@ -493,6 +597,28 @@ OrderedJson dbrx_config(const ModelConfig& config) {
   return json;
 }
 
+bool knows_windows(Family family) {
+  return family == Family::kMixtral || family == Family::kMistral ||
+         traits_of(family).sliding_window_switch;
+}
+
+void write_windows(const ModelConfig& config, Family family, OrderedJson& json) {
+  if (!knows_windows(family)) return;
+  const bool mixed = !config.layer_windows.empty();
+  const std::int64_t window =
+      mixed ? *std::max_element(config.layer_windows.begin(), config.layer_windows.end())
+            : config.attention.window;
+  json["sliding_window"] = nullptr;
+  if (window >= 0) json["sliding_window"] = window + 1;
+  if (!traits_of(family).sliding_window_switch) return;
+  json["use_sliding_window"] = window >= 0;
+  json["max_window_layers"] = 0;
+  for (std::int64_t i = 0; i < config.n_layers; ++i) {
+    const bool windowed = config.attention_of(i).window >= 0;
+    json["layer_types"].push_back(windowed ? "sliding_attention" : "full_attention");
+  }
+}
+
 OrderedJson llama_config(const ModelConfig& config, Family family) {
   const LlamaTraits traits = traits_of(family);
   const MoELayerConfig* layer = config.moe();
@@ -500,7 +626,7 @@ OrderedJson llama_config(const ModelConfig& config, Family family) {
   const std::int64_t d_ffn = layer ? layer->moe.d_ffn : dense->d_ffn;
   OrderedJson json;
   json["hidden_size"] = config.d_model;
-  json["intermediate_size"] = d_ffn;
+  json["intermediate_size"] = config.dense_layers.empty() ? d_ffn : config.dense_ffn.d_ffn;
   json[traits.d_ffn] = d_ffn;
   json["num_hidden_layers"] = config.n_layers;
   json["num_attention_heads"] = config.n_heads;
@@ -514,14 +640,88 @@ OrderedJson llama_config(const ModelConfig& config, Family family) {
   // Both spellings: transformers before 5 knows the one, later ones write the other.
   json["rope_theta"] = config.attention.rope_theta;
   json["rope_parameters"] = rope_parameters(config);
-  if (family == Family::kMixtral || family == Family::kMistral) json["sliding_window"] = nullptr;
+  // What transformers before 5 reads in its place.
+  if (config.attention.rope_scaling.type != RopeScaling::Type::kNone) {
+    json["rope_scaling"] = rope_parameters(config);
+    json["rope_scaling"].erase("rope_theta");
+  }
+  write_windows(config, family, json);
+  if (traits.qkv_bias) json["qkv_bias"] = config.attention.bias;
+  if (!traits.qkv_bias && config.attention.bias) json["attention_bias"] = true;
   if (layer) {
     json[traits.experts] = layer->moe.num_experts;
     json["num_experts_per_tok"] = layer->moe.top_k;
     json["router_aux_loss_coef"] = layer->loss_weight / static_cast<double>(layer->moe.top_k);
     if (family != Family::kMixtral) json["norm_topk_prob"] = layer->moe.route.normalize_p == 1.0;
+    if (traits.shared_expert) json["shared_expert_intermediate_size"] = layer->shared_d_ffn;
+    if (!config.dense_layers.empty()) json["mlp_only_layers"] = config.dense_layers;
   }
   return json;
+}
+
+}  // namespace
+
+namespace {
+
+bool has_windows(const ModelConfig& config) {
+  return config.attention.window >= 0 || !config.layer_windows.empty();
+}
+
+Family dense_family_of(const ModelConfig& config, const FfnConfig& dense, bool qkv_bias,
+                       const Json& kept) {
+  if (!dense.glu) inexpressible("model.ffn_config.ffn_type", "mptmlp", "they have mptglu");
+  const QkNorm norm = config.attention.qk_norm;
+  if (norm == QkNorm::kWhole) {
+    inexpressible("model.attn_config.qk_ln", "true", "dense ones have qk_gn");
+  }
+  if (norm == QkNorm::kPerHead) return Family::kQwen3;
+  if (qkv_bias) return Family::kQwen2;
+  const bool mistral = kept.is_object() && kept.value("model_type", Json()) == "mistral";
+  return mistral || has_windows(config) ? Family::kMistral : Family::kLlama;
+}
+
+Family mixture_family_of(const ModelConfig& config, const MoELayerConfig& layer, bool qkv_bias) {
+  const double p = layer.moe.route.normalize_p;
+  const QkNorm norm = config.attention.qk_norm;
+  if (layer.shared_d_ffn > 0) {
+    if (!layer.shared_gate) {
+      inexpressible("model.ffn_config.shared_expert", "true", "without shared_expert_gate");
+    }
+    if (norm != QkNorm::kNone) inexpressible("a norm of queries and keys", "beside shared_expert");
+  }
+  const bool shared = layer.shared_d_ffn > 0;
+  const bool optional = norm != QkNorm::kNone || shared;
+  if (p != 1.0 && !(optional && p == 0.0)) {
+    inexpressible("model.ffn_config.moe_normalize_expert_weights", fmt::format("{}", p));
+  }
+  if (shared) return Family::kQwen2Moe;
+  if (qkv_bias) inexpressible("model.attn_config.out_proj_bias", "false", "without shared_expert");
+  if (norm == QkNorm::kNone) return Family::kMixtral;
+  return norm == QkNorm::kWhole ? Family::kOlmoe : Family::kQwen3Moe;
+}
+
+// What only some of the families with Llama's names have.
+void check_attention(const ModelConfig& config, Family family) {
+  const LlamaTraits traits = traits_of(family);
+  const bool both = config.attention.bias && config.attention.out_bias;
+  if (both && (family == Family::kMixtral || family == Family::kMistral || traits.qkv_bias)) {
+    inexpressible("model.attention_bias", "true", family_name(family) + std::string(" has none"));
+  }
+  if (has_windows(config) && !knows_windows(family)) {
+    inexpressible("model.attn_config.sliding_window_size", "a window",
+                  family_name(family) + std::string(" has none"));
+  }
+  if (!config.layer_windows.empty()) {
+    std::set<std::int64_t> sizes(config.layer_windows.begin(), config.layer_windows.end());
+    sizes.erase(-1);
+    if (!traits.sliding_window_switch || sizes.size() > 1) {
+      inexpressible("model.block_overrides", "windows of several sizes");
+    }
+  }
+  if (!config.dense_layers.empty() && family != Family::kQwen2Moe && family != Family::kQwen3Moe) {
+    inexpressible("model.ffn_config.moe_layers", "some layers",
+                  family_name(family) + std::string(" has mixtures in all"));
+  }
 }
 
 }  // namespace
@@ -544,28 +744,24 @@ Family hf_family_of(const ModelConfig& config, const Json& kept) {
     if (attention.head_dim * config.n_heads != config.d_model) {
       inexpressible("model.head_dim", fmt::format("{}", attention.head_dim));
     }
+    if (attention.bias || attention.out_bias) inexpressible("model.attention_bias", "true");
+    if (has_windows(config)) inexpressible("model.attn_config.sliding_window_size", "a window");
+    if (!config.dense_layers.empty()) inexpressible("model.ffn_config.moe_layers", "some layers");
+    if (layer->shared_d_ffn > 0) inexpressible("model.ffn_config.shared_expert", "true");
     return Family::kDbrx;
   }
   if (attention.clip_qkv != 0) {
     inexpressible("model.attn_config.clip_qkv", fmt::format("{}", attention.clip_qkv),
                   "beside rmsnorm");
   }
-  if (!layer) {
-    if (!dense->glu) inexpressible("model.ffn_config.ffn_type", "mptmlp", "they have mptglu");
-    if (attention.qk_norm == QkNorm::kWhole) {
-      inexpressible("model.attn_config.qk_ln", "true", "dense ones have qk_gn");
-    }
-    if (attention.qk_norm == QkNorm::kPerHead) return Family::kQwen3;
-    const bool mistral = kept.is_object() && kept.value("model_type", Json()) == "mistral";
-    return mistral ? Family::kMistral : Family::kLlama;
+  const bool qkv_bias = attention.bias && !attention.out_bias;
+  if (!attention.bias && attention.out_bias) {
+    inexpressible("model.attn_config.out_proj_bias", "true", "without attention_bias");
   }
-  const double p = layer->moe.route.normalize_p;
-  const bool optional = attention.qk_norm != QkNorm::kNone;
-  if (p != 1.0 && !(optional && p == 0.0)) {
-    inexpressible("model.ffn_config.moe_normalize_expert_weights", fmt::format("{}", p));
-  }
-  if (!optional) return Family::kMixtral;
-  return attention.qk_norm == QkNorm::kWhole ? Family::kOlmoe : Family::kQwen3Moe;
+  const Family family = layer ? mixture_family_of(config, *layer, qkv_bias)
+                              : dense_family_of(config, *dense, qkv_bias, kept);
+  check_attention(config, family);
+  return family;
 }
 
 OrderedJson make_hf_config(const ModelConfig& config, const std::string& dtype, const Json& kept) {
@@ -574,7 +770,8 @@ OrderedJson make_hf_config(const ModelConfig& config, const std::string& dtype, 
       {Family::kMixtral, "MixtralForCausalLM"},   {Family::kOlmoe, "OlmoeForCausalLM"},
       {Family::kQwen3Moe, "Qwen3MoeForCausalLM"}, {Family::kDbrx, "DbrxForCausalLM"},
       {Family::kLlama, "LlamaForCausalLM"},       {Family::kMistral, "MistralForCausalLM"},
-      {Family::kQwen3, "Qwen3ForCausalLM"}};
+      {Family::kQwen3, "Qwen3ForCausalLM"},       {Family::kQwen2, "Qwen2ForCausalLM"},
+      {Family::kQwen2Moe, "Qwen2MoeForCausalLM"}};
   OrderedJson json;
   json["architectures"] = {architectures.at(family)};
   json["model_type"] = family_name(family);

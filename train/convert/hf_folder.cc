@@ -1,5 +1,9 @@
 #include "train/convert/hf_folder.h"
 
+#include <fmt/format.h>
+
+#include <variant>
+
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
@@ -18,10 +22,26 @@ HfModel read_hf_folder_config(const std::string& folder) {
   return read_hf_config(parse_json(read_file(path, kMaxBytes), path), path);
 }
 
+namespace {
+
+std::int64_t first_mixture(const ModelConfig& config) {
+  std::int64_t layer = 0;
+  while (layer < config.n_layers - 1 &&
+         !std::holds_alternative<MoELayerConfig>(config.ffn_of(layer))) {
+    ++layer;
+  }
+  return layer;
+}
+
+}  // namespace
+
 HfFolder open_hf_folder(const std::string& folder) {
   HfModel model = read_hf_folder_config(folder);
   TensorFolder weights = TensorFolder::open(folder);
-  const bool stacked = weights.contains("model.layers.0.mlp.experts.gate_up_proj");
+  // In the first layer that is a mixture.
+  const std::int64_t layer = first_mixture(model.config);
+  const bool stacked =
+      weights.contains(fmt::format("model.layers.{}.mlp.experts.gate_up_proj", layer));
   TensorMap map =
       hf_tensor_map(model.config, model.family, stacked ? ExpertForm::kStacked : ExpertForm::kEach);
   std::vector<TensorShape> wanted;

@@ -97,20 +97,22 @@ at::ScalarType type_of(const TensorFolder::Entry& entry) {
 
 }  // namespace
 
+std::vector<std::string> weight_files(const std::string& folder) {
+  if (path_exists(join_path(folder, kIndexFile))) {
+    std::set<std::string> names;
+    for (const auto& [tensor, file] : read_index(join_path(folder, kIndexFile))) names.insert(file);
+    return {names.begin(), names.end()};
+  }
+  if (!path_exists(join_path(folder, kModelFile))) no_weights(folder);
+  return {kModelFile};
+}
+
 TensorFolder TensorFolder::open(const std::string& folder) {
   TensorFolder result;
   result.folder_ = folder;
   std::map<std::string, std::string> index;
-  std::set<std::string> names;
-  if (path_exists(join_path(folder, kIndexFile))) {
-    index = read_index(join_path(folder, kIndexFile));
-    for (const auto& [tensor, file] : index) names.insert(file);
-  } else if (path_exists(join_path(folder, kModelFile))) {
-    names.insert(kModelFile);
-  } else {
-    no_weights(folder);
-  }
-  for (const std::string& name : names) {
+  if (path_exists(join_path(folder, kIndexFile))) index = read_index(join_path(folder, kIndexFile));
+  for (const std::string& name : weight_files(folder)) {
     const std::string path = join_path(folder, name);
     if (!path_exists(path)) {
       throw Error(ErrorKind::kDamaged, fmt::format("{} is missing; {} names it", path, kIndexFile),
@@ -195,14 +197,16 @@ void stream_tensor(const TensorFolder& source, const MappedTensor& target, at::S
   for (const Piece& piece : target.pieces) {
     const TensorFolder::Entry& entry = source.at(piece.source);
     const at::ScalarType stored = type_of(entry);
+    if (piece.rows == 0 || piece.columns == 0) continue;
     const std::int64_t row_bytes =
         piece.columns * static_cast<std::int64_t>(c10::elementSize(stored));
     const std::int64_t step =
         piece.transpose ? piece.rows
                         : std::clamp<std::int64_t>(kChunkBytes / row_bytes, 1, piece.rows);
+    const at::Tensor buffer = at::empty({step, piece.columns}, stored);
     for (std::int64_t row = 0; row < piece.rows; row += step) {
       const std::int64_t rows = std::min(step, piece.rows - row);
-      const at::Tensor read = at::empty({rows, piece.columns}, stored);
+      const at::Tensor read = buffer.narrow(0, 0, rows);
       entry.file->read_part(entry.info, (piece.first_row + row) * row_bytes,
                             read.mutable_data_ptr(), rows * row_bytes);
       sink((piece.transpose ? read.t() : read).to(type).contiguous());

@@ -16,10 +16,15 @@ namespace dropless::train {
 
 inline constexpr const char* kIndexFile = "model.safetensors.index.json";
 
+// The files of the tensors, sorted: those that the index names, or model.safetensors. Throws Error:
+// kInvalidArgument where there is neither (for pickles it says how to convert them), kDamaged for a
+// broken index.
+std::vector<std::string> weight_files(const std::string& folder);
+
 class TensorFolder {
  public:
-  // Throws Error: kInvalidArgument where there are no safetensors files (for pickles it says how to
-  // convert them), kDamaged for a missing or damaged shard and an index that does not match them.
+  // Throws Error as weight_files() does, and kDamaged for a missing or damaged shard and an index
+  // that does not match them.
   static TensorFolder open(const std::string& folder);
 
   struct Entry {
@@ -29,6 +34,7 @@ class TensorFolder {
   const std::map<std::string, Entry>& tensors() const { return tensors_; }
   bool contains(const std::string& name) const { return tensors_.contains(name); }
   const Entry& at(const std::string& name) const;
+  const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
 
   // Throws Error(kInvalidArgument) listing the tensors that are missing, that nothing asks for, or
   // whose shape is another. `optional`: the names of tensors that may be there and are not used.

@@ -47,6 +47,13 @@ class Linker {
     shapes_[theirs] = {n_rows, columns};
   }
 
+  // The same of vectors.
+  void elements(const std::string& ours, std::int64_t first, const std::string& theirs,
+                std::int64_t count) {
+    links_.push_back({ours, first, theirs, 0, count, 1, false});
+    shapes_[theirs] = {count};
+  }
+
   void embeddings(const std::string& table, const std::string& norm) {
     const std::int64_t V = config_.vocab_size, D = config_.d_model;
     same("transformer.wte.weight", table, {V, D});
@@ -86,6 +93,13 @@ class Linker {
     rows(wqkv, q, theirs + "k_proj.weight", kv, D);
     rows(wqkv, q + kv, theirs + "v_proj.weight", kv, D);
     same(block + "attn.out_proj.weight", theirs + "o_proj.weight", {D, q});
+    if (attention.bias) {
+      const std::string bias = block + "attn.Wqkv.bias";
+      elements(bias, 0, theirs + "q_proj.bias", q);
+      elements(bias, q, theirs + "k_proj.bias", kv);
+      elements(bias, q + kv, theirs + "v_proj.bias", kv);
+    }
+    if (attention.out_bias) same(block + "attn.out_proj.bias", theirs + "o_proj.bias", {D});
     if (attention.qk_norm == QkNorm::kNone) return;
     const bool whole = attention.qk_norm == QkNorm::kWhole;
     same(block + "attn.q_ln.weight", theirs + "q_norm.weight", {whole ? q : d});
@@ -118,12 +132,12 @@ class Linker {
     }
   }
 
-  void dense(const std::string& block, const std::string& layer) {
-    const std::int64_t F = std::get<FfnConfig>(config_.ffn).d_ffn, D = config_.d_model;
+  void dense(const std::string& ours, const std::string& theirs, std::int64_t F) {
+    const std::int64_t D = config_.d_model;
     for (const char* name : {"gate_proj.weight", "up_proj.weight"}) {
-      same(block + "ffn." + name, layer + "mlp." + name, {F, D});
+      same(ours + name, theirs + name, {F, D});
     }
-    same(block + "ffn.down_proj.weight", layer + "mlp.down_proj.weight", {D, F});
+    same(ours + "down_proj.weight", theirs + "down_proj.weight", {D, F});
   }
 
   void llama_like() {
@@ -134,10 +148,15 @@ class Linker {
       same(block + "norm_1.weight", layer + "input_layernorm.weight", {config_.d_model});
       attention(block, layer + "self_attn.");
       same(block + "norm_2.weight", layer + "post_attention_layernorm.weight", {config_.d_model});
-      if (config_.moe()) {
+      const auto ffn = config_.ffn_of(i);
+      if (const auto* mixture = std::get_if<MoELayerConfig>(&ffn)) {
         experts(block, layer);
+        if (mixture->shared_d_ffn == 0) continue;
+        dense(block + "ffn.shared_expert.", layer + "mlp.shared_expert.", mixture->shared_d_ffn);
+        same(block + "ffn.shared_expert_gate.weight", layer + "mlp.shared_expert_gate.weight",
+             {1, config_.d_model});
       } else {
-        dense(block, layer);
+        dense(block + "ffn.", layer + "mlp.", std::get<FfnConfig>(ffn).d_ffn);
       }
     }
   }
@@ -197,8 +216,18 @@ const char* family_name(Family family) {
       return "mistral";
     case Family::kQwen3:
       return "qwen3";
+    case Family::kQwen2:
+      return "qwen2";
+    case Family::kQwen2Moe:
+      return "qwen2_moe";
   }
   return "unknown";
+}
+
+MappedTensor same_tensor(const TensorShape& tensor) {
+  const std::int64_t columns = tensor.shape.empty() ? 1 : tensor.shape.back();
+  const std::int64_t rows = columns == 0 ? 0 : count(tensor.shape) / columns;
+  return {tensor, {{tensor.name, 0, rows, columns, false}}};
 }
 
 TensorMap hf_tensor_map(const ModelConfig& config, Family family, ExpertForm form) {

@@ -13,7 +13,17 @@
 
 namespace dropless::train {
 
-enum class Family { kMixtral, kOlmoe, kQwen3Moe, kDbrx, kLlama, kMistral, kQwen3 };
+enum class Family {
+  kMixtral,
+  kOlmoe,
+  kQwen3Moe,
+  kDbrx,
+  kLlama,
+  kMistral,
+  kQwen3,
+  kQwen2,
+  kQwen2Moe
+};
 
 const char* family_name(Family family);  // config.json's model_type
 
@@ -49,6 +59,9 @@ struct MappedTensor {
   TensorShape tensor;
   std::vector<Piece> pieces;  // one after the other they are its bytes
 };
+
+// A tensor that the source has under its own name and in its own shape.
+MappedTensor same_tensor(const TensorShape& tensor);
 
 struct TensorMap {
   std::vector<MappedTensor> ours, theirs;

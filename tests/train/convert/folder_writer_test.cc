@@ -1,0 +1,89 @@
+#include "train/convert/folder_writer.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/checkpoint/manifest.h"
+
+namespace dropless::train {
+namespace {
+
+class FolderWriterTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = testing::TempDir() + "/folder_writer_" + std::to_string(::getpid());
+    make_folders(root_);
+    target_ = root_ + "/model";
+  }
+  void TearDown() override { remove_all(root_); }
+
+  static void put(FolderWriter& writer, const std::string& name) {
+    const float value = 1;
+    writer.add_tensors(name, write_safetensors(join_path(writer.folder(), name),
+                                               {{"a", StorageType::kF32, {1}, &value}}));
+  }
+
+  std::string root_, target_;
+};
+
+TEST_F(FolderWriterTest, PublishesAWholeFolder) {
+  FolderWriter writer(target_, false, "plan");
+  put(writer, "model.safetensors");
+  writer.add_text("config.yaml", "a: 1\n");
+  EXPECT_FALSE(path_exists(target_));
+  writer.add_manifest();
+  writer.publish();
+  EXPECT_EQ(list_folder(target_),
+            (std::vector<std::string>{"config.yaml", "manifest.json", "model.safetensors"}));
+  EXPECT_EQ(verify_checkpoint(target_).files.size(), 2u);
+  EXPECT_EQ(list_folder(root_), std::vector<std::string>{"model"});
+}
+
+TEST_F(FolderWriterTest, GoesOnFromFinishedFilesOfTheSamePlan) {
+  {
+    FolderWriter writer(target_, false, "plan");
+    put(writer, "one.safetensors");
+    write_file_durable(join_path(writer.folder(), "two.safetensors"), "half");
+  }
+  {
+    FolderWriter writer(target_, false, "plan");
+    EXPECT_TRUE(writer.has("one.safetensors"));
+    EXPECT_FALSE(writer.has("two.safetensors"));
+    EXPECT_FALSE(path_exists(join_path(writer.folder(), "two.safetensors")));
+    EXPECT_EQ(writer.finished_bytes(), file_bytes(join_path(writer.folder(), "one.safetensors")));
+  }
+  {
+    FolderWriter writer(target_, false, "another plan");
+    EXPECT_EQ(writer.finished_files(), 0u);
+    EXPECT_FALSE(path_exists(join_path(writer.folder(), "one.safetensors")));
+  }
+  EXPECT_TRUE(list_folder(root_).empty());  // nothing was finished: nothing is left
+}
+
+TEST_F(FolderWriterTest, DoesNotTrustWhatChanged) {
+  const std::string left = target_ + ".dropless-tmp";
+  for (const bool journal : {false, true}) {
+    {
+      FolderWriter writer(target_, false, "plan");
+      put(writer, "one.safetensors");
+    }
+    write_file_durable(join_path(left, journal ? "conversion.json" : "one.safetensors"), "{}");
+    FolderWriter writer(target_, false, "plan");
+    EXPECT_FALSE(writer.has("one.safetensors"));
+  }
+}
+
+TEST_F(FolderWriterTest, TargetsThatAreTaken) {
+  make_folders(target_);
+  write_file_durable(target_ + "/mine", "precious");
+  EXPECT_THROW(FolderWriter(target_, false, "plan"), Error);
+  EXPECT_THROW(FolderWriter(target_ + "/mine", true, "plan"), Error);
+  FolderWriter first(target_, true, "plan");
+  EXPECT_THROW(FolderWriter(target_, true, "plan"), Error);  // in use
+  EXPECT_EQ(read_file(target_ + "/mine"), "precious");
+}
+
+}  // namespace
+}  // namespace dropless::train

@@ -1,0 +1,30 @@
+#include "train/convert/companions.h"
+
+#include <cstdint>
+
+#include "train/base/fs.h"
+#include "train/convert/hf_folder.h"
+
+namespace dropless::train {
+namespace {
+
+constexpr const char* kNames[] = {
+    kGenerationConfig,         "tokenizer.json",    "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json",      "merges.txt",
+    "chat_template.jinja",     "chat_template.json"};
+constexpr std::uint64_t kMaxBytes = 256 << 20;
+
+}  // namespace
+
+std::vector<Companion> read_companions(const std::string& folder) {
+  std::vector<Companion> found;
+  const auto add = [&](const char* file, const char* name) {
+    const std::string path = join_path(folder, file);
+    if (path_exists(path)) found.push_back({name, read_file(path, kMaxBytes)});
+  };
+  add(is_hf_folder(folder) ? kHfConfigFile : kKeptConfig, kKeptConfig);
+  for (const char* name : kNames) add(name, name);
+  return found;
+}
+
+}  // namespace dropless::train
