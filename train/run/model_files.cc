@@ -5,6 +5,7 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
@@ -23,35 +24,75 @@ namespace dropless::train {
 namespace {
 
 constexpr const char* kRngName = "rng/cpu";
+constexpr const char* kAnotherModel =
+    "the checkpoint is of another model; check the `model` block of the config";
 
-// Reads tensor `name` into `target`, which must have its shape and, unless `any_float`, its type.
-void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target,
-                 bool any_float = false) {
+// Reads tensor `name` into `target`, which must have its shape and type.
+void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target) {
   const TensorInfo* info = file.find(name);
   if (info == nullptr) {
     throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name,
-                "the checkpoint is of another model; check the `model` block of the config");
+                kAnotherModel);
   }
-  const std::optional<DType> stored = to_dtype(info->dtype);
-  const bool convertible = any_float && stored && at::isFloatingType(scalar_type_of(*stored)) &&
-                           at::isFloatingType(target.scalar_type());
   if (info->shape != target.sizes().vec() ||
-      (!convertible && info->dtype != storage_type(dtype_of(target.scalar_type())))) {
+      info->dtype != storage_type(dtype_of(target.scalar_type()))) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{}: {} is {} [{}], the model needs {} [{}]", file.path(), name,
                             storage_type_name(info->dtype), fmt::join(info->shape, ", "),
                             dtype_name(dtype_of(target.scalar_type())),
                             fmt::join(target.sizes().vec(), ", ")),
-                "the checkpoint is of another model; check the `model` block of the config");
+                kAnotherModel);
   }
   at::NoGradGuard no_grad;
-  const at::ScalarType type = scalar_type_of(*stored);
-  at::Tensor host =
-      target.is_cpu() && target.is_contiguous() && target.scalar_type() == type
-          ? target.detach()
-          : at::empty(target.sizes(), at::TensorOptions().dtype(type).device(at::kCPU));
+  at::Tensor host = target.is_cpu() && target.is_contiguous()
+                        ? target.detach()
+                        : at::empty(target.sizes(), target.options().device(at::kCPU));
   file.read_into(name, host.mutable_data_ptr(), info->bytes());
   if (!host.is_alias_of(target)) target.detach().copy_(host);
+}
+
+// The tensors of a folder under our names.
+struct StoredWeights {
+  TensorFolder files;
+  std::map<std::string, MappedTensor> tensors;
+};
+
+StoredWeights open_weights(const std::string& folder) {
+  const auto by_name = [](std::vector<MappedTensor> tensors) {
+    std::map<std::string, MappedTensor> map;
+    for (MappedTensor& tensor : tensors) map.emplace(tensor.tensor.name, std::move(tensor));
+    return map;
+  };
+  if (is_hf_folder(folder)) {
+    HfFolder hf = open_hf_folder(folder);
+    return {std::move(hf.weights), by_name(std::move(hf.map.ours))};
+  }
+  TensorFolder files = TensorFolder::open(folder);
+  std::vector<MappedTensor> tensors;
+  for (const auto& [name, entry] : files.tensors()) {
+    tensors.push_back(same_tensor({name, entry.info.shape}));
+  }
+  return {std::move(files), by_name(std::move(tensors))};
+}
+
+// Whatever floating-point type it is stored in.
+void fill_parameter(const StoredWeights& weights, const std::string& folder,
+                    const Parameter& parameter) {
+  const MappedTensor& stored = weights.tensors.at(parameter.name);
+  if (stored.tensor.shape != parameter.value.sizes().vec()) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: {} is [{}], the model needs [{}]", folder, parameter.name,
+                            fmt::join(stored.tensor.shape, ", "),
+                            fmt::join(parameter.value.sizes().vec(), ", ")),
+                kAnotherModel);
+  }
+  at::NoGradGuard no_grad;
+  at::Tensor flat = parameter.value.detach().view({-1});
+  std::int64_t filled = 0;
+  stream_tensor(weights.files, stored, flat.scalar_type(), [&](const at::Tensor& part) {
+    flat.narrow(0, filled, part.numel()).copy_(part.view({-1}));
+    filled += part.numel();
+  });
 }
 
 // What it has to warn of was said when it was trained.
@@ -70,11 +111,10 @@ void CheckpointContent::Tensors::add(const std::string& name, const at::Tensor& 
 }
 
 CheckpointContent::CheckpointContent(const Transformer& model, const Optimizer* optimizer,
-                                     const nlohmann::json& state, std::string config_yaml,
+                                     const nlohmann::json& state, std::vector<Companion> texts,
                                      bool copy)
-    : resumable_(optimizer != nullptr),
-      state_text_(state.dump(2) + "\n"),
-      config_yaml_(std::move(config_yaml)) {
+    : resumable_(optimizer != nullptr), texts_(std::move(texts)) {
+  texts_.push_back({kStateFile, state.dump(2) + "\n"});
   for (const Parameter& parameter : model.parameters()) {
     weights_.add(parameter.name, parameter.value, copy);
   }
@@ -85,34 +125,52 @@ CheckpointContent::CheckpointContent(const Transformer& model, const Optimizer* 
 
 std::string CheckpointContent::write(const std::string& run_folder, std::int64_t step) const {
   const TensorMetadata metadata{{"format", "pt"}};
-  const std::uint64_t bytes = safetensors_bytes(weights_.named, metadata) +
-                              safetensors_bytes(moments_.named, metadata) + state_text_.size() +
-                              config_yaml_.size();
+  std::uint64_t bytes =
+      safetensors_bytes(weights_.named, metadata) + safetensors_bytes(moments_.named, metadata);
+  for (const Companion& text : texts_) bytes += text.content.size();
   CheckpointWriter writer(run_folder, step, bytes);
   writer.add_tensors(kModelFile, weights_.named, metadata);
   if (resumable_) writer.add_tensors(kOptimizerFile, moments_.named, metadata);
-  writer.add_text(kStateFile, state_text_);
-  writer.add_text(kConfigFile, config_yaml_);
+  for (const Companion& text : texts_) writer.add_text(text.name, text.content);
   return writer.commit();
 }
 
-void load_model_weights(const std::string& checkpoint, Transformer& model) {
-  const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kModelFile));
-  std::set<std::string> wanted;
-  for (const Parameter& parameter : model.parameters()) {
-    read_tensor(file, parameter.name, parameter.value, /*any_float=*/true);
-    wanted.insert(parameter.name);
-  }
-  for (const TensorInfo& tensor : file.tensors()) {
-    if (!wanted.contains(tensor.name)) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  file.path() + ": " + tensor.name + " is no tensor of this model",
-                  "the checkpoint is of another model; check the `model` block of the config");
-    }
+std::string resolve_model(const std::string& path) {
+  return is_hf_folder(path) ? path : resolve_checkpoint(path);
+}
+
+void verify_model(const std::string& folder) {
+  if (is_hf_folder(folder)) {
+    open_hf_folder(folder);
+  } else {
+    verify_checkpoint(folder);
   }
 }
 
-void load_some_weights(const std::string& checkpoint, Transformer& model,
+bool is_of_a_run(const std::string& folder) {
+  return !is_hf_folder(folder) && path_exists(join_path(folder, kStateFile));
+}
+
+void load_model_weights(const std::string& folder, Transformer& model) {
+  const StoredWeights weights = open_weights(folder);
+  std::set<std::string> wanted;
+  for (const Parameter& parameter : model.parameters()) {
+    if (!weights.tensors.contains(parameter.name)) {
+      throw Error(ErrorKind::kInvalidArgument, folder + " holds no tensor " + parameter.name,
+                  kAnotherModel);
+    }
+    wanted.insert(parameter.name);
+  }
+  for (const auto& [name, tensor] : weights.tensors) {
+    if (!wanted.contains(name)) {
+      throw Error(ErrorKind::kInvalidArgument, folder + ": " + name + " is no tensor of this model",
+                  kAnotherModel);
+    }
+  }
+  for (const Parameter& parameter : model.parameters()) fill_parameter(weights, folder, parameter);
+}
+
+void load_some_weights(const std::string& folder, Transformer& model,
                        const std::vector<std::string>& ignored) {
   const auto is_ignored = [&](const std::string& name) {
     return std::any_of(ignored.begin(), ignored.end(), [&](const std::string& pattern) {
@@ -122,27 +180,27 @@ void load_some_weights(const std::string& checkpoint, Transformer& model,
       return false;
     });
   };
-  const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kModelFile));
+  const StoredWeights weights = open_weights(folder);
   std::vector<std::string> missing, surplus;
   std::set<std::string> wanted;
   for (const Parameter& parameter : model.parameters()) {
     wanted.insert(parameter.name);
     if (is_ignored(parameter.name)) continue;
-    if (file.find(parameter.name) == nullptr) {
-      missing.push_back(parameter.name);
+    if (weights.tensors.contains(parameter.name)) {
+      fill_parameter(weights, folder, parameter);
     } else {
-      read_tensor(file, parameter.name, parameter.value, /*any_float=*/true);
+      missing.push_back(parameter.name);
     }
   }
-  for (const TensorInfo& tensor : file.tensors()) {
-    if (!wanted.contains(tensor.name) && !is_ignored(tensor.name)) surplus.push_back(tensor.name);
+  for (const auto& [name, tensor] : weights.tensors) {
+    if (!wanted.contains(name) && !is_ignored(name)) surplus.push_back(name);
   }
   if (!missing.empty()) {
-    log_warning("{} lacks {} of the model's tensors, which keep their initial values: {}",
-                file.path(), missing.size(), fmt::join(missing, ", "));
+    log_warning("{} lacks {} of the model's tensors, which keep their initial values: {}", folder,
+                missing.size(), fmt::join(missing, ", "));
   }
   if (!surplus.empty()) {
-    log_warning("{}: {} tensors are none of this model's: {}", file.path(), surplus.size(),
+    log_warning("{}: {} tensors are none of this model's: {}", folder, surplus.size(),
                 fmt::join(surplus, ", "));
   }
 }
@@ -168,8 +226,9 @@ nlohmann::json load_training_state(const std::string& checkpoint) {
   return parse_json(read_file(path, 64 << 20), path, ErrorKind::kDamaged);
 }
 
-ModelConfig load_model_config(const std::string& checkpoint) {
-  const YamlDocument document = load_config(checkpoint);
+ModelConfig load_model_config(const std::string& folder) {
+  if (is_hf_folder(folder)) return read_hf_folder_config(folder).config;
+  const YamlDocument document = load_config(folder);
   return ModelConfig::from_yaml(document.root().map("model"));
 }
 
@@ -223,38 +282,37 @@ void load_tokenizer(LoadedModel& loaded, const std::string& name) {
   }
 }
 
-LoadedModel load_hf_model(const std::string& path, at::Device device) {
-  LoadedModel loaded;
-  loaded.folder = path;
-  const HfFolder hf = open_hf_folder(path);
-  require_memory(hf.model.config, device, kWeightBytesPerParameter);
-  with_torch_errors("", [&] {
-    loaded.model = std::make_unique<Transformer>(hf.model.config, /*seed=*/0, device);
-    at::NoGradGuard no_grad;
-    const auto& parameters = loaded.model->parameters();
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      at::Tensor flat = parameters[i].value.detach().view({-1});
-      std::int64_t filled = 0;
-      stream_tensor(hf.weights, hf.map.ours[i], flat.scalar_type(), [&](const at::Tensor& part) {
-        flat.narrow(0, filled, part.numel()).copy_(part.view({-1}));
-        filled += part.numel();
-      });
+// The first that says so of generation_config.json and config.json; empty where neither does.
+std::vector<TokenId> eos_of_files(const std::string& folder) {
+  const char* config = is_hf_folder(folder) ? kHfConfigFile : kKeptConfig;
+  for (const char* name : {kGenerationConfig, config}) {
+    const std::string path = join_path(folder, name);
+    if (!path_exists(path)) continue;
+    const nlohmann::json json = parse_json(read_file(path, 16 << 20), path);
+    if (!json.is_object() || !json.contains("eos_token_id") || json["eos_token_id"].is_null()) {
+      continue;
     }
-  });
-  const std::string tokenizer = find_tokenizer(path);
-  if (!tokenizer.empty()) load_tokenizer(loaded, tokenizer);
-  return loaded;
+    const nlohmann::json& eos = json["eos_token_id"];
+    std::vector<TokenId> ids;
+    for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
+      if (!id.is_number_integer() || id < 0 || id > INT32_MAX) {
+        throw Error(ErrorKind::kInvalidArgument,
+                    fmt::format("{}: eos_token_id {} is no token id", path, eos.dump()));
+      }
+      ids.push_back(id.get<TokenId>());
+    }
+    return ids;
+  }
+  return {};
 }
 
 }  // namespace
 
 LoadedModel load_model(const std::string& path, at::Device device) {
-  if (is_hf_folder(path)) return load_hf_model(path, device);
   LoadedModel loaded;
-  loaded.folder = resolve_checkpoint(path);
-  verify_checkpoint(loaded.folder);
-  const YamlDocument document = load_config(loaded.folder);
-  ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
+  loaded.folder = resolve_model(path);
+  verify_model(loaded.folder);
+  ModelConfig config = load_model_config(loaded.folder);
   // Which kernels the training demanded says nothing about where its weights may be used.
   if (auto* layer = std::get_if<MoELayerConfig>(&config.ffn)) {
     if (layer->backend == MoEBackend::kDropless) layer->backend = MoEBackend::kAuto;
@@ -264,10 +322,20 @@ LoadedModel load_model(const std::string& path, at::Device device) {
     loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
     load_model_weights(loaded.folder, *loaded.model);
   });
-  // A converted model brings its tokenizer's file along.
-  const std::string name = tokenizer_from_yaml(document.root().map("tokenizer"));
-  const std::string beside = join_path(loaded.folder, name);
-  load_tokenizer(loaded, path_exists(beside) ? beside : name);
+  if (is_hf_folder(loaded.folder)) {
+    const std::string tokenizer = find_tokenizer(loaded.folder);
+    if (!tokenizer.empty()) load_tokenizer(loaded, tokenizer);
+  } else {
+    // A converted model brings its tokenizer's file along.
+    const YamlDocument document = load_config(loaded.folder);
+    const std::string name = tokenizer_from_yaml(document.root().map("tokenizer"));
+    const std::string beside = join_path(loaded.folder, name);
+    load_tokenizer(loaded, path_exists(beside) ? beside : name);
+  }
+  loaded.eos = eos_of_files(loaded.folder);
+  if (loaded.eos.empty() && loaded.tokenizer && loaded.tokenizer->eos_id()) {
+    loaded.eos.push_back(*loaded.tokenizer->eos_id());
+  }
   return loaded;
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "train/checkpoint/safetensors.h"
+#include "train/convert/companions.h"
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
 #include "train/tokenizer/tokenizer.h"
@@ -24,9 +25,10 @@ inline constexpr const char* kStateFile = "state.json";
 class CheckpointContent {
  public:
   // `copy`: of its own, so that training may go on while it is written; otherwise what lies on the
-  // CPU is only referred to. Without an optimizer nothing is held that a resume would need.
+  // CPU is only referred to. Without an optimizer nothing is held that a resume would need. `texts`:
+  // config.yaml, and the companions of the model that the run started from.
   CheckpointContent(const Transformer& model, const Optimizer* optimizer,
-                    const nlohmann::json& state, std::string config_yaml, bool copy);
+                    const nlohmann::json& state, std::vector<Companion> texts, bool copy);
   // Publishes RUN_FOLDER/step-N and returns its path. Throws Error(kResource).
   std::string write(const std::string& run_folder, std::int64_t step) const;
 
@@ -38,15 +40,24 @@ class CheckpointContent {
   };
   Tensors weights_, moments_;
   bool resumable_;
-  std::string state_text_, config_yaml_;
+  std::vector<Companion> texts_;
 };
+
+// The folder that holds a MODEL's weights: of a run folder its latest checkpoint, of a checkpoint
+// or a Hugging Face folder that itself. Throws Error(kInvalidArgument) when there is none.
+std::string resolve_model(const std::string& path);
+// Reads every byte of a checkpoint; of a Hugging Face folder, which has no hashes, config.json and
+// the headers. Throws Error(kDamaged), and as they are read.
+void verify_model(const std::string& folder);
+// Whether a run saved it: released and converted models have weights alone.
+bool is_of_a_run(const std::string& folder);
 
 // Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
 // model's.
-void load_model_weights(const std::string& checkpoint, Transformer& model);
+void load_model_weights(const std::string& folder, Transformer& model);
 // The same without what `ignored` names (shell patterns of NAME, state/model/NAME or
 // state/model/model.NAME), and with a warning for tensors that are missing or left over.
-void load_some_weights(const std::string& checkpoint, Transformer& model,
+void load_some_weights(const std::string& folder, Transformer& model,
                        const std::vector<std::string>& ignored);
 // Throws Error(kInvalidArgument) for a checkpoint that was saved with save_weights_only.
 void require_resumable(const std::string& checkpoint);
@@ -60,11 +71,14 @@ struct LoadedModel {
   std::unique_ptr<Transformer> model;
   std::shared_ptr<const Tokenizer>
       tokenizer;  // null where the checkpoint's needs files that are not here
+  // Where a text ends: generation_config.json's eos_token_id, else config.json's, else the
+  // tokenizer's.
+  std::vector<TokenId> eos;
 };
 LoadedModel load_model(const std::string& path, at::Device device);
 
-// The model's config out of a checkpoint's config.yaml.
-ModelConfig load_model_config(const std::string& checkpoint);
+// What config.yaml or config.json says.
+ModelConfig load_model_config(const std::string& folder);
 // The first key by which `config` computes something else than the model that was saved, with both
 // its values; nullopt where they are one function of the weights.
 std::optional<std::string> maths_difference(const std::string& checkpoint,

@@ -8,11 +8,11 @@
 namespace dropless::train {
 
 void CheckpointSaver::save(std::int64_t step, const Transformer& model, const Optimizer* optimizer,
-                           const nlohmann::json& state, std::string config_yaml) {
+                           const nlohmann::json& state, std::vector<Companion> texts) {
   join();
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   // Shared, since a thread's function must be copyable.
-  auto content = std::make_shared<CheckpointContent>(model, optimizer, state, std::move(config_yaml),
+  auto content = std::make_shared<CheckpointContent>(model, optimizer, state, std::move(texts),
                                                      /*copy=*/in_background_);
   if (!in_background_) {
     published_ = Published{content->write(run_folder_, step), step};

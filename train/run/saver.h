@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "train/convert/companions.h"
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
 
@@ -23,11 +24,11 @@ class CheckpointSaver {
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
 
-  // RUN_FOLDER/step-N of what model and optimizer hold now. `config_yaml` is the resolved config;
-  // without an optimizer nothing is saved that a resume would need. In the background: waits for the
+  // RUN_FOLDER/step-N of what model and optimizer hold now, with `texts` as they are (config.yaml and
+  // companions). Without an optimizer nothing is saved that a resume would need. In the background: waits for the
   // save before, copies everything, and returns before it is written. Throws Error.
   void save(std::int64_t step, const Transformer& model, const Optimizer* optimizer,
-            const nlohmann::json& state, std::string config_yaml);
+            const nlohmann::json& state, std::vector<Companion> texts);
 
   struct Published {
     std::string checkpoint;

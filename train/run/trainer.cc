@@ -84,8 +84,8 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
                   [&] { RunFolder::check_name(exports->save_folder); });
   }
   if (!config_.load_path.empty()) {
-    source.locate("load_path", [&] { load_from_ = resolve_checkpoint(config_.load_path); });
-    verify_checkpoint(load_from_);
+    source.locate("load_path", [&] { load_from_ = resolve_model(config_.load_path); });
+    verify_model(load_from_);
   }
   open_data();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
@@ -187,7 +187,8 @@ void Trainer::restore() {
   }
   if (checkpoint.empty()) return;
   started_from_ = checkpoint;
-  if (weights_only) {
+  companions_ = read_companions(checkpoint);
+  if (weights_only || !is_of_a_run(checkpoint)) {
     if (config_.load_strict_model_weights && config_.load_ignore_keys.empty()) {
       load_model_weights(checkpoint, *model_);
     } else {
@@ -555,8 +556,10 @@ void Trainer::save(const Batch& batch) {
   for (const auto& [name, watcher] : watchers_) state["watchers"][name] = watcher->record();
   state["threads"] = at::get_num_threads();
   state["data"] = train_loader_->record_position();
+  std::vector<Companion> texts = companions_;
+  texts.push_back({kConfigFile, config_yaml_});
   saver_->save(step_, *model_, config_.save_weights_only ? nullptr : optimizer_.get(), state,
-               config_yaml_);
+               std::move(texts));
   saved_step_ = step_;
   note_published();
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "train/base/progress.h"
+#include "train/convert/companions.h"
 #include "train/data/loader.h"
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
@@ -81,8 +82,9 @@ class Trainer {
   std::int64_t saved_step_ = -1, evaluated_step_ = -1;
   double train_seconds_ = 0;  // in this process, without evaluation and saving
   double recent_tokens_per_second_ = 0;
-  std::string last_checkpoint_;  // of this run folder
-  std::string started_from_;     // the checkpoint that was loaded at the start
+  std::string last_checkpoint_;        // of this run folder
+  std::string started_from_;           // the checkpoint that was loaded at the start
+  std::vector<Companion> companions_;  // of the model that was loaded, for every checkpoint
 };
 
 }  // namespace dropless::train

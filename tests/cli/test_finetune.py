@@ -1,0 +1,196 @@
+"""Training that starts from a Hugging Face folder, and the way back; with `transformers` installed, what comes
+back is compared with it."""
+
+import importlib.util
+import json
+import unittest
+
+import hf_models
+import torch
+from command import CONFIG, CommandTest, read_safetensors
+
+MODEL = """model:
+  name: mpt_causal_lm
+  d_model: 48
+  n_heads: 4
+  n_layers: 2
+  max_seq_len: 64
+  vocab_size: 257
+  no_bias: true
+  norm_type: rmsnorm
+  norm_eps: 1.0e-3
+  tie_word_embeddings: false
+  attn_config:
+    {attn_type: grouped_query_attention, kv_n_heads: 2, rope: true, rope_theta: 10000, qk_ln: true}
+  ffn_config:
+    {ffn_type: mb_dmoe, mlp_type: glu, ffn_act_fn: {name: silu}, ffn_hidden_size: 40, moe_num_experts: 4,
+     moe_top_k: 2, moe_world_size: 1, moe_loss_weight: 0.02}
+"""
+
+
+class FinetuneTest(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.write_data()
+        start, end = CONFIG.index("model:"), CONFIG.index("tokenizer:")
+        self.write_config(content=CONFIG[:start] + MODEL + CONFIG[end:])
+        config = dict(hf_models.CONFIGS["olmoe"], vocab_size=257, eos_token_id=256, bos_token_id=255)
+        self.weights = hf_models.weights(config, torch.bfloat16)
+        hf_models.write_folder(self.folder / "released", config, self.weights)
+        (self.folder / "released/generation_config.json").write_text('{"eos_token_id": [256, 10]}')
+
+    def train(self, *overrides):
+        return self.run_command("train", "config.yaml", "max_duration=6ba", *overrides)
+
+    def test_released_weights_are_where_training_starts(self):
+        result = self.train("load_path=released", "eval_first=true")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.check_command("convert", "released", "converted", "--to", "dropless")
+        for load in ("load_path=converted", "load_path=converted load_weights_only=true"):
+            result = self.train(*load.split(), "eval_first=true", "save_folder=again", "save_overwrite=true")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            timeless = [
+                [{k: v for k, v in line.items() if k.startswith(("step", "loss", "metrics", "l2"))} for line in self.metrics(run)]
+                for run in ("run", "again")
+            ]
+            self.assertEqual(*timeless)
+        first = self.metrics()[0]
+        self.assertEqual(first["step"], 0)
+        answer = json.loads(self.check_command("eval", "released", "--data", "data/val", "--json"))
+        self.assertAlmostEqual(first["metrics/eval/LanguageCrossEntropy"], answer["cross_entropy"], places=5)
+
+        # Trained: other weights under the same names, and what came with the model goes back with it.
+        self.check_command("convert", "run", "tuned", "--to", "hf", "--dtype", "bf16")
+        tuned = read_safetensors(self.folder / "tuned/model.safetensors")
+        self.assertEqual({name: shape for name, (_, shape, _) in tuned.items()},
+                         {name: list(tensor.shape) for name, tensor in self.weights.items()})
+        self.assertNotEqual(tuned, read_safetensors(self.folder / "released/model.safetensors"))
+        config = json.loads((self.folder / "tuned/config.json").read_text())
+        self.assertEqual((config["eos_token_id"], config["bos_token_id"]), (256, 255))
+        self.assertEqual((self.folder / "tuned/generation_config.json").read_text(), '{"eos_token_id": [256, 10]}')
+
+    def test_companions_outlive_a_resume(self):
+        self.assertEqual(self.train("load_path=released", "max_duration=6ba").returncode, 0)
+        result = self.train("load_path=released", "autoresume=true", "max_duration=8ba")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.check_command("convert", "run", "tuned", "--to", "hf")
+        self.assertEqual(json.loads((self.folder / "tuned/config.json").read_text())["eos_token_id"], 256)
+
+    def test_generation_stops_at_the_folders_eos(self):
+        arguments = ("--prompt-ids", "[[5, 80]]", "--json", "--temperature", 0, "--max-new-tokens", 30)
+
+        def generate(config_eos, generation_eos):
+            path = self.folder / "released/config.json"
+            path.write_text(json.dumps(dict(json.loads(path.read_text()), eos_token_id=config_eos)))
+            (self.folder / "released/generation_config.json").write_text(json.dumps(dict(eos_token_id=generation_eos)))
+            answer = json.loads(self.check_command("generate", "released", *arguments))
+            return answer["sequences"][0], answer["finish"][0]
+
+        free, _ = generate(None, None)  # at the tokenizer's, if at any
+        a, b = free[len(free) // 2], free[len(free) // 3]
+        for config_eos, generation_eos, stops in ((a, None, [a]), (a, [a, b], [a, b]), (b, a, [a])):
+            length = min(free.index(stop) for stop in stops) + 1
+            self.assertEqual(generate(config_eos, generation_eos), (free[:length], "eos"))
+
+    def test_other_models_are_refused_or_warned_of(self):
+        result = self.train("load_path=released", "model.ffn_config.ffn_hidden_size=32")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("another model", result.stderr)
+        result = self.train("load_path=released", "model.norm_eps=1e-5", "save_folder=warned")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("model.norm_eps is 0.001 in released and 1e-05", result.stderr)
+        (self.folder / "released/model.safetensors").unlink()
+        result = self.train("load_path=released", "save_folder=other")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertFalse((self.folder / "other").exists())
+
+    @unittest.skipUnless(importlib.util.find_spec("transformers"), "transformers is not installed")
+    def test_transformers_reads_what_comes_out(self):
+        from transformers import AutoModelForCausalLM
+
+        self.assertEqual(self.train("load_path=released").returncode, 0)
+        for dtype in ("fp32", "bf16"):
+            self.check_command("convert", "run", dtype, "--to", "hf", "--dtype", dtype)
+            prompts = [[5, 17, 80, 3, 44], [90, 1, 1, 25, 63]]
+            answer = json.loads(
+                self.check_command(
+                    "generate", dtype, "--prompt-ids", json.dumps(prompts), "--temperature", 0, "--json",
+                    "--logits", "--max-new-tokens", 24,
+                )
+            )
+            model = AutoModelForCausalLM.from_pretrained(self.folder / dtype, dtype=torch.float32).eval()
+            ids = torch.tensor(prompts)
+            with torch.no_grad():
+                logits = model(ids).logits[:, -1]
+                theirs = model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0
+                )[:, ids.shape[1] :]
+            ours = torch.tensor(answer["logits_last"])
+            self.assertLess(((ours - logits).norm() / logits.norm()).item(), 1e-5)
+            for sequence, other in zip(answer["sequences"], theirs.tolist(), strict=True):
+                self.assertEqual(sequence, other[: len(sequence)])
+
+
+@unittest.skipUnless(importlib.util.find_spec("transformers"), "transformers is not installed")
+class TransformersTest(CommandTest):
+    """Models that transformers makes and saves itself, each family both ways."""
+
+    def test_both_ways(self):
+        import transformers
+
+        for name, config in hf_models.CONFIGS.items():
+            with self.subTest(name):
+                made = transformers.AutoConfig.for_model(**dict(config))
+                torch.manual_seed(3)
+                model = transformers.AutoModelForCausalLM.from_config(made).float().eval()
+                for parameter in model.parameters():
+                    if parameter.dim() > 1:  # its own start is so near 0 that nothing would matter
+                        parameter.data.mul_(0.3 / parameter.data.std())
+                model.save_pretrained(self.folder / name)
+                self.check_command("convert", name, f"{name}-ours", "--to", "dropless")
+                self.check_command("convert", f"{name}-ours", f"{name}-back", "--to", "hf")
+                back, report = transformers.AutoModelForCausalLM.from_pretrained(
+                    self.folder / f"{name}-back", output_loading_info=True
+                )
+                self.assertFalse(report["missing_keys"] or report["unexpected_keys"], report)
+                theirs = dict(model.named_parameters())
+                for key, value in back.named_parameters():
+                    self.assertTrue(torch.equal(value, theirs[key]), key)
+                ids = torch.tensor(hf_models.PROMPTS)
+                with torch.no_grad():
+                    logits = model(ids).logits
+                for folder in (name, f"{name}-ours"):
+                    answer = json.loads(
+                        self.check_command(
+                            "generate", folder, "--prompt-ids", json.dumps(hf_models.PROMPTS), "--json",
+                            "--logits", "--max-new-tokens", 0,
+                        )
+                    )
+                    ours = torch.tensor(answer["logits_last"])
+                    self.assertLess(((ours - logits[:, -1]).norm() / logits[:, -1].norm()).item(), 1e-5)
+
+
+@unittest.skipUnless(importlib.util.find_spec("safetensors"), "safetensors is not installed")
+class SafetensorsTest(CommandTest):
+    def test_the_packages_files_are_ours(self):
+        from safetensors.torch import load_file, save_file
+
+        config = hf_models.CONFIGS["olmoe"]
+        tensors = hf_models.weights(config, torch.bfloat16)
+        hf_models.write_folder(self.folder / "model", config, tensors)
+        save_file(tensors, self.folder / "model/model.safetensors", metadata={"format": "pt"})
+        self.check_command("convert", "model", "ours", "--to", "dropless")
+        self.check_command("convert", "ours", "back", "--to", "hf")
+        # The same bytes, header and all.
+        self.assertEqual(
+            (self.folder / "back/model.safetensors").read_bytes(),
+            (self.folder / "model/model.safetensors").read_bytes(),
+        )
+        read = load_file(self.folder / "ours/model.safetensors")
+        for name, (_, shape, data) in read_safetensors(self.folder / "ours/model.safetensors").items():
+            self.assertEqual(list(read[name].shape), shape)
+            self.assertEqual(read[name].view(torch.uint8).numpy().tobytes(), data)
+
+
+if __name__ == "__main__":
+    unittest.main()
