@@ -1,11 +1,14 @@
 // `dropless generate MODEL [--prompt TEXT | --prompt-file F | --prompt-ids JSON] ...`
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "apps/model_options.h"
@@ -26,7 +29,8 @@ using namespace train;
 namespace {
 
 struct GenerateVerb {
-  std::string model, prompt;
+  std::string model;
+  std::vector<std::string> prompts;
   std::string prompt_file, prompt_ids;
   // Given, even if empty: an unset shell variable must not become another prompt.
   bool from_file = false, from_ids = false;
@@ -35,12 +39,23 @@ struct GenerateVerb {
   ModelOptions model_options;
 };
 
-// Prints bytes as they come, as valid UTF-8: a character's bytes wait for its last one.
-class Utf8Printer {
+// Prints bytes as they come, up to a stop string, as valid UTF-8: what may be the beginning of a
+// stop string or of a character waits for the rest.
+class TextPrinter {
  public:
+  // From here on; what was printed before is not looked at.
+  void stop_at(std::vector<std::string> stop) { stop_ = std::move(stop); }
   void print(const std::string& bytes) {
     pending_ += bytes;
-    flush(pending_.size() - unfinished());
+    const std::size_t end = find_stop(pending_, stop_);
+    if (end != std::string::npos) {
+      flush(end);
+      pending_.clear();
+      return;
+    }
+    std::size_t held = unfinished();
+    for (const std::string& stop : stop_) held = std::max(held, begun(stop));
+    flush(pending_.size() - held);
   }
   void finish() { flush(pending_.size()); }
 
@@ -55,6 +70,13 @@ class Utf8Printer {
     }
     return 0;
   }
+  // Bytes at the end that are the beginning of `stop`.
+  std::size_t begun(std::string_view stop) const {
+    const std::string_view text = pending_;
+    std::size_t bytes = std::min(stop.size() - 1, text.size());
+    while (!text.ends_with(stop.substr(0, bytes))) --bytes;
+    return bytes;
+  }
   void flush(std::size_t bytes) {
     const std::string text = replace_invalid_utf8(pending_.substr(0, bytes));
     std::fwrite(text.data(), 1, text.size(), stdout);
@@ -62,6 +84,7 @@ class Utf8Printer {
     pending_.erase(0, bytes);
   }
 
+  std::vector<std::string> stop_;
   std::string pending_;
 };
 
@@ -94,10 +117,16 @@ std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
     throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here",
                 "give token ids: --prompt-ids");
   }
-  const std::string text = verb.from_file ? read_file(verb.prompt_file, 64 << 20) : verb.prompt;
-  std::vector<TokenId> ids = tokenizer->encode_with_template(text);
-  if (ids.empty() && tokenizer->eos_id()) ids.push_back(*tokenizer->eos_id());  // starts a document
-  return {ids};
+  std::vector<std::string> texts = verb.prompts;
+  if (verb.from_file) texts = {read_file(verb.prompt_file, 64 << 20)};
+  if (texts.empty()) texts.emplace_back();
+  std::vector<std::vector<TokenId>> prompts;
+  for (const std::string& text : texts) {
+    std::vector<TokenId> ids = tokenizer->encode_with_template(text);
+    if (ids.empty() && tokenizer->eos_id()) ids.push_back(*tokenizer->eos_id());  // a new document
+    prompts.push_back(std::move(ids));
+  }
+  return prompts;
 }
 
 void print_json(const GenerateVerb& verb, const GenerateResult& result,
@@ -107,11 +136,17 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result,
   json["text"] = nullptr;
   if (tokenizer != nullptr) {
     json["text"] = nlohmann::json::array();
-    for (const auto& ids : result.sequences) json["text"].push_back(tokenizer->decode(ids));
+    for (const auto& ids : result.sequences) {
+      const std::string text = tokenizer->decode(ids);
+      json["text"].push_back(text.substr(0, find_stop(text, verb.options.stop)));
+    }
   }
   json["finish"] = nlohmann::json::array();
-  for (const bool stopped : result.stopped_at_eos)
-    json["finish"].push_back(stopped ? "eos" : "length");
+  for (const Finish how : result.finish) {
+    json["finish"].push_back(how == Finish::kEos    ? "eos"
+                             : how == Finish::kStop ? "stop"
+                                                    : "length");
+  }
   if (verb.logits) {
     json["cross_entropy"] = nullptr;
     if (result.cross_entropy) json["cross_entropy"] = *result.cross_entropy;
@@ -137,8 +172,9 @@ void run_generate(const GenerateVerb& verb) {
   options.precision = verb.model_options.precision();
   const LoadedModel loaded = verb.model_options.open(verb.model);
   const Tokenizer* tokenizer = loaded.tokenizer.get();
+  options.tokenizer = tokenizer;
   const auto prompts = read_prompts(verb, tokenizer);
-  if (tokenizer != nullptr) options.eos = tokenizer->eos_id();
+  options.eos = loaded.eos;
   if (verb.json) {
     print_json(verb, generate(*loaded.model, prompts, options), tokenizer);
     return;
@@ -147,8 +183,9 @@ void run_generate(const GenerateVerb& verb) {
     throw Error(ErrorKind::kInvalidArgument,
                 "only one prompt of a model with a tokenizer can be printed as text", "use --json");
   }
-  Utf8Printer printer;
+  TextPrinter printer;
   printer.print(tokenizer->decode_bytes(prompts[0]));
+  printer.stop_at(options.stop);
   generate(*loaded.model, prompts, options, [&](std::size_t, TokenId id) {
     printer.print(tokenizer->decode_bytes(std::vector<TokenId>{id}, /*first=*/false));
   });
@@ -164,11 +201,12 @@ void add_generate_verb(CLI::App& app) {
   cli->add_option("model", verb->model, "checkpoint, run folder or Hugging Face folder")
       ->required();
   auto* prompt = cli->add_option_group("prompt");
-  prompt->add_option("--prompt", verb->prompt, "text to continue");
+  prompt->add_option("--prompt", verb->prompts, "text to continue; with --json again for more")
+      ->allow_extra_args(false);
   CLI::Option* file =
       prompt->add_option("--prompt-file", verb->prompt_file, "file with the text to continue");
   CLI::Option* ids =
-      prompt->add_option("--prompt-ids", verb->prompt_ids, "token ids, lists of equal length");
+      prompt->add_option("--prompt-ids", verb->prompt_ids, "token ids, a list of lists");
   prompt->require_option(0, 1);
   cli->add_option("--max-new-tokens", verb->options.max_new_tokens)
       ->check(whole_number<std::int32_t>(0))
@@ -179,6 +217,13 @@ void add_generate_verb(CLI::App& app) {
       ->capture_default_str();
   cli->add_option("--top-p", verb->options.top_p, "keep the likeliest of this probability")
       ->capture_default_str();
+  cli->add_option("--min-p", verb->options.min_p, "keep this share of the likeliest's probability")
+      ->capture_default_str();
+  cli->add_option("--repetition-penalty", verb->options.repetition_penalty,
+                  "above 1: what was said becomes less likely")
+      ->capture_default_str();
+  cli->add_option("--stop", verb->options.stop, "end before this text; again for more")
+      ->allow_extra_args(false);
   cli->add_option("--seed", verb->options.seed)
       ->check(whole_number<std::uint64_t>(0))
       ->capture_default_str();

@@ -54,6 +54,39 @@ class GenerateTest(CommandTest):
         self.assertNotEqual(both["sequences"], other["sequences"])
         self.assertEqual(both["sequences"][0], alone["sequences"][0])
 
+    def test_prompts_of_different_lengths_equal_the_plain_model(self):
+        prompts = [list(b"the shore "), list(b"a"), list(b"who knows what it was"), list(b"an")]
+        answer = self.generate(
+            "--prompt-ids", json.dumps(prompts), "--temperature", 0, "--max-new-tokens", 9, "--logits"
+        )
+        loss, scored = 0.0, 0
+        for prompt, new, last in zip(prompts, answer["sequences"], answer["logits_last"], strict=True):
+            ids = list(prompt)
+            for _ in range(9):
+                ids.append(int(self.plain_logits(ids)[-1].argmax()))
+            self.assertEqual(new, ids[len(prompt) :])
+            logits = self.plain_logits(prompt)
+            self.assertLess(((torch.tensor(last) - logits[-1]).norm() / logits[-1].norm()).item(), 1e-5)
+            loss += torch.nn.functional.cross_entropy(
+                logits[:-1], torch.tensor(prompt[1:]), reduction="sum"
+            ).item()
+            scored += len(prompt) - 1
+        self.assertAlmostEqual(answer["cross_entropy"], loss / scored, places=5)
+
+    def test_stop_strings_end_the_text_before_them(self):
+        arguments = ("--prompt", "the ", "--temperature", 0, "--max-new-tokens", 24)
+        free = self.generate(*arguments)["text"][0]
+        stop = free[6:9]
+        expected = free[: free.index(stop)]
+        answer = self.generate(*arguments, "--stop", "never", "--stop", stop, "--prompt", "w")
+        self.assertEqual(answer["text"][0], expected)
+        self.assertEqual(answer["finish"][0], "stop")
+        self.assertEqual(len(answer["text"]), 2)
+        printed = self.check_command("generate", "run", *arguments, "--stop", stop)
+        self.assertEqual(printed, "the " + expected + "\n")
+        for bad in (("--min-p", 2), ("--repetition-penalty", 0), ("--stop", "")):
+            self.assertEqual(self.run_command("generate", "run", *arguments, *bad).returncode, 2, bad)
+
     def test_edges(self):
         none = self.generate("--prompt-ids", "[[65]]", "--max-new-tokens", 0, "--logits")
         self.assertEqual(none["sequences"], [[]])

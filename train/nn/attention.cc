@@ -195,7 +195,8 @@ at::Tensor Attention::make_mask(std::int64_t past, std::int64_t first_key, std::
                                 const AttentionPass& pass) const {
   const bool documents = config_.sequence_ids && pass.sequence_ids_BS.defined();
   const bool windowed = config_.window >= 0 && config_.window < past + S - 1 - first_key && S > 1;
-  const bool causal_only = !documents && !windowed && !config_.alibi;
+  const bool padded = pass.pads_B.defined();
+  const bool causal_only = !documents && !windowed && !padded && !config_.alibi;
   if (causal_only && (S == 1 || (past == 0 && config_.logit_softcap == 0))) return {};
   const auto options = at::TensorOptions(at::kLong).device(device_);
   const at::Tensor i = at::arange(past, past + S, options).unsqueeze(1);
@@ -206,6 +207,11 @@ at::Tensor Attention::make_mask(std::int64_t past, std::int64_t first_key, std::
   if (documents) {
     const at::Tensor& ids = pass.sequence_ids_BS;
     seen = seen & (ids.unsqueeze(2) == ids.unsqueeze(1)).unsqueeze(1);
+  }
+  if (padded) {
+    const at::Tensor key = at::arange(first_key, past + S, options);
+    // Padding sees itself: a softmax over nothing is no number.
+    seen = seen & ((key >= pass.pads_B.view({-1, 1, 1, 1})) | (distance == 0));
   }
   if (!config_.alibi) return seen;
   const at::Tensor bias = (distance.to(at::kFloat) * slopes_H11_).unsqueeze(0);

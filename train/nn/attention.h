@@ -72,6 +72,7 @@ struct KeyValueCache {
 struct AttentionPass {
   at::Tensor sequence_ids_BS;                // int64; undefined: a row is one document
   bool training = false;                     // dropout is on
+  at::Tensor pads_B;                         // as PassOptions::pads_B
   std::map<std::int64_t, at::Tensor> masks;  // by window; made by the first layer that has it
 };
 

@@ -73,7 +73,8 @@ Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Devi
 Transformer::~Transformer() = default;
 
 at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
-                              bool training) const {
+                              const PassOptions& options) const {
+  const bool training = options.noise_seed.has_value();
   at::Tensor x = at::embedding(wte_, tokens_BS);
   if (wpe_.defined()) {
     const std::int64_t end = first + tokens_BS.size(1);
@@ -83,7 +84,12 @@ at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
                       std::to_string(config_.max_seq_len) + " learned positions of this model",
                   "shorten the prompt or ask for fewer new tokens");
     }
-    x = x + wpe_.narrow(0, first, tokens_BS.size(1)).unsqueeze(0);
+    // Rotated positions need no shift: only their differences count.
+    at::Tensor positions = at::arange(first, end, tokens_BS.options()).unsqueeze(0);
+    if (options.pads_B.defined()) {
+      positions = (positions - options.pads_B.unsqueeze(1)).clamp_min(0);
+    }
+    x = x + at::embedding(wpe_, positions);
   }
   const double fraction = config_.embedding_fraction;
   if (training && fraction != 1) x = x * fraction + x.detach() * (1 - fraction);
@@ -168,8 +174,9 @@ at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, Rou
   const auto pass = std::make_shared<AttentionPass>();
   pass->sequence_ids_BS = options.sequence_ids_BS;
   pass->training = training;
+  pass->pads_B = options.pads_B;
   begin_stream(options, 0);
-  at::Tensor x = embed(tokens_BS, first, training);
+  at::Tensor x = embed(tokens_BS, first, options);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (options.recompute_blocks && !cache) {
       x = run_block_again_in_backward(i, x, record, pass, options);

@@ -40,6 +40,9 @@ struct PassOptions {
   // int64: the places in [B * S] that hold tokens and no pads, for use_pad_tok_in_ffn: false;
   // undefined: all.
   at::Tensor kept_R = {};
+  // int64 [B]: row b begins with so many tokens of padding, cached ones included, which no other token
+  // sees; its positions count from behind them. Undefined: none.
+  at::Tensor pads_B{};
 };
 
 // SplitMix64's output function (Steele et al. 2014): one of many seeds that one makes.
@@ -67,7 +70,8 @@ class Transformer {
 
  private:
   struct Block;
-  at::Tensor embed(const at::Tensor& tokens_BS, std::int64_t first, bool training) const;
+  at::Tensor embed(const at::Tensor& tokens_BS, std::int64_t first,
+                   const PassOptions& options) const;
   at::Tensor run_block(std::size_t i, const at::Tensor& x, RouterRecord& record,
                        KeyValueCache* cache, AttentionPass& pass, const PassOptions& options);
   at::Tensor run_block_again_in_backward(std::size_t i, const at::Tensor& x, RouterRecord& record,

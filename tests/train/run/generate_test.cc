@@ -70,6 +70,9 @@ TEST(Generate, FiltersKeepTheLikeliest) {
   options.top_p = 1e-9;
   EXPECT_EQ(drawn(options), (std::set<TokenId>{order[0]}));
   options.top_p = 1;
+  options.min_p = 0.5 * (p[order[3]] + p[order[4]]) / p[order[0]];  // between the fourth and fifth
+  EXPECT_EQ(drawn(options), (std::set<TokenId>{order[0], order[1], order[2], order[3]}));
+  options.min_p = 0;
   options.temperature = 0;
   EXPECT_EQ(drawn(options), (std::set<TokenId>{order[0]}));
 }
@@ -79,21 +82,110 @@ TEST(Generate, StopsAtEosAndIncludesIt) {
   GenerateOptions options;
   options.max_new_tokens = 50;
   const auto free = generate(model, {{1, 2}}, options).sequences[0];
-  options.eos = free[3];
+  options.eos = {free[3]};
   const GenerateResult stopped = generate(model, {{1, 2}}, options);
-  EXPECT_TRUE(stopped.stopped_at_eos[0]);
-  EXPECT_EQ(stopped.sequences[0].back(), *options.eos);
+  EXPECT_EQ(stopped.finish[0], Finish::kEos);
+  EXPECT_EQ(stopped.sequences[0].back(), options.eos[0]);
   EXPECT_LE(stopped.sequences[0].size(), 4u);
+}
+
+TEST(Generate, RepetitionPenaltyIsOfTheLogits) {
+  Transformer model(tiny(), 5, at::kCPU);
+  GenerateOptions options;
+  options.temperature = 0;
+  options.max_new_tokens = 12;
+  options.repetition_penalty = 1.7;
+  const std::vector<TokenId> prompt{3, 1};
+  const std::vector<TokenId> sequence = generate(model, {prompt}, options).sequences[0];
+  options.repetition_penalty = 1;
+  EXPECT_NE(generate(model, {prompt}, options).sequences[0], sequence);
+  // By hand, without a cache.
+  options.max_new_tokens = 0;
+  std::vector<TokenId> ids = prompt;
+  for (const TokenId id : sequence) {
+    std::vector<float> logits = generate(model, {ids}, options).logits_last[0];
+    for (const TokenId seen : std::set<TokenId>(ids.begin(), ids.end())) {
+      logits[seen] = logits[seen] < 0 ? logits[seen] * 1.7f : logits[seen] / 1.7f;
+    }
+    EXPECT_EQ(id, std::max_element(logits.begin(), logits.end()) - logits.begin());
+    ids.push_back(id);
+  }
+}
+
+TEST(Generate, NeighboursAndLengthsChangeNothing) {
+  const std::vector<std::vector<TokenId>> prompts{{3, 1, 4, 1, 5}, {9}, {2, 6}, {5, 3, 5, 8, 9, 7}};
+  for (const char* positions : {"attn_config: {rope: true}", "learned_pos_emb: true",
+                                "attn_config: {rope: true, kv_n_heads: 1, attn_type: "
+                                "multiquery_attention}, ffn_config: {ffn_type: mb_dmoe, "
+                                "moe_num_experts: 4, moe_top_k: 2, moe_world_size: 1}"}) {
+    SCOPED_TRACE(positions);
+    const std::string block = std::string(
+                                  "{d_model: 8, n_heads: 2, n_layers: 2, max_seq_len: 32, "
+                                  "vocab_size: 12, no_bias: true, ") +
+                              positions + "}";
+    Transformer model(ModelConfig::from_yaml(YamlDocument::parse(block, "t.yaml").root()), 5,
+                      at::kCPU);
+    GenerateOptions options;
+    options.max_new_tokens = 20;
+    options.seed = 7;
+    const GenerateResult together = generate(model, prompts, options);
+    double loss = 0, scored = 0;
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      options.seed = 7 + i;
+      const GenerateResult alone = generate(model, {prompts[i]}, options);
+      EXPECT_EQ(together.sequences[i], alone.sequences[0]);
+      double difference = 0, size = 0;
+      for (std::size_t v = 0; v < 12; ++v) {
+        const double ours = together.logits_last[i][v], theirs = alone.logits_last[0][v];
+        difference += (ours - theirs) * (ours - theirs);
+        size += theirs * theirs;
+      }
+      EXPECT_LT(std::sqrt(difference / size), 1e-5);
+      const auto n = static_cast<double>(prompts[i].size() - 1);
+      if (n > 0) loss += *alone.cross_entropy * n;
+      scored += n;
+    }
+    EXPECT_NEAR(*together.cross_entropy, loss / scored, 1e-5);
+  }
+}
+
+TEST(Generate, StopsAtATextAcrossTokens) {
+  const auto tokenizer = make_tokenizer("bytes");
+  ModelConfig config = tiny();
+  config.vocab_size = 257;
+  Transformer model(config, 5, at::kCPU);
+  GenerateOptions options;
+  options.max_new_tokens = 40;
+  const std::vector<TokenId> free = generate(model, {{1, 2}, {1}}, options).sequences[0];
+  const std::string text = tokenizer->decode_bytes(free);
+  options.stop = {"never said", text.substr(5, 3)};
+  options.tokenizer = tokenizer.get();
+  const std::size_t at = text.find(options.stop[1]);
+  const GenerateResult stopped = generate(model, {{1, 2}, {1}}, options);
+  EXPECT_EQ(stopped.finish[0], Finish::kStop);
+  EXPECT_EQ(tokenizer->decode_bytes(stopped.sequences[0]), text.substr(0, at + 3));
+  EXPECT_EQ(stopped.finish[1], Finish::kLength);
+  EXPECT_EQ(stopped.sequences[1].size(), 40u);
+  options.tokenizer = nullptr;
+  EXPECT_THROW(generate(model, {{1, 2}}, options), Error);
 }
 
 TEST(Generate, RefusesBadOptionsAndPrompts) {
   Transformer model(tiny(), 5, at::kCPU);
   EXPECT_THROW(generate(model, {}, {}), Error);
   EXPECT_THROW(generate(model, {{}}, {}), Error);
-  EXPECT_THROW(generate(model, {{1}, {1, 2}}, {}), Error);
   EXPECT_THROW(generate(model, {{12}}, {}), Error);
   GenerateOptions options;
   options.temperature = std::nan("");
+  EXPECT_THROW(generate(model, {{1}}, options), Error);
+  options = {};
+  options.min_p = 1.5;
+  EXPECT_THROW(generate(model, {{1}}, options), Error);
+  options = {};
+  options.repetition_penalty = 0;
+  EXPECT_THROW(generate(model, {{1}}, options), Error);
+  options = {};
+  options.stop = {""};
   EXPECT_THROW(generate(model, {{1}}, options), Error);
 }
 
