@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "apps/eval_tasks.h"
 #include "apps/model_options.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
@@ -31,7 +32,7 @@ using namespace train;
 namespace {
 
 struct EvalVerb {
-  std::string target, data, split;
+  std::string target, data, split, tasks, samples;
   std::vector<std::string> overrides;
   bool data_given = false, json = false;
   std::int64_t batch_size = 8;
@@ -79,7 +80,8 @@ void print_line(const std::string& label, const EvalResult& result) {
 }
 
 // Where no token was scored, there is no figure: null.
-void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool as_json) {
+void print(const std::vector<std::pair<std::string, EvalResult>>& results, const TaskResults& tasks,
+           bool as_json) {
   EvalResult total;
   for (const auto& [label, result] : results) total.add(result);
   const auto figures = [](const EvalResult& result) {
@@ -92,11 +94,13 @@ void print(const std::vector<std::pair<std::string, EvalResult>>& results, bool 
     if (results.size() > 1) {
       for (const auto& [label, result] : results) json["loaders"][label] = figures(result);
     }
+    json.update(tasks_as_json(tasks));
     std::cout << json.dump() << "\n";
     return;
   }
   for (const auto& [label, result] : results) print_line(label, result);
   if (results.size() > 1) print_line("all of them", total);
+  if (!tasks.scores.empty()) print_tasks(tasks);
 }
 
 void run_eval(EvalVerb verb) {
@@ -113,8 +117,9 @@ void run_eval(EvalVerb verb) {
     throw Error(ErrorKind::kInvalidArgument,
                 "overrides such as " + verb.overrides[0] + " belong to a CONFIG, not to a model");
   }
-  if (is_model && verb.data.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, "eval MODEL needs --data DIR or --data FILE");
+  if (is_model && verb.data.empty() && verb.tasks.empty()) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "eval MODEL needs --data DIR, --data FILE or --tasks FILE");
   }
   std::vector<Source> sources;
   std::optional<TrainConfig> config;
@@ -140,9 +145,16 @@ void run_eval(EvalVerb verb) {
       log_warning("the checkpoint's own model is evaluated: {}", *difference);
     }
   }
+  TaskSuite suite;
+  if (!verb.tasks.empty()) {
+    suite = load_tasks(verb.tasks, {.batch_size = verb.batch_size,
+                                    .max_seq_len = loaded.model->config().max_seq_len});
+  } else if (config) {
+    suite = config->tasks;
+  }
   if (!verb.data.empty()) {
     sources.emplace_back("", open_data(verb, loaded));
-  } else {
+  } else if (config) {
     for (std::size_t i = 0; i < config->eval_loaders.size(); ++i) {
       const TextDatasetConfig& dataset = config->eval_loaders[i];
       config->source.locate(config->eval_dataset_path(i), [&] {
@@ -150,9 +162,9 @@ void run_eval(EvalVerb verb) {
                              open_set(dataset, loaded, verb.batch_size, config->max_seq_len));
       });
     }
-    if (sources.empty()) {
-      throw Error(ErrorKind::kInvalidArgument, verb.target + " has no eval_loader",
-                  "add one, or give --data");
+    if (sources.empty() && suite.tasks.empty()) {
+      throw Error(ErrorKind::kInvalidArgument, verb.target + " has no eval_loader and no icl_tasks",
+                  "add one of them, or give --data or --tasks");
     }
   }
   std::vector<std::pair<std::string, EvalResult>> results;
@@ -169,14 +181,17 @@ void run_eval(EvalVerb verb) {
                   error.hint());
     }
   }
-  print(results, verb.json);
+  TaskResults tasks;
+  if (!suite.tasks.empty()) tasks = run_tasks(suite, loaded, precision, verb.samples);
+  print(results, tasks, verb.json);
 }
 
 }  // namespace
 
 void add_eval_verb(CLI::App& app) {
   auto verb = std::make_shared<EvalVerb>();
-  CLI::App* cli = app.add_subcommand("eval", "Cross-entropy and perplexity of a model");
+  CLI::App* cli =
+      app.add_subcommand("eval", "Cross-entropy, perplexity and in-context tasks of a model");
   cli->add_option("target", verb->target,
                   "YAML config (its load_path, else its run folder), or a model")
       ->required();
@@ -184,6 +199,10 @@ void add_eval_verb(CLI::App& app) {
   cli->add_option("--data", verb->data,
                   "MDS folder or text file, in place of the config's loaders");
   cli->add_option("--split", verb->split, "sub-folder of --data");
+  cli->add_option("--tasks", verb->tasks,
+                  "YAML file of icl_tasks, in place of the config's; its paths are from here");
+  cli->add_option("--samples", verb->samples,
+                  "file for a JSON line on each of the tasks' questions");
   cli->add_flag("--json", verb->json, "one JSON document");
   verb->model_options.add_to(*cli);
   cli->get_option("--device")

@@ -55,6 +55,7 @@ ROOMS = (
         torch=True,
         sees=LIBRARY + tuple(f"train/{room}" for room in ("base", "bridge", "nn", "checkpoint")),
     ),
+    Room("train/icl", 5, sees=LIBRARY + ("train/base", "train/tokenizer")),
     Room(
         "train/run",
         6,
@@ -62,7 +63,7 @@ ROOMS = (
         sees=LIBRARY
         + tuple(
             f"train/{room}"
-            for room in ("base", "bridge", "tokenizer", "data", "dist", "nn", "optim", "checkpoint", "convert", "report")
+            for room in ("base", "bridge", "tokenizer", "data", "dist", "nn", "optim", "checkpoint", "convert", "icl", "report")
         ),
     ),
     Room("apps", 7, torch=True),

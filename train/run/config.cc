@@ -164,10 +164,6 @@ void accept_without_effect(const YamlMap& root) {
   root.no_effect("spin_dataloaders",
                  "loaders resume at the sample without reading what came before");
   root.no_effect("compile_config", "nothing is compiled at run time");
-  for (const char* key : {"icl_tasks", "icl_tasks_str", "icl_seq_len", "icl_subset_num_batches",
-                          "eval_gauntlet", "eval_gauntlet_str"}) {
-    root.no_effect(key, "in-context tasks are not evaluated; eval_loader is");
-  }
   root.no_effect("profiler", "nothing is profiled");
   root.no_effect("metadata", "it is not stored");
   root.no_effect("flatten_metadata", "it is not stored");
@@ -337,6 +333,8 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
     root.fail("eval_subset_num_batches", "eval_subset_num_batches is -1 (all) or at least 1");
   }
   config.eval_first = root.get<bool>("eval_first", false);
+  config.tasks = TaskSuite::from_yaml(
+      root, {.batch_size = config.device_eval_batch_size, .max_seq_len = config.max_seq_len});
   read_saving(root, config);
   std::vector<std::string> labels;
   for (const TextDatasetConfig& loader : config.eval_loaders) labels.push_back(loader.label);

@@ -12,6 +12,7 @@
 #include "train/base/time.h"
 #include "train/base/yaml.h"
 #include "train/data/loader.h"
+#include "train/icl/suite.h"
 #include "train/nn/precision.h"
 #include "train/nn/transformer.h"
 #include "train/optim/clip.h"
@@ -50,6 +51,7 @@ struct TrainConfig {
   std::int64_t skip_nonfinite_steps = 0;
   TextDatasetConfig train_loader;
   std::vector<TextDatasetConfig> eval_loaders;
+  TaskSuite tasks;  // evaluated with the loaders
 
   Interval eval_interval{1, TimeUnit::kEpoch};
   std::int64_t eval_subset_num_batches = -1;

@@ -21,6 +21,7 @@
 #include "train/run/memory.h"
 #include "train/run/model_files.h"
 #include "train/run/summary.h"
+#include "train/run/task_evaluate.h"
 
 namespace dropless::train {
 namespace {
@@ -88,6 +89,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
     verify_model(load_from_);
   }
   open_data();
+  open_tasks();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
   source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
   source.locate("model." + estimate_parameters(config_.model).cause, [&] {
@@ -150,6 +152,17 @@ void Trainer::open_data() {
     eval_loaders_.push_back(make_loader(config_.eval_loaders[i], config_.device_eval_batch_size,
                                         config_.eval_dataset_path(i), "device_eval_batch_size"));
   }
+}
+
+void Trainer::open_tasks() {
+  if (config_.tasks.tasks.empty()) return;
+  config_.source.locate("icl_tasks", [&] {
+    if (!tokenizer_) {
+      throw Error(ErrorKind::kInvalidArgument, "in-context tasks need the tokenizer",
+                  "give its file as tokenizer.name");
+    }
+    task_runs_ = config_.tasks.open(*tokenizer_);
+  });
 }
 
 void Trainer::build_model() {
@@ -505,7 +518,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
 }
 
 void Trainer::evaluate_all() {
-  if (eval_loaders_.empty() || evaluated_step_ == step_) return;
+  if ((eval_loaders_.empty() && task_runs_.empty()) || evaluated_step_ == step_) return;
   nlohmann::ordered_json line;
   line["step"] = step_;
   for (std::size_t i = 0; i < eval_loaders_.size(); ++i) {
@@ -526,6 +539,19 @@ void Trainer::evaluate_all() {
     log_info("step {}: evaluation{} {:.4f} nats per token, perplexity {:.3f}, {} tokens", step_,
              label.empty() ? "" : " " + label, result.cross_entropy(), result.perplexity(),
              result.tokens);
+  }
+  std::vector<TaskScore> scores;
+  for (const TaskRun& run : task_runs_) {
+    scores.push_back(evaluate_task(*model_, *tokenizer_, run, config_.precision,
+                                   config_.tasks.subset_num_batches));
+    if (stop_signal() != 0) return;
+    const TaskScore& score = scores.back();
+    line[fmt::format("metrics/{}/{}", score.name, score.metric)] = score.accuracy;
+    log_info("step {}: {} {:.4f} of {} questions", step_, score.name, score.accuracy,
+             score.questions);
+  }
+  for (const auto& [name, score] : gauntlet_scores(config_.tasks.gauntlet, scores)) {
+    line["icl/metrics/eval_gauntlet/" + name] = score;
   }
   line["time/token"] = tokens_;
   log(line);

@@ -38,6 +38,7 @@ class Trainer {
 
  private:
   void open_data();
+  void open_tasks();
   void build_model();
   void restore();
   void restore_from(const std::string& checkpoint);
@@ -61,6 +62,7 @@ class Trainer {
   std::shared_ptr<const Tokenizer> tokenizer_;  // null where its files are not here
   std::unique_ptr<TextLoader> train_loader_;
   std::vector<std::unique_ptr<TextLoader>> eval_loaders_;
+  std::vector<TaskRun> task_runs_;  // they point into config_
   std::unique_ptr<Transformer> model_;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<Stepper> stepper_;
