@@ -416,13 +416,16 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
   }
   const AttentionConfig& attention = config.attention;
   const double head = attention.head_dim;
+  // Only where it is a size of its own: else d_model made it.
+  const bool derived = attention.head_dim == config.d_model / config.n_heads;
+  const Size head_dim{"head_dim", derived ? 0.0 : head, 128};
   const double q_width = config.n_heads * head;
   const double qkv_width = q_width + 2.0 * attention.kv_n_heads * head;
   const double qkv_bias = attention.bias ? 1 : 0, out_bias = attention.out_bias ? 1 : 0;
   add(L * (qkv_width * (D + qkv_bias) + D * (q_width + out_bias)),
       fmt::format("the attention's (n_layers {}, d_model {}, n_heads {}, head_dim {})",
                   config.n_layers, config.d_model, config.n_heads, attention.head_dim),
-      {n_layers, d_model, n_heads, Size{"head_dim", head, 128}});
+      {n_layers, d_model, n_heads, head_dim});
   const double norm = config.norm.type == NormType::kLayerNorm ? 1 + bias : 1;
   double qk_norm_width = 0;
   if (attention.qk_norm == QkNorm::kWhole) qk_norm_width = (qkv_width + q_width) / 2;

@@ -92,7 +92,7 @@ TEST(ModelConfig, SizesThatNoMachineCanAddress) {
 TEST(ModelConfig, TheKeyThatMakesAModelHugeIsBlamed) {
   for (const auto& [text, override, cause] :
        {std::tuple(kMoE, "vocab_size=100000000000", "vocab_size"),
-        {kMoE, "d_model=1000000000", "d_model"},
+        {kMoE, "d_model=100000000", "d_model"},
         {kMoE, "n_layers=10000", "n_layers"},
         {kMoE, "head_dim=100000000", "head_dim"},
         {kMoE, "ffn_config.moe_num_experts=100000000", "ffn_config.moe_num_experts"},
