@@ -17,12 +17,12 @@ END = CONFIG  # what is put behind the whole
 
 # (what stands there, what takes its place, the message, the hint)
 SYNTAX = [
-    ("seed: 5", "seed: [5@@\n", "", "["),
-    ("seed: 5", "seed: 5\n@@\tx: 1", "", "tab"),
+    ("seed: 5", "seed: [5\n", "end of sequence flow not found", "a [ is not closed"),
+    ("seed: 5", "seed: 5\n@@\tx: 1", "illegal tab", "indented by spaces"),
     ("seed: 5", 'seed: "5', "", "a quote is opened and not closed"),
     ("seed: 5", "seed: 5: 6", "", ""),
     ("seed: 5", "seed: 5\n@@seed: 6", 'key "seed" stands twice in one mapping (first at bad.yaml:3:1)', "remove one"),
-    ("seed: 5", "seed: 5\n---@@\nx: 1", "text after the end of the document", "one YAML document"),
+    ("seed: 5", "seed: 5\n@@---\nx: 1", "text after the end of the document", "one YAML document"),
     ("seed: 5", "seed: @@!!python/object:os.system 5", "tag ", "remove the tag"),
     ("seed: 5", "seed: @@*five", "", ""),
     ("seed: 5", "x: &x\n  y: @@*x", "an alias inside the value it stands for", ""),
@@ -64,7 +64,7 @@ TYPES = [
     ("  n_heads: 4", "  n_heads: @@010", 'model.n_heads: expected an integer, got "010"', ""),
     ("  n_heads: 4", "  n_heads: @@'4'", 'model.n_heads: expected an integer, got the string "4"', "remove the quotes"),
     ("  n_heads: 4", "  n_heads: @@[4]", "model.n_heads: expected an integer, got a sequence", ""),
-    ("  n_heads: 4", "  n_heads:@@", "model.n_heads: must not be null", ""),
+    ("  n_heads: 4", "  @@n_heads:", "model.n_heads: must not be null", ""),
     ("  d_model: 32", "  d_model: @@0", "model.d_model: must be at least 1, not 0", ""),
     ("  n_layers: 2", "  n_layers: @@-2", "model.n_layers: must be at least 1, not -2", ""),
     ("  n_layers: 2", "  n_layers: @@1e6", "model.n_layers: 1000000 is above 10000", ""),

@@ -37,7 +37,7 @@ python tests/cli/yaml_page.py build/dev/bin/dropless > docs/yaml.md
 Of each key there is one of three things to say. *Implemented*: it does what it does in LLM Foundry. *No effect*: it may stand
 there, changes nothing here, and a warning says why. **Refused**: what it asks for cannot be done; an error names the key and
 its place. A key that is in no table is an error too, with the nearest known one. What the keys mean is told in
-[training.md](training.md) and [data.md](data.md).
+[training.md](training.md) and [data.md](data.md). A default that follows from other keys is that of a model with `d_model` 16.
 
 How values are written:
 

@@ -36,7 +36,11 @@ class TreeBuilder : public YAML::EventHandler {
   void OnDocumentEnd() override {}
 
   void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
-    accept(make(Kind::kNull, mark), anchor);
+    YamlNode::Pointer node = make(Kind::kNull, mark);
+    // Where nothing stands the mark is that of what comes next, lines below.
+    const YamlNode* key = stack_.empty() ? nullptr : stack_.back().key.get();
+    if (key != nullptr && key->place.line != node->place.line) node->place = key->place;
+    accept(std::move(node), anchor);
   }
 
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
@@ -220,13 +224,17 @@ void check_text(std::string_view text, const TreeBuilder& builder) {
 
 // For what yaml-cpp says in its own terms.
 std::string hint_of(const std::string& message) {
-  if (message.starts_with("illegal EOF in scalar")) return "a quote is opened and not closed";
+  if (message.starts_with("illegal EOF in scalar") ||
+      message.starts_with("illegal document indicator in scalar")) {
+    return "a quote is opened and not closed";
+  }
   if (message.starts_with("end of map flow")) {
     return "a { is not closed, or a } stands in a value without quotes, as in {a: \"${b}\"}";
   }
   if (message.starts_with("end of sequence flow")) {
     return "a [ is not closed, or a ] stands in a value without quotes";
   }
+  if (message.starts_with("illegal tab")) return "YAML is indented by spaces";
   return "";
 }
 
@@ -236,7 +244,8 @@ YamlNode::Pointer read_yaml(std::string_view text, const std::string& source, bo
                             YamlBudget& budget) {
   TreeBuilder builder(std::make_shared<const std::string>(source), one_line, budget);
   check_text(text, builder);
-  std::istringstream stream{std::string(text)};
+  // yaml-cpp takes the end of a file for the end of a quoted scalar, unless a mark stands there.
+  std::istringstream stream{std::string(text) + (text.ends_with('\n') ? "...\n" : "")};
   try {
     YAML::Parser parser(stream);
     while (parser.HandleNextDocument(builder)) {

@@ -111,6 +111,11 @@ TEST(Yaml, RefusesOtherTypesWithThePlace) {
               HasSubstr("c.yaml:2:6: m.a: too odd | even it"));
 }
 
+TEST(Yaml, AnEmptyValueIsPlacedAtItsKey) {
+  const YamlMap map = parse("a: 1\nb:\nc: 2\n");
+  EXPECT_THAT(error_of([&] { map.get<int>("b"); }), HasSubstr("c.yaml:2:1: b: must not be null"));
+}
+
 TEST(Yaml, FractionsAreFiniteAndWithinFp32) {
   const YamlMap map = parse(
       "a: .inf\nb: -.inf\nc: .nan\nd: 1e39\ne: -1e39\nf: [0, .nan]\ng: 3.4e38\nh: 1e-320\n"
@@ -395,6 +400,10 @@ TEST(Yaml, AnchorsAndMergeKeys) {
 TEST(Yaml, SyntaxErrorsHaveAPlace) {
   EXPECT_THAT(parse_error("a: [1, 2\nb: 3\n"), HasSubstr("c.yaml:"));
   EXPECT_THAT(parse_error("a: 1\n\tb: 2\n"), HasSubstr("c.yaml:2:"));
+  EXPECT_THAT(parse_error("a: \"1\nb: 2\n"), HasSubstr("| a quote is opened and not closed"));
+  EXPECT_THAT(parse_error("a: 1\nb: 'x\n"), HasSubstr("| a quote is opened and not closed"));
+  EXPECT_EQ(parse("a: |\n  b\n").get<std::string>("a"), "b\n");
+  EXPECT_EQ(parse("a: 1\n...\n").get<int>("a"), 1);
   EXPECT_THAT(parse_error("a: 1\n---\nb: 2\n"), HasSubstr("after the end of the document"));
   EXPECT_THAT(parse_error("- 1\n- 2\n"), HasSubstr("a config is a mapping"));
   EXPECT_THAT(parse_error("just text"), HasSubstr("a config is a mapping"));

@@ -48,6 +48,7 @@ global_train_batch_size: 4
 const std::vector<std::vector<std::string>> kVariants = {
     {},
     {"model.ffn_config={ffn_type: mptmlp, ffn_act_fn: {name: gelu}}"},
+    {"model.ffn_config={ffn_type: mptmlp}"},
     {"model.ffn_config={ffn_type: mptglu}"},
     {"model.ffn_config={ffn_type: mb_dmoe, ffn_act_fn: {name: gelu}}"},
     {"model.ffn_config={ffn_type: torch_dmoe}"},
@@ -67,10 +68,12 @@ const std::vector<std::vector<std::string>> kVariants = {
     {"model.attn_config={attn_uses_sequence_id: true}", "train_loader.dataset.eos_token_id=0",
      "eval_loader.dataset.eos_token_id=0"},
     {"model.block_overrides={order: [{name: a}], overrides: {a: {attn_config: {}}}}"},
+    {"model.block_overrides={order: [{order: [{name: a}]}], overrides: {a: {attn_config: {}}}}"},
     {"model.init_config={name: kaiming_uniform_, init_nonlinearity: leaky_relu}"},
     {"model.init_config={name: xavier_uniform_}"},
     {"model.init_config={name: neox_init_}"},
     {"model.init_config={name: baseline_}"},
+    {"optimizer.disable_grad=[a]"},
     {"optimizer.name=adamw"},
     {"optimizer.name=decoupled_lionw"},
     {"optimizer.name=clip_lion"},
@@ -80,7 +83,7 @@ const std::vector<std::vector<std::string>> kVariants = {
     {"scheduler.name=linear_decay_with_warmup"},
     {"scheduler.name=constant_with_warmup"},
     {"scheduler={name: inv_sqrt_with_warmup, t_scale: 1ba, t_cooldown: 1ba}"},
-    {"load_path=a"},
+    {"load_path=a", "load_weights_only=true", "load_ignore_keys=[a]"},
     {"device_train_microbatch_size=1"},
     {"callbacks={early_stopper: {monitor: loss/train/total, dataloader_label: train}}"},
     {"callbacks={generate_callback: {prompts: [a], interval: 1ba}}"},
@@ -88,6 +91,7 @@ const std::vector<std::vector<std::string>> kVariants = {
     {"callbacks={hf_checkpointer: {save_folder: a, save_interval: 1ba}}", "model.no_bias=true",
      "model.norm_type=rmsnorm", "model.attn_config={rope: true}",
      "model.ffn_config={ffn_type: mptglu, ffn_act_fn: silu}"},
+    {"callbacks={optimizer_monitor: {interval: 1ba}}"},
     {"callbacks={layer_freezing: {layer_names: [a]}}"},
     {"train_loader.dataset.shuffle=true", "eval_loader.dataset.shuffle=true"},
     {"train_loader.dataset.streams={a: {local: a}}", "eval_loader.dataset.streams={a: {local: a}}"},
@@ -100,7 +104,8 @@ constexpr const char* kChoosers[] = {"name", "ffn_type", "type"};
 struct Key {
   YamlKeyRecord all;
   std::map<std::string, std::set<std::string>> fallbacks;  // each with the choices it belongs to
-  std::set<std::string> choices;                           // of the block's chooser
+  std::map<std::string, int> choices;  // of the block's chooser: how often each asked
+  std::map<std::string, int> required;
   int asked = 0, no_effect = 0;
   std::set<std::string> whys;
   std::string accepts;  // what an error says to a word that is none
@@ -176,9 +181,9 @@ std::string accepted_words(std::vector<std::string> overrides, const std::string
 void add_key(const std::vector<std::string>& overrides, const std::string& path,
              const std::string& choice, const YamlKeyRecord& record, Key& key) {
   key.asked += 1;
-  key.choices.insert(choice);
+  key.choices[choice] += 1;
   key.all.types.insert(record.types.begin(), record.types.end());
-  key.all.required |= record.required;
+  if (record.required) key.required[choice] += 1;
   key.all.is_map |= record.is_map;
   key.all.free_form |= record.free_form;
   if (record.fallback) key.fallbacks[*record.fallback].insert(choice);
@@ -217,11 +222,13 @@ void add_variant(const std::vector<std::string>& overrides, Page& page) {
 
 std::string code(const std::string& text) { return "`" + text + "`"; }
 
-std::string escaped(std::string text) {
-  for (std::size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) {
-    text.insert(at, "\\");
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '|') out += '\\';
+    out += c;
   }
-  return text;
+  return out;
 }
 
 std::string choices_text(const std::set<std::string>& choices) {
@@ -244,12 +251,17 @@ std::string type_text(const Key& key) {
   if (types.contains("time")) types.erase("string");  // how one that is required is asked for
   std::string type = fmt::format("{}", fmt::join(types, " or "));
   if (type.empty()) type = "any";
-  if (!key.accepts.empty()) type += ": " + key.accepts;
+  if (!key.accepts.empty() && !types.contains("time")) type += ": " + key.accepts;
   return type;
 }
 
 std::string default_text(const Key& key) {
-  if (key.all.required) return "required";
+  std::set<std::string> needing;  // the choices under which it must be there
+  for (const auto& [choice, times] : key.required) {
+    if (times == key.choices.at(choice)) needing.insert(choice);
+  }
+  if (needing.size() == key.choices.size()) return "required";
+  if (!needing.empty()) return "none; required by " + choices_text(needing);
   if (key.fallbacks.empty()) return "none";
   std::vector<std::string> out;
   for (const auto& [value, choices] : key.fallbacks) {
@@ -276,10 +288,10 @@ std::string meaning_text(const Block& block, const Key& key) {
       text = key.all.free_form && key.all.types.empty() ? "free" : "implemented";
       if (!whys.empty()) text += "; at times without effect: " + whys;
   }
-  if (key.choices != block.choices) {
-    const std::string only = choices_text(key.choices);
-    if (!only.empty()) text += "; only of " + only;
-  }
+  std::set<std::string> choices;
+  for (const auto& [choice, times] : key.choices) choices.insert(choice);
+  const std::string only = choices == block.choices ? "" : choices_text(choices);
+  if (!only.empty()) text += "; only of " + only;
   return text;
 }
 
@@ -297,7 +309,9 @@ void print_page(const Page& page) {
   std::map<Outcome, int> counts;
   std::map<std::string, std::vector<std::string>> paths_of;  // of equal tables
   for (const auto& [path, block] : page.blocks) {
-    paths_of[table(block)].push_back(path);
+    std::vector<std::string>& paths = paths_of[table(block)];
+    paths.push_back(path);
+    if (paths.size() > 1) continue;
     for (const auto& [name, key] : block.keys) counts[outcome_of(key)] += 1;
   }
   fmt::print(
