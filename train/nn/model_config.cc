@@ -208,13 +208,13 @@ void check_name(const YamlMap& map) {
   if (name != "hf_causal_lm") map.fail("name", "unknown model " + name, "one of: mpt_causal_lm");
   const std::string key = "pretrained_model_name_or_path";
   const std::string model = map.get<std::string>(key);
-  if (!std::filesystem::is_directory(model)) {
-    map.fail(key, model + " is no folder here, and nothing is fetched from the Hugging Face hub",
-             "download it, and name its folder");
+  const std::string way =
+      "write out its model with mpt_causal_lm's keys, and give the folder to load_path";
+  if (std::filesystem::is_directory(model)) {
+    map.fail("name", "hf_causal_lm is not supported by this version", way);
   }
-  map.fail("name", "hf_causal_lm is not supported by this version",
-           "write the model out with mpt_causal_lm's keys; `dropless info " + model +
-               "` gives its sizes");
+  map.fail(key, model + " is no folder here, and nothing is fetched from the Hugging Face hub",
+           "download it, " + way);
 }
 
 std::int64_t at_most(const YamlMap& map, const char* key, std::int64_t fallback,
