@@ -261,7 +261,7 @@ class HostileConfigTest(CommandTest):
         ten = ", ".join(["*a{last}"] * 10)
         return {
             "10 MB scalar": ("a: " + "x" * 10_000_000, "10000003 bytes; at most 1048576"),
-            "1 MB scalar": ("a: " + "x" * 1_000_000, "a: unknown key"),
+            "1 MB scalar": ("a: " + "x" * 1_000_000, "model: required mapping is missing"),
             "20,000 brackets": ("a: " + "[" * 20_000, "nested deeper than 100 levels"),
             "20,000 braces": ("a: " + "{a: " * 20_000, "nested deeper than 100 levels"),
             "900 indents": ("".join(" " * i + "a:\n" for i in range(900)), "nested deeper than 100 levels"),
@@ -275,8 +275,8 @@ class HostileConfigTest(CommandTest):
             "anchor in itself": ("a: &a {b: [*a, *a]}\n", "an alias inside the value it stands for"),
             "circle": ("".join(f"a{i}: ${{a{(i + 1) % 5000}}}\n" for i in range(5000)), "nested deeper than"),
             "small circle": ("a: ${b}\nb: ${a}\n", "${} in a circle: a -> b -> a"),
-            "90,000 keys": ("".join(f"k{i}: 1\n" for i in range(90_000)), "unknown key"),
-            "200,000 keys": ("".join(f"k{i}:\n" for i in range(130_000)), "grows beyond 100000 values"),
+            "40,000 keys": ("".join(f"k{i}: 1\n" for i in range(40_000)), "model: required mapping is missing"),
+            "90,000 keys": ("".join(f"k{i}: 1\n" for i in range(90_000)), "grows beyond 100000 values"),
             "unknown anchors": ("a: *" + "b" * 500_000, ""),
             "only colons": (":" * 500_000, ""),
             "only quotes": ("'" * 500_001, ""),
@@ -295,7 +295,7 @@ class HostileConfigTest(CommandTest):
                 code, message, seconds, peak = usage_of(self.folder, "train", "hostile.yaml")
                 report.append(f"{name}: {seconds - idle_seconds:+.2f} s, {(peak - idle_bytes) / 2**20:+.1f} MiB")
                 self.assertEqual(code, 2, message[:2000])
-                self.assertRegex(message, r"error: hostile\.yaml:\d+:\d+: ")
+                self.assertRegex(message, r"error: hostile\.yaml(:\d+:\d+:| has) ")
                 self.assertIn(expected, message)
                 self.assertLess(len(message), 3000, "a message that can be read")
                 self.assertLess(peak - idle_bytes, 64 << 20)
