@@ -319,8 +319,15 @@ struct TextLoader::Impl {
     order.resize(std::min(order.size(), kLookedAt));
     TokenRow tokens;
     const std::vector<std::int64_t> lengths = read_samples(order, tokens);
-    const auto packed = std::ssize(pack_rows(lengths, seq_len_));
-    return std::max(rows, std::ssize(order) * rows / std::max<std::ptrdiff_t>(packed, 1));
+    // The last row is what was left over.
+    auto packed = pack_rows(lengths, seq_len_);
+    if (packed.empty()) return rows;
+    auto count = std::ssize(order);
+    if (packed.size() > 1) {
+      count -= std::ssize(packed.back());
+      packed.pop_back();
+    }
+    return std::max(rows, count * rows / std::ssize(packed));
   }
 
   // ---- the calling thread ----

@@ -384,7 +384,7 @@ train_loader:
 
 TEST(TextDatasetConfig, ErrorsNameThePlace) {
   const std::pair<const char*, const char*> cases[] = {
-      {"name: finetuning, dataset: {local: d}", "finetuning"},
+      {"name: contrastive_pairs, dataset: {local: d}", "contrastive_pairs"},
       {"name: text", "dataset"},
       {"name: text, dataset: {split: x}", "local"},
       {"name: text, dataset: {local: d, shufle: true}", "shufle"},
