@@ -13,8 +13,8 @@ from command import BINARY
 HUB = "nothing is fetched from the Hugging Face hub"
 # What refuses the files that do not run: the key and words of the message.
 REFUSED = {
-    "finetune/1b_local_data_sft.yaml": ("train_loader.name", "'finetuning'"),
-    "finetune/7b_dolly_sft.yaml": ("train_loader.name", "'finetuning'"),
+    "finetune/1b_local_data_sft.yaml": ("train_loader.dataset.hf_name", HUB),
+    "finetune/7b_dolly_sft.yaml": ("train_loader.dataset.hf_name", HUB),
     "finetune/dbrx-full-ft.yaml": ("model.pretrained_model_name_or_path", "databricks/dbrx-instruct is no folder here, and " + HUB),
     "finetune/dbrx-lora-ft.yaml": ("model.pretrained_model_name_or_path", "databricks/dbrx-instruct is no folder here, and " + HUB),
     "finetune/gpt2-arc-easy-cpu-streaming-dataset.yaml": ("model.pretrained_model_name_or_path", "gpt2 is no folder here, and " + HUB),

@@ -30,7 +30,7 @@ bool holds_text(const MdsColumn& column) {
 FinetuningConfig FinetuningConfig::from_yaml(const YamlMap& dataset) {
   FinetuningConfig config;
   if (dataset.has("hf_name")) {
-    dataset.fail("hf_name", "sets are not fetched from the Hugging Face hub",
+    dataset.fail("hf_name", "nothing is fetched from the Hugging Face hub",
                  "make a set of JSON Lines with `dropless data json`, and name it as local");
   }
   if (!dataset.get<bool>("decoder_only_format", true)) {

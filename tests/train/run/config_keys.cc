@@ -93,6 +93,7 @@ const std::vector<std::vector<std::string>> kVariants = {
      "model.ffn_config={ffn_type: mptglu, ffn_act_fn: silu}"},
     {"callbacks={optimizer_monitor: {interval: 1ba}}"},
     {"callbacks={layer_freezing: {layer_names: [a]}}"},
+    {"train_loader.name=finetuning", "eval_loader.name=finetuning"},
     {"train_loader.dataset.shuffle=true", "eval_loader.dataset.shuffle=true"},
     {"train_loader.dataset.streams={a: {local: a}}", "eval_loader.dataset.streams={a: {local: a}}"},
 };
