@@ -18,6 +18,7 @@
 
 #include "apps/bench_case.h"
 #include "apps/bench_graph.h"
+#include "apps/bench_moe_cpu.h"
 #include "apps/bench_moe_rivals.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
@@ -351,13 +352,24 @@ void add_bench_verb(CLI::App& app) {
       ->take_all()
       ->default_str("");
   moe->add_option("--device", verb->device, "cpu, cuda, cuda:N or auto")->capture_default_str();
-  moe->add_option("--dtype", verb->dtype, "bf16 or fp32")->capture_default_str();
+  moe->add_option("--dtype", verb->dtype, "bf16 or fp32; default on the CPU: both")
+      ->capture_default_str();
   moe->add_option("--rounds", verb->rounds, "of all candidates in turn")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   moe->add_flag("--json", verb->json, "one JSON document");
   moe->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
-  moe->callback([verb] { run_bench_moe(*verb); });
+  moe->callback([verb, moe] {
+    // The CPU has rows of its own, on random routers; with --routing it has those of a GPU.
+    if (!choose_device(verb->device).is_cpu() || moe->count("--routing") > 0) {
+      return run_bench_moe(*verb);
+    }
+    std::vector<LayerShape> shapes;
+    for (const std::string& text : verb->shapes) shapes.push_back(parse_shape(text));
+    if (moe->count("--shape") == 0) shapes.clear();
+    run_bench_moe_cpu(shapes, moe->count("--dtype") == 0 ? "" : verb->dtype, verb->rounds,
+                      verb->json);
+  });
 }
 
 }  // namespace dropless::apps

@@ -11,12 +11,18 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <functional>
+#include <iostream>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "apps/bench_dense.h"
 #include "apps/bench_rivals.h"
 #include "apps/bench_timing.h"
+#include "dropless/error.h"
+#include "train/base/signals.h"
+#include "train/bridge/device.h"
 #include "train/bridge/views.h"
+#include "train/run/memory.h"
 
 namespace dropless::apps {
 namespace {
@@ -211,10 +217,8 @@ nlohmann::ordered_json make_row(const LayerShape& s, at::ScalarType dtype, bool 
           {"all_parameters", static_cast<double>(s.E) / static_cast<double>(s.k)}};
 }
 
-}  // namespace
-
-std::vector<nlohmann::ordered_json> bench_moe_cpu(const LayerShape& s, at::ScalarType dtype,
-                                                  int rounds) {
+std::vector<nlohmann::ordered_json> bench_shape(const LayerShape& s, at::ScalarType dtype,
+                                                int rounds) {
   const auto options = at::TensorOptions().dtype(dtype);
   LibraryLayer ours(s, options);
   DenseExperts dense(s.T * s.k, s.d, s.f, s.E, options);
@@ -255,7 +259,7 @@ std::vector<nlohmann::ordered_json> bench_moe_cpu(const LayerShape& s, at::Scala
   return rows;
 }
 
-std::string moe_cpu_table_head() {
+std::string table_head() {
   return fmt::format(
       "{:>5} {:>5} {:>5} {:>3} {:>2} {:<4} {:<16} {:>9} {:>8} {:>8} {:>9} {:>6}  {:<24} {:>11} "
       "{:>6}",
@@ -263,7 +267,7 @@ std::string moe_cpu_table_head() {
       "ratio", "best rival", "dense model", "N F");
 }
 
-std::string moe_cpu_table_row(const nlohmann::ordered_json& row) {
+std::string table_row(const nlohmann::ordered_json& row) {
   const std::string best = row["best_rival"];
   return fmt::format(
       "{:>5} {:>5} {:>5} {:>3} {:>2} {:<4} {:<16} {:9.3f} {:8.1f} {:8.2f} {:9.3f} {:6.2f}  {:<24} "
@@ -273,6 +277,41 @@ std::string moe_cpu_table_row(const nlohmann::ordered_json& row) {
       row["ms"].get<double>(), 1e3 * row["tflops"].get<double>(), row["of_ceiling"].get<double>(),
       row["rivals"][best].get<double>(), row["ratio"].get<double>(), best,
       row["of_dense_model"].get<double>(), row["all_parameters"].get<double>());
+}
+
+}  // namespace
+
+void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype, int rounds,
+                       bool json) {
+  train::install_signal_handlers(train::SignalMode::kExit);
+  if (!dtype.empty() && dtype != "bf16" && dtype != "fp32") {
+    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + dtype, "one of: bf16, fp32");
+  }
+  if (shapes.empty()) {
+    shapes = {{2048, 256, 512, 8, 2},
+              {2048, 512, 1024, 16, 4},
+              {1024, 1024, 2048, 8, 2},
+              {4096, 128, 256, 64, 8}};
+  }
+  const std::string device = train::describe_device(at::kCPU);
+  nlohmann::ordered_json report{{"device", device}, {"rows", nlohmann::ordered_json::array()}};
+  if (!json) {
+    std::cout << device << ", " << (dtype.empty() ? "fp32 and bf16" : dtype) << ", medians of "
+              << rounds << "\n"
+              << table_head() << std::endl;
+  }
+  for (const LayerShape& shape : shapes) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      if (!dtype.empty() && (dtype == "fp32") != (type == at::kFloat)) continue;
+      train::with_torch_errors("choose a smaller --shape", [&] {
+        for (nlohmann::ordered_json& row : bench_shape(shape, type, rounds)) {
+          if (!json) std::cout << table_row(row) << std::endl;
+          report["rows"].push_back(std::move(row));
+        }
+      });
+    }
+  }
+  if (json) std::cout << report.dump() << "\n";
 }
 
 }  // namespace dropless::apps

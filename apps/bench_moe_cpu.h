@@ -1,19 +1,16 @@
-// `bench moe` on the CPU.
+// `bench moe` on the CPU: the layer through the library, with memory that is there before as its
+// contract has it, beside its rivals, dense products and a dense model.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "apps/bench_case.h"
 
 namespace dropless::apps {
 
-// The two rows (forward, forward+backward) of one shape: the layer through the library, with memory
-// that is there before as its contract has it, beside its rivals, dense products and a dense model.
-std::vector<nlohmann::ordered_json> bench_moe_cpu(const LayerShape& shape, at::ScalarType dtype,
-                                                  int rounds);
-
-// The table of such rows.
-std::string moe_cpu_table_head();
-std::string moe_cpu_table_row(const nlohmann::ordered_json& row);
+// No shapes: four small ones. `dtype`: bf16, fp32, or empty for both.
+void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype, int rounds,
+                       bool json);
 
 }  // namespace dropless::apps
