@@ -20,7 +20,7 @@ class DataTrainingTest(CommandTest):
         self.check_command("data", "json", self.lines_of("words.txt"), "--out", "words/val")
         for name, size in [("llama3.json", 600), ("small.cl100k_base.tiktoken", 501), ("bpe.model", 450)]:
             path = TOKENIZERS / name
-            config = CONFIG.replace("local: data", "local: words").replace("40ba", "3ba")
+            config = CONFIG.replace("local: data", "local: words").replace("40ba", "3ba").replace("4ba", "1ba")
             config = config.replace("{name: bytes}", f"{{name: '{path}'}}").replace("vocab_size: 257", "vocab_size: 640")
             self.write_config(content=config)
             self.check_command("train", "config.yaml", f"save_folder=run-{name}")
