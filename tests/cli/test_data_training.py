@@ -23,15 +23,16 @@ class DataTrainingTest(CommandTest):
             config = CONFIG.replace("local: data", "local: words").replace("40ba", "3ba").replace("4ba", "1ba")
             config = config.replace("{name: bytes}", f"{{name: '{path}'}}").replace("vocab_size: 257", "vocab_size: 640")
             self.write_config(content=config)
+            info = json.loads(self.check_command("info", "config.yaml", "--json"))
+            self.assertEqual(info["tokenizer"]["name"], str(path))
+            self.assertLessEqual(abs(info["tokenizer"]["vocab_size"] - size), 10)
+            self.write_config(content=config.replace("640", str(info["tokenizer"]["vocab_size"])))
             self.check_command("train", "config.yaml", f"save_folder=run-{name}")
             self.assertEqual(len(self.losses(f"run-{name}")), 3)
             out = json.loads(self.check_command("generate", f"run-{name}", "--prompt", "Hello", "--json",
                                                 "--max-new-tokens", 8, "--temperature", 0))  # fmt: skip
             decoded = self.check_command("data", "tokenizer", "decode", path, input=json.dumps(out["sequences"][0]) + "\n")
             self.assertEqual(out["text"][0], json.loads(decoded))
-            info = json.loads(self.check_command("info", "config.yaml", "--json"))
-            self.assertEqual(info["tokenizer"]["name"], str(path))
-            self.assertLessEqual(abs(info["tokenizer"]["vocab_size"] - size), 10)
         # A vocabulary that the model has no rows for.
         self.write_config(content=config.replace("vocab_size: 640", "vocab_size: 64"))
         result = self.run_command("train", "config.yaml", "save_folder=small")
