@@ -85,6 +85,12 @@ const std::vector<std::vector<std::string>> kVariants = {
     {"scheduler={name: inv_sqrt_with_warmup, t_scale: 1ba, t_cooldown: 1ba}"},
     {"load_path=a", "load_weights_only=true", "load_ignore_keys=[a]"},
     {"device_train_microbatch_size=1"},
+    {"icl_tasks=[{label: a, dataset_uri: a, num_fewshot: [0], icl_task_type: language_modeling}]"},
+    {"icl_tasks=[{label: a, dataset_uri: a, num_fewshot: [0], icl_task_type: "
+     "generation_task_with_answers, generation_kwargs: {}}]",
+     "eval_gauntlet={weighting: EQUAL, categories: [{name: a, benchmarks: [{name: a, num_fewshot: "
+     "0, "
+     "random_baseline: 0}]}], averages: {b: [a]}}"},
     {"callbacks={early_stopper: {monitor: loss/train/total, dataloader_label: train}}"},
     {"callbacks={generate_callback: {prompts: [a], interval: 1ba}}"},
     {"callbacks={generate_callback: {prompts: [a], interval: 1ba, do_sample: true}}"},
@@ -99,7 +105,7 @@ const std::vector<std::vector<std::string>> kVariants = {
 };
 
 // Keys that choose what else a block may have.
-constexpr const char* kChoosers[] = {"name", "ffn_type", "type"};
+constexpr const char* kChoosers[] = {"name", "ffn_type", "type", "icl_task_type"};
 
 // What all parses said of one key.
 struct Key {
