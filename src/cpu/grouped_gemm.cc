@@ -139,8 +139,8 @@ const char* at(const void* data, DType dtype, std::int64_t element) {
 void grouped_gemm(const GroupedGemmArgs& args) {
   const SimdTable& loops = simd();
   const Outputs outputs{args.groups, args.n, args.offsets, args.k, false};
-  GemmShape shape = loops.gemm_shape(product_type(args.terms[0].a_dtype, args.terms[0].b_dtype),
-                                     args.out_dtype);
+  GemmShape shape =
+      loops.gemm_shape(product_type(args.terms[0].a_dtype, args.terms[0].b_dtype), args.out_dtype);
   if (args.num_terms == 1 && args.k <= shape.step_k && args.bias == nullptr) {
     shape.max_cols = shape.one_step_cols;
   }

@@ -40,11 +40,13 @@ constexpr std::int64_t kGatherInProduct = 2048;
 bool up_gathers(const MoEConfig& config) { return config.d_ffn <= kGatherInProduct; }
 
 // Columns of d_model that are multiplied and combined at a time, of R rows: a third, in whole tiles
-// of the products. Where experts are wide all columns are little beside the pre-activations.
-constexpr std::int64_t kSlabs = 3, kColumnTile = 256;
+// of the products. Where experts are wide all columns are little beside the pre-activations; where
+// they are narrow the products of a slab are too short to be cut so often, and halves it is.
+constexpr std::int64_t kColumnTile = 256;
 std::int64_t slab_width(const MoEConfig& config) {
   if (!up_gathers(config)) return config.d_model;
-  return std::min(config.d_model, round_up(ceil_div(config.d_model, kSlabs), kColumnTile));
+  const std::int64_t slabs = config.d_ffn < 1024 ? 2 : 3;
+  return std::min(config.d_model, round_up(ceil_div(config.d_model, slabs), kColumnTile));
 }
 
 // Columns [begin, begin + width) of a 16-bit tensor.

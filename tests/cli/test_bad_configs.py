@@ -163,7 +163,6 @@ INTERPOLATION = [
 
 OVERRIDES = [
     ("seed", "not of the form key.path=value", "for example optimizer.lr=3e-4"),
-    ("--seed=5", "not of the form key.path=value", "for example optimizer.lr=3e-4"),
     ("seed.x=5", 'cannot set "x": seed is a single value (good.yaml:3:7)', ""),
     ("optimzer.lr=1", 'optimzer: unknown key; did you mean "optimizer"?', ""),
     ("optimizer.lr=1e999", 'optimizer.lr: "1e999" is too large', "fp32"),

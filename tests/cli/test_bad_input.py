@@ -250,7 +250,6 @@ class BadInputTest(CommandTest):
     def test_generate_arguments(self):
         self.check_command("train", self.config, "max_duration=2ba", "scheduler.t_warmup=0ba")
         for arguments, message in [
-            (["--prompt-ids", "[[1],[2,3]]"], "different lengths"),
             (["--prompt-ids", "[[300]]"], "300"),
             (["--prompt-ids", "[[-1]]"], "token ids"),
             (["--prompt-ids", "nonsense"], "--prompt-ids"),

@@ -66,7 +66,7 @@ class VerbsTest(CommandTest):
         self.refuse(2, "no verb 'bogus'", "bogus")
         self.refuse(2, "did you mean 'dropless train'?", "trian", "config.yaml")
         self.refuse(2, "did you mean 'dropless data verify'?", "data", "verfy", "set")
-        self.refuse(2, "its verbs: text tokenizer cat info merge order write verify", "data", "bogus")
+        self.refuse(2, "its verbs: text json tokenizer cat info merge order write verify", "data", "bogus")
 
     def test_numbers_are_refused_with_their_range(self):
         self.write_data(4000, 1000)

@@ -110,7 +110,8 @@ void check_separators(const YamlMap& root, const TrainConfig& config) {
 // As in LLM Foundry on one device: a warning, and nothing is sharded; activation_checkpointing alone
 // has an effect. A slip in a key is still said.
 void read_fsdp(const YamlMap& root, TrainConfig& config) {
-  root.no_effect("fsdp_config", "there is one process, nothing is sharded; only activation_checkpointing counts");
+  root.no_effect("fsdp_config",
+                 "there is one process, nothing is sharded; only activation_checkpointing counts");
   const auto block = root.find_map("fsdp_config");
   if (!block) return;
   const YamlMap fsdp = block->without_warnings();

@@ -141,7 +141,7 @@ std::optional<std::string> RunFolder::newest_good() const {
 }
 
 void RunFolder::check_in_place() const {
-  if (lock_->names(path_)) return;
+  if (in_place()) return;
   throw Error(ErrorKind::kDamaged, "run folder " + path_ + " was removed or replaced while in use",
               "nothing more is saved there");
 }

@@ -34,6 +34,7 @@ class RunFolder {
   // Throws Error(kDamaged) where the folder was removed or replaced since it was locked: what is
   // there now may be another run's.
   void check_in_place() const;
+  bool in_place() const { return lock_->names(path_); }
   // Removes the checkpoints and metrics of the run that was there before, but for `kept`, one of its
   // checkpoints or "": what this run goes on from stands until remove_kept(), after its first save.
   void remove_old_run(const std::string& kept);

@@ -290,8 +290,11 @@ void Trainer::run() {
     // What is being saved in the background may still become the last good checkpoint.
     saver_->wait();
     if (const auto published = saver_->take_saved()) last_checkpoint_ = *published;
-    report_->event("failed", step_, error.what());
-    report_->finish();
+    // Not into a folder that has taken this run's place.
+    if (folder_->in_place()) {
+      report_->event("failed", step_, error.what());
+      report_->finish();
+    }
     const std::string hint = error.hint().empty() ? "" : error.hint() + "; ";
     throw Error(error.kind(), error.what(), hint + what_still_stands(), error.file(), error.line());
   }

@@ -116,7 +116,7 @@ TEST_F(TaskTest, MultipleChoiceAndSchema) {
   const auto bytes = make_tokenizer("bytes");
   auto runs = open(
       "icl_task_type: multiple_choice, num_fewshot: 1, question_prelimiter: 'Q: ', "
-      "continuation_delimiter: '\\nA: '",
+      "continuation_delimiter: \"\\nA: \"",
       "{\"query\": \"up?\", \"choices\": [\"yes\", \"no \"], \"gold\": 1}\n"
       "{\"query\": \"down?\", \"choices\": [\"no\", \"yes\", \"so\"], \"gold\": 0}\n",
       *bytes);
@@ -141,7 +141,7 @@ TEST_F(TaskTest, GenerationAndItsAnswers) {
   const auto bytes = make_tokenizer("bytes");
   const auto runs = open(
       "icl_task_type: generation_task_with_answers, num_fewshot: 0, cot_delimiter: ' ### ', "
-      "continuation_delimiter: '\\nA:', early_stopping_criteria: ['\\n\\n']",
+      "continuation_delimiter: \"\\nA:\", early_stopping_criteria: [\"\\n\\n\"]",
       "{\"context\": \"2+2\", \"answer\": \"4\", \"aliases\": [\"four\"], \"chain_of_thought\": "
       "\"think\"}\n",
       *bytes);

@@ -94,7 +94,7 @@ TEST(Generate, RepetitionPenaltyIsOfTheLogits) {
   GenerateOptions options;
   options.temperature = 0;
   options.max_new_tokens = 12;
-  options.repetition_penalty = 1.7;
+  options.repetition_penalty = 20.0;
   const std::vector<TokenId> prompt{3, 1};
   const std::vector<TokenId> sequence = generate(model, {prompt}, options).sequences[0];
   options.repetition_penalty = 1;
@@ -105,7 +105,7 @@ TEST(Generate, RepetitionPenaltyIsOfTheLogits) {
   for (const TokenId id : sequence) {
     std::vector<float> logits = generate(model, {ids}, options).logits_last[0];
     for (const TokenId seen : std::set<TokenId>(ids.begin(), ids.end())) {
-      logits[seen] = logits[seen] < 0 ? logits[seen] * 1.7f : logits[seen] / 1.7f;
+      logits[seen] = logits[seen] < 0 ? logits[seen] * 20.0f : logits[seen] / 20.0f;
     }
     EXPECT_EQ(id, std::max_element(logits.begin(), logits.end()) - logits.begin());
     ids.push_back(id);
