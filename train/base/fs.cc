@@ -254,12 +254,16 @@ std::string publish_folder(const std::string& temporary, const std::string& fina
   return aside;
 }
 
+void write_new_file(const std::string& path, std::string_view bytes) {
+  FileWriter writer(path);
+  writer.write(bytes.data(), bytes.size());
+  writer.finish();
+}
+
 void write_file_durable(const std::string& path, std::string_view bytes) {
   const std::string temporary = path + ".tmp";
   try {
-    FileWriter writer(temporary);
-    writer.write(bytes.data(), bytes.size());
-    writer.finish();
+    write_new_file(temporary, bytes);
     rename_path(temporary, path);
   } catch (...) {
     ::unlink(temporary.c_str());

@@ -40,6 +40,8 @@ bool exchange_paths(const std::string& a, const std::string& b);
 std::string publish_folder(const std::string& temporary, const std::string& final_path,
                            const std::string& aside);
 
+// Fsynced, but not into its folder: for one that is published as a whole.
+void write_new_file(const std::string& path, std::string_view bytes);
 // Old content or new content, whatever happens: temporary sibling, fsync, rename, fsync of the
 // folder.
 void write_file_durable(const std::string& path, std::string_view bytes);

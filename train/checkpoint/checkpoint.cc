@@ -136,9 +136,7 @@ void CheckpointWriter::add_tensors(const std::string& file, std::vector<NamedTen
 }
 
 void CheckpointWriter::add_text(const std::string& file, std::string_view text) {
-  FileWriter writer(path(file));
-  writer.write(text.data(), text.size());
-  writer.finish();
+  write_new_file(path(file), text);
   files_.push_back({file, text.size(), xxh3_hex(text)});
 }
 
@@ -147,10 +145,7 @@ std::string CheckpointWriter::commit() {
   for (const Candidate& other : candidates(run_folder_)) {
     sequence = std::max(sequence, other.sequence + 1);
   }
-  const std::string manifest = make_manifest({step_, sequence, files_});
-  FileWriter writer(join_path(temporary_, kManifestName));
-  writer.write(manifest.data(), manifest.size());
-  writer.finish();
+  write_new_file(join_path(temporary_, kManifestName), make_manifest({step_, sequence, files_}));
   fsync_path(temporary_);
 
   const std::string final_path = join_path(run_folder_, step_folder_name(step_));
@@ -195,6 +190,13 @@ std::vector<std::string> sweep_stale(const std::string& run_folder) {
   return done;
 }
 
+void remove_checkpoint(const std::string& folder) {
+  const std::string leaving = folder + kTemporary;
+  remove_all(leaving);
+  rename_path(folder, leaving);
+  remove_all(leaving);
+}
+
 std::vector<std::string> prune_checkpoints(const std::string& run_folder, int keep) {
   if (keep < -1) {
     throw Error(ErrorKind::kInvalidArgument, fmt::format("cannot keep {} checkpoints", keep),
@@ -209,11 +211,7 @@ std::vector<std::string> prune_checkpoints(const std::string& run_folder, int ke
       ++kept;
       continue;
     }
-    // Out of the way first: a crash in the middle leaves a stale temporary, not half a checkpoint.
-    const std::string leaving = candidate.folder + kTemporary;
-    remove_all(leaving);
-    rename_path(candidate.folder, leaving);
-    remove_all(leaving);
+    remove_checkpoint(candidate.folder);
     removed.push_back(candidate.folder);
   }
   return removed;

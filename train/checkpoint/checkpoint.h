@@ -66,6 +66,8 @@ std::vector<std::int64_t> list_steps(const std::string& run_folder);
 // At the start of a run, by one process: removes what crashed saves left (`*.tmp`), and puts back a
 // checkpoint caught in the middle of its replacement. Returns a line for each thing done.
 std::vector<std::string> sweep_stale(const std::string& run_folder);
+// In such an order that a crash leaves it whole, or a `*.tmp` for sweep_stale().
+void remove_checkpoint(const std::string& folder);
 // Keeps the `keep` newest checkpoints and what `latest` points to; -1 keeps all. Returns what it
 // removed.
 std::vector<std::string> prune_checkpoints(const std::string& run_folder, int keep);

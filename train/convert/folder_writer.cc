@@ -95,19 +95,15 @@ void FolderWriter::add_tensors(const std::string& name, const WrittenFile& file)
 }
 
 void FolderWriter::add_text(const std::string& name, std::string_view text) {
-  FileWriter writer(join_path(temporary_, name));
-  writer.write(text.data(), text.size());
-  writer.finish();
+  write_new_file(join_path(temporary_, name), text);
   texts_.push_back({name, text.size(), xxh3_hex(text)});
 }
 
 void FolderWriter::add_manifest() {
   std::vector<CheckpointFile> files = texts_;
   for (const auto& [name, file] : finished_) files.push_back({name, file.bytes, file.xxh3});
-  const std::string manifest = make_manifest({/*step=*/0, /*sequence=*/0, files});
-  FileWriter writer(join_path(temporary_, kManifestName));
-  writer.write(manifest.data(), manifest.size());
-  writer.finish();
+  write_new_file(join_path(temporary_, kManifestName),
+                 make_manifest({/*step=*/0, /*sequence=*/0, files}));
 }
 
 void FolderWriter::publish() {

@@ -30,12 +30,6 @@ bool is_link(const std::string& path) {
   return std::filesystem::is_symlink(std::filesystem::symlink_status(path, error));
 }
 
-void remove_checkpoint(const std::string& checkpoint) {
-  // Renamed first: a half-removed folder must not look like a checkpoint.
-  rename_path(checkpoint, checkpoint + ".tmp");
-  remove_all(checkpoint + ".tmp");
-}
-
 }  // namespace
 
 std::string metrics_path(const std::string& run_folder) {
