@@ -1,5 +1,6 @@
 """Interrupted runs equal straight ones to the bit: losses, weights, moments and the sample order."""
 
+import json
 import os
 import shutil
 import signal
@@ -106,6 +107,14 @@ class ResumeTest(CommandTest):
         process.wait()
         self.check_command("train", self.config, "save_folder=async-killed", "autoresume=true", "save_async=true")
         self.assert_equal_runs("async-killed")
+        # Each save is told of, however soon the next one comes, and but for the newest removed.
+        self.check_command(
+            "train", self.config, "save_folder=async-each", "save_async=true", "save_interval=1ba",
+            "save_num_checkpoints_to_keep=1",
+        )  # fmt: skip
+        events = [json.loads(line) for line in (self.folder / "async-each" / "events.jsonl").read_text().splitlines()]
+        self.assertEqual([event["step"] for event in events if event["event"] == "save"], list(range(1, 41)))
+        self.assertEqual([path.name for path in (self.folder / "async-each").glob("step-*")], ["step-40"])
         # A save that fails in the background ends the run as one in front does.
         result = self.run_command(
             "train", self.config, "save_folder=full", "save_async=true",

@@ -156,12 +156,10 @@ void RunFolder::remove_old_run(const std::string& kept) {
   remove_all(samples_path(path_));
 }
 
-void RunFolder::remove_kept() {
+void RunFolder::remove_kept(const std::string& saved) {
   if (kept_.empty()) return;
   // A save of the same step has taken its place.
-  std::error_code error;
-  const auto latest = std::filesystem::read_symlink(join_path(path_, "latest"), error);
-  if (!error && latest != kept_) remove_checkpoint(join_path(path_, kept_));
+  if (base_name(saved) != kept_) remove_checkpoint(join_path(path_, kept_));
   kept_.clear();
 }
 

@@ -36,9 +36,10 @@ class RunFolder {
   void check_in_place() const;
   bool in_place() const { return lock_->names(path_); }
   // Removes the checkpoints and metrics of the run that was there before, but for `kept`, one of its
-  // checkpoints or "": what this run goes on from stands until remove_kept(), after its first save.
+  // checkpoints or "": what this run goes on from stands until remove_kept(), after its first save,
+  // of which `saved` came.
   void remove_old_run(const std::string& kept);
-  void remove_kept();
+  void remove_kept(const std::string& saved);
   void prune() const;
 
  private:

@@ -9,8 +9,6 @@ namespace dropless::train {
 
 void CheckpointSaver::save(std::int64_t step, const Transformer& model, const Optimizer* optimizer,
                            const nlohmann::json& state, std::vector<Companion> texts) {
-  join();
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   // Shared, since a thread's function must be copyable.
   auto content = std::make_shared<CheckpointContent>(model, optimizer, state, std::move(texts),
                                                      /*copy=*/in_background_);
@@ -31,7 +29,7 @@ void CheckpointSaver::save(std::int64_t step, const Transformer& model, const Op
 
 std::optional<CheckpointSaver::Published> CheckpointSaver::take_published() {
   if (!finished_) return std::nullopt;
-  join();
+  wait();
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   return std::exchange(published_, std::nullopt);
 }
@@ -41,7 +39,7 @@ std::optional<std::string> CheckpointSaver::take_saved() {
   return std::exchange(published_, std::nullopt)->checkpoint;
 }
 
-void CheckpointSaver::join() {
+void CheckpointSaver::wait() {
   if (thread_.joinable()) thread_.join();
 }
 

@@ -20,13 +20,14 @@ class CheckpointSaver {
  public:
   CheckpointSaver(std::string run_folder, bool in_background)
       : run_folder_(std::move(run_folder)), in_background_(in_background) {}
-  ~CheckpointSaver() { join(); }
+  ~CheckpointSaver() { wait(); }
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
 
   // RUN_FOLDER/step-N of what model and optimizer hold now, with `texts` as they are (config.yaml and
-  // companions). Without an optimizer nothing is saved that a resume would need. In the background: waits for the
-  // save before, copies everything, and returns before it is written. Throws Error.
+  // companions). Without an optimizer nothing is saved that a resume would need. In the background:
+  // copies everything, and returns before it is written; the save before must have been waited for
+  // and taken. Throws Error.
   void save(std::int64_t step, const Transformer& model, const Optimizer* optimizer,
             const nlohmann::json& state, std::vector<Companion> texts);
 
@@ -36,14 +37,12 @@ class CheckpointSaver {
   };
   // The save that has ended since the last call. Throws the Error that it ended with.
   std::optional<Published> take_published();
-  void wait() { join(); }
+  void wait();
   // After wait(): the checkpoint that ended well, whatever take_published() has told; for whoever
   // reports another error.
   std::optional<std::string> take_saved();
 
  private:
-  void join();
-
   std::string run_folder_;
   bool in_background_;
   // Written by the thread before it says so in finished_, and read after it was joined.

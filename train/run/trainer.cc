@@ -347,8 +347,7 @@ void Trainer::loop() {
   }
   progress_.reset();
   if (stop_signal() != 0 && step_ > first_step_) save(batch);
-  saver_->wait();
-  note_published();
+  finish_save();
   if (stop_signal() != 0) {
     report_->event("stop", step_);
     report_->finish();
@@ -434,8 +433,7 @@ void Trainer::write_samples() {
 // Of the checkpoint that was saved at this step.
 void Trainer::export_to_hf() {
   if (saved_step_ != step_) return;
-  saver_->wait();
-  note_published();
+  finish_save();
   const HfExportConfig& config = *config_.callbacks.hf_export;
   std::string name = config.folder_name;
   for (const auto& [variable, value] :
@@ -587,6 +585,7 @@ void Trainer::save(const Batch& batch) {
   state["data"] = train_loader_->record_position();
   std::vector<Companion> texts = companions_;
   texts.push_back({kConfigFile, config_yaml_});
+  finish_save();
   saver_->save(step_, *model_, config_.save_weights_only ? nullptr : optimizer_.get(), state,
                std::move(texts));
   saved_step_ = step_;
@@ -598,8 +597,13 @@ void Trainer::note_published() {
   if (!published) return;
   last_checkpoint_ = published->checkpoint;
   report_->event("save", published->step);
-  folder_->remove_kept();
+  folder_->remove_kept(published->checkpoint);
   folder_->prune();
+}
+
+void Trainer::finish_save() {
+  saver_->wait();
+  note_published();
 }
 
 }  // namespace dropless::train

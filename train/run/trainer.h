@@ -54,6 +54,7 @@ class Trainer {
   void export_to_hf();
   void save(const Batch& batch);
   void note_published();  // of a save that has ended
+  void finish_save();     // waits for the one under way, if any
   std::string what_still_stands() const;
 
   TrainConfig config_;

@@ -68,7 +68,7 @@ TEST_F(RunFolderTest, AnotherRunIsReplacedOrResumedOnlyWhenAsked) {
   EXPECT_FALSE(path_exists(run + "/step-6"));
   EXPECT_TRUE(path_exists(run + "/latest/manifest.json")) << "what the run goes on from";
   replace_symlink(run + "/latest", "step-9");  // the first save
-  over.remove_kept();
+  over.remove_kept(run + "/step-9");
   EXPECT_FALSE(path_exists(run + "/step-5"));
 }
 
