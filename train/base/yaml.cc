@@ -392,13 +392,15 @@ DROPLESS_YAML_NUMBER(std::int64_t)
 DROPLESS_YAML_NUMBER(double)
 #undef DROPLESS_YAML_NUMBER
 
-Time YamlMap::time(std::string_view key, const Time& fallback) const {
+Time YamlMap::time(std::string_view key, const std::optional<Time>& fallback) const {
   record(key, [&](YamlKeyRecord& known) {
     known.types.insert("time");
-    known.fallback = fallback.str();
+    known.required = !fallback;
+    if (fallback) known.fallback = fallback->str();
   });
   const std::optional<std::string> text = read<std::string>(key);
-  if (!text) return fallback;
+  if (!text && !fallback) fail_missing(key, "key");
+  if (!text) return *fallback;
   return locate(key, [&] { return Time::parse(*text); });
 }
 

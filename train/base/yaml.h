@@ -79,8 +79,8 @@ class YamlMap {
   T non_negative(std::string_view key, std::optional<T> fallback = std::nullopt) const;
   template <class T>
   std::optional<T> find_positive(std::string_view key) const;
-  // A time string such as "10ba"; absent or null: fallback.
-  Time time(std::string_view key, const Time& fallback) const;
+  // A time string such as "10ba"; absent or null: fallback, or an error without one.
+  Time time(std::string_view key, const std::optional<Time>& fallback = std::nullopt) const;
 
   YamlMap map(std::string_view key) const;                      // absent: error
   std::optional<YamlMap> find_map(std::string_view key) const;  // absent or null: nullopt

@@ -17,8 +17,7 @@ namespace {
 void read_inverse_sqrt(const YamlMap& map, ScheduleConfig& config) {
   for (const auto& [key, time] :
        {std::pair("t_scale", &config.t_scale), std::pair("t_cooldown", &config.t_cooldown)}) {
-    map.get<std::string>(key);  // required
-    *time = map.time(key, *time);
+    *time = map.time(key);
   }
   for (const auto& [key, time] :
        {std::pair("t_warmup", config.t_warmup), std::pair("t_scale", config.t_scale),

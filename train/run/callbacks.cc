@@ -8,14 +8,6 @@
 namespace dropless::train {
 namespace {
 
-Time interval_of(const YamlMap& map, const char* key, const Time& fallback) {
-  const Time interval = map.time(key, fallback);
-  if (interval.unit == TimeUnit::kSecond) {
-    map.fail(key, std::string(key) + " cannot be in seconds", "use ba, ep, sp, tok or dur");
-  }
-  return interval;
-}
-
 SampleConfig read_generate(const YamlMap& map) {
   SampleConfig config;
   config.prompts = map.get<std::vector<std::string>>("prompts");
@@ -23,8 +15,7 @@ SampleConfig read_generate(const YamlMap& map) {
   for (const std::string& prompt : config.prompts) {
     if (prompt.empty()) map.fail("prompts", "a prompt is empty");
   }
-  map.get<std::string>("interval");  // required
-  config.interval = interval_of(map, "interval", {});
+  config.interval = interval_from_yaml(map, "interval");
   GenerateOptions& options = config.options;
   options.max_new_tokens = map.positive<std::int64_t>("max_new_tokens", 64);
   // transformers samples only when told to.
@@ -51,8 +42,7 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
   HfExportConfig config;
   const auto folder = map.get<std::string>("save_folder");
   map.locate("save_folder", [&] { config.save_folder = RunFolder::name(folder, run_name); });
-  map.get<std::string>("save_interval");  // required
-  config.interval = interval_of(map, "save_interval", {});
+  config.interval = interval_from_yaml(map, "save_interval");
   config.folder_name = map.get<std::string>("huggingface_folder_name", config.folder_name);
   if (config.folder_name.empty() || config.folder_name.find('/') != std::string::npos) {
     map.fail("huggingface_folder_name", "huggingface_folder_name is the name of one folder");
@@ -76,7 +66,7 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
 std::optional<std::int64_t> read_optimizer_monitor(const YamlMap& map) {
   std::int64_t every = map.positive<std::int64_t>("batch_log_interval", 10);
   if (map.has("interval")) {
-    const Time interval = map.time("interval", {});
+    const Time interval = map.time("interval", Time{});
     if (interval.unit != TimeUnit::kBatch || interval.value < 1) {
       map.fail("interval", "interval must be a number of ba");
     }

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "train/base/time.h"
 #include "train/base/yaml.h"
 #include "train/nn/model_config.h"
 #include "train/run/generate.h"
+#include "train/run/interval.h"
 #include "train/run/watchers.h"
 
 namespace dropless::train {
@@ -18,7 +18,7 @@ namespace dropless::train {
 // and at the end.
 struct SampleConfig {
   std::vector<std::string> prompts;
-  Time interval;
+  Interval interval;
   GenerateOptions options;
 };
 
@@ -26,7 +26,7 @@ struct SampleConfig {
 // `interval` and at the end.
 struct HfExportConfig {
   std::string save_folder;
-  Time interval;
+  Interval interval;
   std::string folder_name = "ba{batch}";
   at::ScalarType dtype = at::kFloat;
   bool overwrite = true;

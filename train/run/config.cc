@@ -15,14 +15,6 @@
 namespace dropless::train {
 namespace {
 
-Interval interval_at(const YamlMap& map, const char* key, const Interval& fallback) {
-  const Interval interval = map.time(key, fallback);
-  if (interval.unit == TimeUnit::kSecond) {
-    map.fail(key, std::string(key) + " cannot be in seconds", "use ba, ep, sp, tok or dur");
-  }
-  return interval;
-}
-
 Precision precision_at(const YamlMap& map) {
   const std::string name = map.get<std::string>("precision", "amp_bf16");
   for (const Precision precision : {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16}) {
@@ -236,7 +228,7 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
   const char* run_name = std::getenv("RUN_NAME");
   config.run_name = root.find<std::string>("run_name").value_or(run_name ? run_name : "");
   config.save_folder = read_run_folder(root, config.run_name);
-  config.save_interval = interval_at(root, "save_interval", config.save_interval);
+  config.save_interval = interval_from_yaml(root, "save_interval", config.save_interval);
   config.save_num_checkpoints_to_keep = root.get<int>("save_num_checkpoints_to_keep", -1);
   if (config.save_num_checkpoints_to_keep < -1 || config.save_num_checkpoints_to_keep == 0) {
     root.fail("save_num_checkpoints_to_keep",
@@ -317,8 +309,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = OptimizerConfig::from_yaml(root.map("optimizer"));
   config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
-  root.get<std::string>("max_duration");  // required
-  config.max_duration = root.time("max_duration", {});
+  config.max_duration = root.time("max_duration");
   if (config.max_duration.unit == TimeUnit::kDuration ||
       config.max_duration.unit == TimeUnit::kSecond || config.max_duration.value <= 0) {
     root.fail("max_duration", "max_duration must be a positive number of ba, ep, sp or tok");
@@ -328,7 +319,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   read_loaders(root, config);
   check_separators(root, config);
   read_algorithms(root, config);
-  config.eval_interval = interval_at(root, "eval_interval", config.eval_interval);
+  config.eval_interval = interval_from_yaml(root, "eval_interval", config.eval_interval);
   config.eval_subset_num_batches = root.get<std::int64_t>("eval_subset_num_batches", -1);
   if (config.eval_subset_num_batches < -1 || config.eval_subset_num_batches == 0) {
     root.fail("eval_subset_num_batches", "eval_subset_num_batches is -1 (all) or at least 1");

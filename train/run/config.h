@@ -19,11 +19,9 @@
 #include "train/optim/optimizer_config.h"
 #include "train/optim/schedule.h"
 #include "train/run/callbacks.h"
+#include "train/run/interval.h"
 
 namespace dropless::train {
-
-// Something done every so often; a count of 0 or less: never.
-using Interval = Time;
 
 struct TrainConfig {
   explicit TrainConfig(YamlMap root) : source(std::move(root)) {}

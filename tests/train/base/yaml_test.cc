@@ -152,14 +152,16 @@ TEST(Yaml, IntegersBeyond64BitsAreCalledSo) {
 TEST(Yaml, ARecorderWritesDownWhatIsAsked) {
   const auto recorder = std::make_shared<YamlRecorder>();
   const YamlMap map =
-      YamlDocument::parse("block: {x: 1}\nlist: [{y: 2}]\nfree: {z: 1}\nidle: 1\n", "c.yaml")
+      YamlDocument::parse("block: {x: 1}\nlist: [{y: 2}]\nfree: {z: 1}\nidle: 1\nneeded: 1ba\n",
+                          "c.yaml")
           .recorded_by(recorder)
           .root();
   map.get<std::string>("word", "a");
   map.positive<int>("count", 3);
   map.positive<int>("wrong", 3);
   map.find<bool>("wrong");
-  map.time("t", {1, TimeUnit::kEpoch});
+  map.time("t", Time{1, TimeUnit::kEpoch});
+  map.time("needed");
   map.map("block").non_negative<double>("x");
   map.maps("list").at(0).get<std::int64_t>("y");
   map.find_map("absent");
@@ -179,6 +181,7 @@ TEST(Yaml, ARecorderWritesDownWhatIsAsked) {
   EXPECT_EQ(keys.at("count").fallback, "3");
   EXPECT_THAT(keys.at("wrong").types, ElementsAre("integer, at least 1", "true or false"));
   EXPECT_EQ(keys.at("t").fallback, "1ep");
+  EXPECT_TRUE(keys.at("needed").required && !keys.at("needed").fallback);
   EXPECT_TRUE(keys.at("block").is_map && keys.at("block").required);
   EXPECT_TRUE(keys.at("absent").is_map && !keys.at("absent").required);
   EXPECT_TRUE(keys.at("free").free_form);
@@ -213,9 +216,12 @@ TEST(Yaml, BoundedNumbers) {
 
 TEST(Yaml, TimesAndKeysThatCannotBeHonoured) {
   const YamlMap map = parse("t: 10ba\nbad: 10 parsecs\nnone: null\nset: 1\n");
-  EXPECT_EQ(map.time("t", {}), (Time{10, TimeUnit::kBatch}));
-  EXPECT_EQ(map.time("none", {3, TimeUnit::kEpoch}), (Time{3, TimeUnit::kEpoch}));
-  EXPECT_THAT(error_of([&] { map.time("bad", {}); }), HasSubstr("c.yaml:2:6: bad: "));
+  EXPECT_EQ(map.time("t", Time{}), (Time{10, TimeUnit::kBatch}));
+  EXPECT_EQ(map.time("none", Time{3, TimeUnit::kEpoch}), (Time{3, TimeUnit::kEpoch}));
+  EXPECT_THAT(error_of([&] { map.time("bad", Time{}); }), HasSubstr("c.yaml:2:6: bad: "));
+  EXPECT_EQ(map.time("t"), (Time{10, TimeUnit::kBatch}));
+  EXPECT_THAT(error_of([&] { map.time("absent"); }), HasSubstr("required key is missing"));
+  EXPECT_THAT(error_of([&] { map.time("none"); }), HasSubstr("none: must not be null"));
   EXPECT_NO_THROW(map.refuse("none"));
   EXPECT_NO_THROW(map.refuse("absent"));
   EXPECT_NO_THROW(map.refuse("set", false));

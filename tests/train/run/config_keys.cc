@@ -254,11 +254,10 @@ Outcome outcome_of(const Key& key) {
 }
 
 std::string type_text(const Key& key) {
-  std::set<std::string> types = key.all.types;
-  if (types.contains("time")) types.erase("string");  // how one that is required is asked for
+  const std::set<std::string>& types = key.all.types;
   std::string type = fmt::format("{}", fmt::join(types, " or "));
   if (type.empty()) type = "any";
-  if (!key.accepts.empty() && !types.contains("time")) type += ": " + key.accepts;
+  if (!key.accepts.empty()) type += ": " + key.accepts;
   return type;
 }
 
