@@ -10,7 +10,6 @@
 
 #include "dropless/error.h"
 #include "train/base/signals.h"
-#include "train/base/utf8.h"
 #include "train/tokenizer/byte_characters.h"
 #include "train/tokenizer/unicode.h"
 #include "train/tokenizer/vocabulary.h"
@@ -155,10 +154,9 @@ BpeTrainer::BpeTrainer(const BpeTrainerOptions& options)
 }
 
 void BpeTrainer::add(std::string_view document) {
-  const std::string valid = find_invalid_utf8(document) == std::string_view::npos
-                                ? std::string(document)
-                                : replace_invalid_utf8(document);
-  splits_.split(valid, /*first=*/true, [&](std::string_view word) { ++words_[std::string(word)]; });
+  std::string replaced;
+  splits_.split(valid_utf8(document, replaced), /*first=*/true,
+                [&](std::string_view word) { ++words_[std::string(word)]; });
 }
 
 std::string BpeTrainer::finish() const {

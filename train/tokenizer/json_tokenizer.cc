@@ -9,7 +9,6 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
-#include "train/base/utf8.h"
 #include "train/tokenizer/added_tokens.h"
 #include "train/tokenizer/bpe.h"
 #include "train/tokenizer/byte_characters.h"
@@ -208,11 +207,8 @@ class JsonTokenizer : public Tokenizer {
 
   std::vector<TokenId> encode(std::string_view text) const override {
     std::vector<TokenId> out;
-    if (find_invalid_utf8(text) == std::string_view::npos) {
-      encode_valid(text, out);
-    } else {
-      encode_valid(replace_invalid_utf8(text), out);
-    }
+    std::string replaced;
+    encode_valid(valid_utf8(text, replaced), out);
     return out;
   }
 

@@ -9,7 +9,6 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/log.h"
-#include "train/base/utf8.h"
 #include "train/tokenizer/base64.h"
 #include "train/tokenizer/bpe.h"
 #include "train/tokenizer/byte_characters.h"
@@ -125,10 +124,7 @@ class RankTokenizer : public Tokenizer {
 
   std::vector<TokenId> encode(std::string_view text) const override {
     std::string replaced;
-    if (find_invalid_utf8(text) != std::string_view::npos) {
-      replaced = replace_invalid_utf8(text);
-      text = replaced;
-    }
+    text = valid_utf8(text, replaced);
     std::vector<TokenId> out;
     caches_.with([&](WordCache& cache) {
       std::size_t at = 0, begin = 0, end = 0;

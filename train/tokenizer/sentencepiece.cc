@@ -218,10 +218,7 @@ class SentencePieceTokenizer : public Tokenizer {
 
   std::vector<TokenId> encode(std::string_view text) const override {
     std::string replaced;
-    if (find_invalid_utf8(text) != std::string_view::npos) {
-      replaced = replace_invalid_utf8(text);
-      text = replaced;
-    }
+    text = valid_utf8(text, replaced);
     const std::string pieces =
         model_.normalize(text, [&](std::string_view rest) { return frozen_.longest(rest).second; });
     std::vector<TokenId> out;

@@ -112,6 +112,11 @@ std::string replace_invalid_utf8(std::string_view bytes) {
   }
 }
 
+std::string_view valid_utf8(std::string_view text, std::string& storage) {
+  if (find_invalid_utf8(text) == std::string_view::npos) return text;
+  return storage = replace_invalid_utf8(text);
+}
+
 // ASCII stands as it is and nothing joins to what stands before it: only the stretches between ASCII
 // characters (with the one before, to which a mark may join) that hold a character which some form
 // changes are worked on.

@@ -59,6 +59,8 @@ void append_utf8(std::string& out, char32_t code_point);
 
 // Replaces every maximal ill-formed part by U+FFFD (Unicode 3.9, table 3-7; what Python does).
 std::string replace_invalid_utf8(std::string_view bytes);
+// `text` as it is where it is valid; else replace_invalid_utf8() of it, which `storage` then holds.
+std::string_view valid_utf8(std::string_view text, std::string& storage);
 
 enum class NormalForm { kC, kD, kKC, kKD };
 // `text` must be valid UTF-8, and so of those below.
