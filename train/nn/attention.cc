@@ -90,11 +90,7 @@ void read_scores(const YamlMap& map, AttentionConfig& config) {
   config.alibi = map.get<bool>("alibi", false);
   config.alibi_bias_max = map.positive<double>("alibi_bias_max", config.alibi_bias_max);
   if (!config.alibi) map.no_effect("alibi_bias_max", "alibi is off");
-  config.window = map.get<std::int64_t>("sliding_window_size", -1);
-  if (config.window < -1) {
-    map.fail("sliding_window_size",
-             fmt::format("{} is neither -1 (off) nor a number of tokens", config.window));
-  }
+  config.window = window_from_yaml(map, -1);
   config.sequence_ids = map.get<bool>("attn_uses_sequence_id", false);
   config.logit_softcap = map.find_positive<double>("attn_logit_softcapping").value_or(0.0);
   config.dropout = dropout_from_yaml(map, "attn_pdrop");
@@ -106,6 +102,15 @@ double dropout_from_yaml(const YamlMap& map, const char* key) {
   const auto p = map.non_negative<double>(key, 0.0);
   if (p >= 1) map.fail(key, fmt::format("{} is not below 1: nothing would be left", p));
   return p;
+}
+
+std::int64_t window_from_yaml(const YamlMap& map, std::int64_t fallback) {
+  const auto window = map.get<std::int64_t>("sliding_window_size", fallback);
+  if (window < -1) {
+    map.fail("sliding_window_size",
+             fmt::format("{} is neither -1 (off) nor a number of tokens", window));
+  }
+  return window;
 }
 
 AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, const AttentionShape& shape) {

@@ -35,6 +35,9 @@ struct AttentionShape {
 // A probability of dropping, below 1.
 double dropout_from_yaml(const YamlMap& map, const char* key);
 
+// sliding_window_size, AttentionConfig::window.
+std::int64_t window_from_yaml(const YamlMap& map, std::int64_t fallback);
+
 struct AttentionConfig {
   std::int64_t d_model = 0;
   std::int64_t n_heads = 0;

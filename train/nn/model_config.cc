@@ -156,12 +156,7 @@ void read_block_overrides(const YamlMap& map, ModelConfig& config) {
     const YamlMap attention = block.map("attn_config");
     attention.refuse("reuse_kv_layer_idx", attention.has("reuse_kv_layer_idx"),
                      "every layer has keys and values of its own");
-    const auto window = attention.get<std::int64_t>("sliding_window_size", config.attention.window);
-    if (window < -1) {
-      attention.fail("sliding_window_size",
-                     fmt::format("{} is neither -1 (off) nor a number of tokens", window));
-    }
-    window_of[name] = window;
+    window_of[name] = window_from_yaml(attention, config.attention.window);
     attention.finish();
     block.finish();
   }

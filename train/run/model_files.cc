@@ -95,6 +95,24 @@ void fill_parameter(const StoredWeights& weights, const std::string& folder,
   });
 }
 
+// The names that only one of model and folder has, each in its order.
+struct NameDifference {
+  std::vector<std::string> missing, surplus;
+};
+
+NameDifference name_difference(const Transformer& model, const StoredWeights& weights) {
+  NameDifference difference;
+  std::set<std::string> wanted;
+  for (const Parameter& parameter : model.parameters()) {
+    wanted.insert(parameter.name);
+    if (!weights.tensors.contains(parameter.name)) difference.missing.push_back(parameter.name);
+  }
+  for (const auto& [name, tensor] : weights.tensors) {
+    if (!wanted.contains(name)) difference.surplus.push_back(name);
+  }
+  return difference;
+}
+
 // What it has to warn of was said when it was trained.
 YamlDocument load_config(const std::string& checkpoint) {
   return YamlDocument::load(join_path(checkpoint, kConfigFile)).without_warnings();
@@ -153,19 +171,14 @@ bool is_of_a_run(const std::string& folder) {
 
 void load_model_weights(const std::string& folder, Transformer& model) {
   const StoredWeights weights = open_weights(folder);
-  std::set<std::string> wanted;
-  for (const Parameter& parameter : model.parameters()) {
-    if (!weights.tensors.contains(parameter.name)) {
-      throw Error(ErrorKind::kInvalidArgument, folder + " holds no tensor " + parameter.name,
-                  kAnotherModel);
-    }
-    wanted.insert(parameter.name);
+  const auto [missing, surplus] = name_difference(model, weights);
+  if (!missing.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, folder + " holds no tensor " + missing.front(),
+                kAnotherModel);
   }
-  for (const auto& [name, tensor] : weights.tensors) {
-    if (!wanted.contains(name)) {
-      throw Error(ErrorKind::kInvalidArgument, folder + ": " + name + " is no tensor of this model",
-                  kAnotherModel);
-    }
+  if (!surplus.empty()) {
+    throw Error(ErrorKind::kInvalidArgument,
+                folder + ": " + surplus.front() + " is no tensor of this model", kAnotherModel);
   }
   for (const Parameter& parameter : model.parameters()) fill_parameter(weights, folder, parameter);
 }
@@ -181,20 +194,14 @@ void load_some_weights(const std::string& folder, Transformer& model,
     });
   };
   const StoredWeights weights = open_weights(folder);
-  std::vector<std::string> missing, surplus;
-  std::set<std::string> wanted;
   for (const Parameter& parameter : model.parameters()) {
-    wanted.insert(parameter.name);
-    if (is_ignored(parameter.name)) continue;
-    if (weights.tensors.contains(parameter.name)) {
+    if (weights.tensors.contains(parameter.name) && !is_ignored(parameter.name)) {
       fill_parameter(weights, folder, parameter);
-    } else {
-      missing.push_back(parameter.name);
     }
   }
-  for (const auto& [name, tensor] : weights.tensors) {
-    if (!wanted.contains(name) && !is_ignored(name)) surplus.push_back(name);
-  }
+  auto [missing, surplus] = name_difference(model, weights);
+  std::erase_if(missing, is_ignored);
+  std::erase_if(surplus, is_ignored);
   if (!missing.empty()) {
     log_warning("{} lacks {} of the model's tensors, which keep their initial values: {}", folder,
                 missing.size(), fmt::join(missing, ", "));

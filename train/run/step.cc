@@ -42,10 +42,7 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
       model_(model),
       optimizer_(optimizer),
       loss_scale_(config.precision == Precision::kAmpFp16) {
-  for (const Parameter& parameter : model.parameters()) {
-    parameters_.push_back(parameter.value);
-    names_.push_back(parameter.name);
-  }
+  for (const Parameter& parameter : model.parameters()) parameters_.push_back(parameter.value);
 }
 
 // Backward over all microbatches. Every scored token of the batch weighs the same, however the
@@ -178,12 +175,12 @@ void Stepper::measure_norms(StepResult& result) const {
   at::NoGradGuard no_grad;
   std::vector<std::string> names;
   std::vector<at::Tensor> tensors;
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    if (!parameters_[i].grad().defined()) continue;
-    names.push_back("l2_norm/grad/" + names_[i]);
-    tensors.push_back(parameters_[i].grad());
-    names.push_back("l2_norm/param/" + names_[i]);
-    tensors.push_back(parameters_[i].detach());
+  for (const Parameter& parameter : model_.parameters()) {
+    if (!parameter.value.grad().defined()) continue;
+    names.push_back("l2_norm/grad/" + parameter.name);
+    tensors.push_back(parameter.value.grad());
+    names.push_back("l2_norm/param/" + parameter.name);
+    tensors.push_back(parameter.value.detach());
   }
   for (const auto& [name, moment] : optimizer_.state()) {
     names.push_back("l2_norm/" + name);

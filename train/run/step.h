@@ -69,7 +69,6 @@ class Stepper {
   std::int64_t skip_nonfinite_steps_;
   std::int64_t nonfinite_in_row_ = 0;
   std::optional<std::int64_t> monitor_interval_;
-  std::vector<std::string> names_;  // of parameters_
   Transformer& model_;
   Optimizer& optimizer_;
   std::vector<at::Tensor> parameters_;
