@@ -150,6 +150,8 @@ verb_gpu() {
   build_all cuda
   run_tests cuda --test-dir "$root/build/cuda/tests/cuda"
   run_benchmarks cuda '*cuda_benchmark' "$@"
+  say "== ladder"
+  "$root/build/cuda/bin/ladder" || fail 1 "ladder failed"
   say "== dropless bench moe"
   "$(command_of cuda)" bench moe "$@" || fail 1 "dropless bench moe failed"
 }
