@@ -1,4 +1,5 @@
-// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rounds N] [--json]`: the whole
+// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rounds N] [--json]` (--decode:
+// bench_moe_decode.cc): the whole
 // SwiGLU layer, forward and forward with backward, beside the same layer on libtorch's operators
 // (grouped products, a product per expert, batched and padded products), beside dense products of
 // equal FLOPs and a dense network of equal active parameters. All candidates take turns within each
@@ -19,6 +20,7 @@
 #include "apps/bench_case.h"
 #include "apps/bench_graph.h"
 #include "apps/bench_moe_cpu.h"
+#include "apps/bench_moe_decode.h"
 #include "apps/bench_moe_rivals.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
@@ -44,7 +46,7 @@ struct BenchMoeVerb {
   std::vector<std::string> routings = {"router"};
   std::string device = "auto", dtype = "bf16";
   int rounds = 9;
-  bool json = false;
+  bool decode = false, json = false;
 };
 
 LayerShape parse_shape(const std::string& text) {
@@ -300,11 +302,15 @@ void print(const nlohmann::ordered_json& row) {
             << cell(row["peak_bytes"], 6, 2, kGiB) << "\n";
 }
 
+void check_dtype(const std::string& dtype) {
+  if (dtype != "bf16" && dtype != "fp32") {
+    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + dtype, "one of: bf16, fp32");
+  }
+}
+
 void run_bench_moe(const BenchMoeVerb& verb) {
   install_signal_handlers(SignalMode::kExit);
-  if (verb.dtype != "bf16" && verb.dtype != "fp32") {
-    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + verb.dtype, "one of: bf16, fp32");
-  }
+  check_dtype(verb.dtype);
   std::vector<LayerShape> shapes;
   for (const std::string& text : verb.shapes) shapes.push_back(parse_shape(text));
   const at::Device device = choose_device(verb.device);
@@ -357,16 +363,26 @@ void add_bench_verb(CLI::App& app) {
   moe->add_option("--rounds", verb->rounds, "of all candidates in turn")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
+  CLI::Option* routing = moe->get_option("--routing");
+  moe->add_flag(
+         "--decode", verb->decode,
+         "few tokens a call (default: 1 to 256): forward out of a graph, with weights that no "
+         "cache holds, beside the rate of a copy")
+      ->excludes(routing);
   moe->add_flag("--json", verb->json, "one JSON document");
   moe->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
   moe->callback([verb, moe] {
-    // The CPU has rows of its own, on random routers; with --routing it has those of a GPU.
-    if (!choose_device(verb->device).is_cpu() || moe->count("--routing") > 0) {
-      return run_bench_moe(*verb);
-    }
+    const at::Device device = choose_device(verb->device);
     std::vector<LayerShape> shapes;
     for (const std::string& text : verb->shapes) shapes.push_back(parse_shape(text));
     if (moe->count("--shape") == 0) shapes.clear();
+    if (verb->decode) {
+      install_signal_handlers(SignalMode::kExit);
+      check_dtype(verb->dtype);
+      return run_bench_moe_decode(shapes, device, verb->dtype, verb->rounds, verb->json);
+    }
+    // The CPU has rows of its own, on random routers; with --routing it has those of a GPU.
+    if (!device.is_cpu() || moe->count("--routing") > 0) return run_bench_moe(*verb);
     run_bench_moe_cpu(shapes, moe->count("--dtype") == 0 ? "" : verb->dtype, verb->rounds,
                       verb->json);
   });

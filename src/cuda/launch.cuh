@@ -37,4 +37,26 @@ void launch_persistent(Kernel kernel, int threads, int shared_bytes, int cluster
   DROPLESS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
 }
 
+// Launches a kernel that may start while the one before it in the stream ends: it calls
+// ptx::dependency_wait() before it touches memory.
+template <class... Parameters, class... Args>
+void launch_dependent(void (*kernel)(Parameters...), int ctas, int threads, int shared_bytes,
+                      int cluster, cudaStream_t stream, const Args&... args) {
+  DROPLESS_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(ctas);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
+  DROPLESS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
 }  // namespace dropless::cuda

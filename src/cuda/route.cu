@@ -8,6 +8,7 @@
 #include <string>
 
 #include "src/cuda/check.h"
+#include "src/cuda/device/token_router.cuh"
 #include "src/cuda/kernels.h"
 
 namespace dropless::cuda {
@@ -18,78 +19,6 @@ constexpr int kTokensPerWarp = 8;
 constexpr int kTokensPerCta = kWarps * kTokensPerWarp;
 constexpr int kMaxExperts = 1024;
 constexpr int kReduceThreads = 1024;
-
-__device__ __forceinline__ float warp_max(float value) {
-  for (int step = 16; step > 0; step /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, step));
-  }
-  return value;
-}
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffff, value, step);
-  return value;
-}
-
-// One token's logits over a warp, and their softmax.
-template <int kPerLane>
-struct TokenSoftmax {
-  float logit[kPerLane];
-  float p[kPerLane];
-  float max;
-  float sum;  // of exp(logit - max)
-
-  __device__ __forceinline__ TokenSoftmax(const float* logits_E, int experts, int lane) {
-    max = -INFINITY;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int expert = lane + 32 * i;
-      logit[i] = expert < experts ? logits_E[expert] : -INFINITY;
-      max = fmaxf(max, logit[i]);
-    }
-    max = warp_max(max);
-    sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      p[i] = lane + 32 * i < experts ? expf(logit[i] - max) : 0.0f;
-      sum += p[i];
-    }
-    sum = warp_sum(sum);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) p[i] /= sum;
-  }
-};
-
-// The largest logit not yet taken, lowest index first among equals. NaN counts as least, so that
-// every token gets distinct valid experts.
-template <int kPerLane>
-__device__ __forceinline__ int next_expert(const float (&logit)[kPerLane], unsigned& taken,
-                                           int experts, int lane, float& value) {
-  int best = 0x7fffffff;
-  float best_value = -INFINITY;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int expert = lane + 32 * i;
-    if (expert >= experts || (taken >> i & 1) != 0) continue;
-    if (best == 0x7fffffff || logit[i] > best_value || (isnan(best_value) && !isnan(logit[i]))) {
-      best = expert;
-      best_value = logit[i];
-    }
-  }
-  if (isnan(best_value)) best_value = -INFINITY;
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const int other = __shfl_xor_sync(0xffffffff, best, step);
-    const float other_value = __shfl_xor_sync(0xffffffff, best_value, step);
-    if (other != 0x7fffffff && (best == 0x7fffffff || other_value > best_value ||
-                                (other_value == best_value && other < best))) {
-      best = other;
-      best_value = other_value;
-    }
-  }
-  if (best % 32 == lane) taken |= 1u << (best / 32);
-  value = best_value;
-  return best;
-}
 
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kWarps, 1)
@@ -109,7 +38,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const std::int64_t token =
         static_cast<std::int64_t>(blockIdx.x) * kTokensPerCta + warp * kTokensPerWarp + i;
     if (token >= tokens) break;
-    const TokenSoftmax<kPerLane> softmax(logits_TE + token * pitch, experts, lane);
+    const float* logits_E = logits_TE + token * pitch;
+    const TokenSoftmax<kPerLane> softmax([&](int expert) { return logits_E[expert]; }, experts,
+                                         lane);
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) p_sum[j] += softmax.p[j];
     const float z = softmax.max + logf(softmax.sum);
@@ -118,13 +49,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     unsigned taken = 0;
     float norm = 0.0f;
     for (int k = 0; k < top_k; ++k) {
-      float value;
-      const int expert = next_expert(softmax.logit, taken, experts, lane, value);
-      // From the owner's own p: exact, and NaN where the logits hold NaN.
-      float s = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) s = expert == lane + 32 * j ? softmax.p[j] : s;
-      s = __shfl_sync(0xffffffff, s, expert % 32);
+      const int expert = next_expert(softmax.logit, taken, experts, lane);
+      const float s = softmax.of(expert, lane);
       norm += q == 1.0f ? s : q > 0.0f ? powf(s, q) : 0.0f;
       if (lane == 0) {
         weights_TK[token * top_k + k] = s;
@@ -219,13 +145,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   const int lane = threadIdx.x % 32;
   const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (token >= tokens) return;
-  const TokenSoftmax<kPerLane> softmax(logits_TE + token * pitch, experts, lane);
-  const auto selected = [&](int expert) {
-    float s = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) s = expert == lane + 32 * j ? softmax.p[j] : s;
-    return __shfl_sync(0xffffffff, s, expert % 32);
-  };
+  const float* logits_E = logits_TE + token * pitch;
+  const TokenSoftmax<kPerLane> softmax([&](int expert) { return logits_E[expert]; }, experts, lane);
+  const auto selected = [&](int expert) { return softmax.of(expert, lane); };
   // norm = (sum s^q)^(1/q); inner = sum_j d_w_j w_j
   float power = 0.0f;
   float inner = 0.0f;

@@ -3,6 +3,7 @@
 
 #include "dropless/error.h"
 #include "src/cuda/kernels.h"
+#include "src/cuda/small_batch.h"
 
 namespace dropless::cuda {
 namespace {
@@ -96,5 +97,13 @@ CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {
 }
 CurrentDevice::~CurrentDevice() = default;
 std::string device_problem(int) { return "this build of dropless has no CUDA kernels"; }
+bool small_batch_fits(std::int64_t, std::int64_t) { return false; }
+std::size_t small_batch_workspace_bytes(const SmallBatchPlan&, std::int64_t, std::int64_t,
+                                        std::int64_t, std::int64_t, std::int64_t) {
+  unavailable("small_batch");
+}
+void small_batch_forward(const SmallBatchPlan&, const SmallBatch&, void*, Stream) {
+  unavailable("small_batch");
+}
 
 }  // namespace dropless::cuda

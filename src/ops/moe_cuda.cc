@@ -15,18 +15,22 @@
 //     x_RD[r] = x[t(r)] (over d_out_RD);  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
 //     d_x_RD = d_gate W1_e + d_up V1_e (over x_RD);  d_x += combine(d_x_RD)
 //
+// Forward of few tokens, where the weights' bytes are the time: two kernels, small_batch.h.
+//
 // Rows of d_model columns, R of them, would be the largest thing in memory: slabs bound it.
 //
 // No size depends on the routing: nothing waits for the device.
 #include "src/ops/moe_cuda.h"
 
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 
 #include "src/common/check.h"
 #include "src/common/math.h"
 #include "src/common/workspace.h"
 #include "src/cuda/kernels.h"
+#include "src/cuda/small_batch.h"
 #include "src/ops/moe_sizes.h"
 
 namespace dropless {
@@ -123,6 +127,42 @@ T* data_of(const View& view) {
   return static_cast<T*>(view.data);
 }
 
+std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, std::int64_t tokens) {
+  if (!cuda::small_batch_fits(tokens, config.num_experts)) return std::nullopt;
+  return cuda::choose_small_batch(tokens, config.num_experts, config.top_k);
+}
+
+void small_batch_forward(const cuda::SmallBatchPlan& plan, const MoEConfig& config,
+                         const ConstTensorView& x_TD, const MoEWeights& weights,
+                         const TensorView& out_TD, const TensorView& losses_2,
+                         const TensorView& tokens_per_expert_E, const MoESaved& saved,
+                         void* workspace, Stream stream) {
+  cuda::small_batch_forward(plan,
+                            {.tokens = x_TD.shape[0],
+                             .top_k = config.top_k,
+                             .d_model = config.d_model,
+                             .d_ffn = config.d_ffn,
+                             .num_experts = config.num_experts,
+                             .glu = config.glu,
+                             .activation = config.activation,
+                             .normalize_p = config.route.normalize_p,
+                             .x_TD = x_TD,
+                             .router_ED = weights.router_ED,
+                             .w1_EFD = weights.w1_EFD,
+                             .v1_EFD = weights.v1_EFD,
+                             .w2_EFD = weights.w2_EFD,
+                             .gate_RF = saved.gate_RF,
+                             .up_RF = saved.up_RF,
+                             .weights_TK = data_of<float>(saved.weights_TK),
+                             .indices_TK = data_of<std::int32_t>(saved.indices_TK),
+                             .rows_TK = data_of<std::int32_t>(saved.rows_TK),
+                             .offsets_E1 = data_of<std::int64_t>(saved.offsets_E1),
+                             .losses_2 = data_of<float>(losses_2),
+                             .tokens_per_expert_E = data_of<std::int32_t>(tokens_per_expert_E),
+                             .out_TD = out_TD},
+                            workspace, stream);
+}
+
 }  // namespace
 
 std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device) {
@@ -146,6 +186,10 @@ std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device
 }
 
 std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens) {
+  if (const auto plan = small_batch_plan(config, num_tokens)) {
+    return cuda::small_batch_workspace_bytes(*plan, num_tokens, config.top_k, config.d_model,
+                                             config.d_ffn, config.num_experts);
+  }
   WorkspaceCarver carver;
   carve_forward(carver, Sizes(config, num_tokens));
   return carver.used();
@@ -161,8 +205,12 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
                       const MoEWeights& weights, const TensorView& out_TD,
                       const TensorView& losses_2, const TensorView& tokens_per_expert_E,
                       const MoESaved& saved, void* workspace, Stream stream) {
-  const Sizes s(config, x_TD.shape[0]);
   const cuda::CurrentDevice device(x_TD.device.index);
+  if (const auto plan = small_batch_plan(config, x_TD.shape[0])) {
+    return small_batch_forward(*plan, config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E,
+                               saved, workspace, stream);
+  }
+  const Sizes s(config, x_TD.shape[0]);
   WorkspaceCarver carver(workspace, 0);
   const ForwardBuffers buffers = carve_forward(carver, s);
   const TensorView h_RF(buffers.h_RF, x_TD.dtype, {s.R, s.F}, x_TD.device);

@@ -74,6 +74,25 @@ class BenchMoeTest(CommandTest):
         self.assertRegex(lines[0], r"^CPU, \d+ threads?, bf16, medians of 1$")
         self.assertEqual(len(lines), 4)
 
+    def test_decode(self):
+        arguments = ["bench", "moe", "--device", "cpu", "--dtype", "fp32", "--rounds", 1, "--decode"]
+        report = json.loads(self.check_command(*arguments, "--json", "--shape", "3,32,48,8,2", "--shape", "1,16,8,4,1"))
+        self.assertEqual([(row["T"], row["E"]) for row in report["rows"]], [(3, 8), (1, 4)])
+        for row in report["rows"]:
+            # k experts for one token, at most k for each of several; their three matrices and the router are read.
+            self.assertIn(row["experts_read"], [1] if row["T"] == 1 else range(2, 7))
+            numbers = 3 * row["experts_read"] * row["d"] * row["f"] + row["E"] * row["d"]
+            self.assertEqual(row["bytes"], 4 * numbers)
+            self.assertAlmostEqual(row["gb_per_s"] * row["us"] * 1e3 / row["bytes"], 1, places=6)
+            self.assertAlmostEqual(row["of_copy"] * row["copy_gb_per_s"] / row["gb_per_s"], 1, places=6)
+            self.assertAlmostEqual(row["ratio"] * row["us"] / row["torch_us"], 1, places=6)
+            self.assertLess(row["rival_differs_by"], 1e-5)
+        lines = self.check_command(*arguments, "--shape", "3,32,48,8,2").splitlines()
+        self.assertEqual(len(lines), 3)
+        refused = self.run_command(*arguments, "--routing", "zipf")
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn("--routing", refused.stderr)
+
     def test_refuses_what_is_no_shape(self):
         for shape in ["64,32,48,4", "64,32,48,4,5", "0,32,48,4,2", "64,32,48,4,2,1", "a"]:
             result = self.run_command("bench", "moe", "--device", "cpu", "--shape", shape)

@@ -8,6 +8,7 @@
 
 #include "dropless/error.h"
 #include "src/cuda/kernels.h"
+#include "src/cuda/small_batch_config.h"
 
 namespace dropless::cuda {
 namespace {
@@ -18,6 +19,34 @@ TEST(GemmConfigTest, WideTileUnlessHalfOfItWouldBeEmpty) {
   EXPECT_EQ(choose_grouped_gemm(136).block_n, 256);
   EXPECT_EQ(choose_weight_grad(64).block_n, 128);
   EXPECT_EQ(choose_weight_grad(28672).block_n, 256);
+}
+
+TEST(SmallBatchConfigTest, FewRowsAnExpertAreASmallBatch) {
+  EXPECT_FALSE(choose_small_batch(0, 8, 2));
+  EXPECT_FALSE(choose_small_batch(kSmallBatchTokens + 1, 1024, 1));
+  EXPECT_FALSE(choose_small_batch(256, 8, 2));  // 64 rows an expert
+  for (const std::int64_t experts : {1, 8, 64, 1024}) {
+    for (std::int64_t tokens = 1; tokens <= kSmallBatchTokens; ++tokens) {
+      const auto plan = choose_small_batch(tokens, experts, 1);
+      if (!plan) continue;
+      EXPECT_NE(std::find(std::begin(kSmallBatchRows), std::end(kSmallBatchRows), plan->rows),
+                std::end(kSmallBatchRows));
+      EXPECT_GE(plan->rows, tokens / experts);  // on average one pass over an expert's weights
+      EXPECT_GE(plan->splits, 1);
+    }
+  }
+  EXPECT_TRUE(choose_small_batch(1, 1, 1));
+  EXPECT_TRUE(choose_small_batch(64, 64, 8));
+}
+
+// A tile of weights and the rows that come with it fill a stage.
+TEST(SmallBatchConfigTest, TilesHaveOneSize) {
+  for (const int rows : kSmallBatchRows) {
+    const SmallBatchTile tile = small_batch_tile(rows);
+    EXPECT_EQ(2 * tile.up * tile.up_k * 2, 32768);
+    EXPECT_EQ(tile.down * tile.down_k * 2, 32768);
+    EXPECT_LE(2 * rows * std::max(tile.up_k, tile.down_k), 8192);
+  }
 }
 
 TEST(GemmConfigTest, EveryChoiceIsCompiled) {

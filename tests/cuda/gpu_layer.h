@@ -1,0 +1,167 @@
+// A whole layer's tensors on the GPU, and its comparison with the layer in double on the CPU.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "dropless/moe.h"
+#include "tests/cuda/gpu_support.h"
+#include "tests/ops/moe_case.h"
+
+namespace dropless::testing {
+
+inline const Device kGpu{DeviceType::kCuda, 0};
+inline constexpr double kTolerance = 5e-3;
+inline constexpr std::size_t kCanaryBytes = 4096;
+
+inline std::size_t bytes_of(const Tensor& tensor) { return tensor.numel() * dtype_bytes(tensor.dtype()); }
+
+// A tensor's copy on the GPU; absent where the tensor is.
+class OnGpu {
+ public:
+  explicit OnGpu(const Tensor& tensor) : view_(tensor), buffer_(bytes_of(tensor)) {
+    view_.data = buffer_.get();
+    view_.device = kGpu;
+  }
+  operator ConstTensorView() const { return view_; }  // NOLINT
+  operator TensorView() const {                       // NOLINT
+    TensorView view;
+    view.data = buffer_.get();
+    view.dtype = view_.dtype;
+    view.device = view_.device;
+    view.rank = view_.rank;
+    view.shape = view_.shape;
+    view.stride = view_.stride;
+    return view;
+  }
+
+  void upload(const Tensor& tensor) {
+    const auto* bytes = tensor.as<char>();
+    buffer_.upload(std::vector<char>(bytes, bytes + bytes_of(tensor)));
+  }
+  void poison() { buffer_.poison(); }
+  void download(Tensor& tensor) const {
+    const std::vector<char> bytes = buffer_.download<char>(bytes_of(tensor));
+    if (!bytes.empty()) std::memcpy(tensor.as<char>(), bytes.data(), bytes.size());
+  }
+
+ private:
+  ConstTensorView view_;
+  DeviceBuffer buffer_;
+};
+
+// A case's tensors on the GPU. Outputs, saved state and workspaces start as NaN.
+class GpuLayer {
+ public:
+  explicit GpuLayer(MoECase& c)
+      : case_(c),
+        forward_bytes_(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu)),
+        backward_bytes_(moe_backward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu)),
+        forward_space_(forward_bytes_ + kCanaryBytes),
+        backward_space_(backward_bytes_ + kCanaryBytes) {
+    for (Tensor* input :
+         {&c.x_TD, &c.router_ED, &c.w1_EFD, &c.v1_EFD, &c.w2_EFD, &c.d_out_TD, &c.d_losses_2}) {
+      inputs_.emplace_back(*input);
+      if (*input) inputs_.back().upload(*input);
+    }
+    for (Tensor* output : outputs()) outputs_.emplace_back(*output);
+  }
+
+  void forward(Stream stream = nullptr) {
+    moe_forward(case_.config, inputs_[0], weights(), outputs_[0], outputs_[1], outputs_[2], saved(),
+                forward_space_.get(), forward_bytes_, stream);
+  }
+  void backward(Stream stream = nullptr) {
+    moe_backward(case_.config, inputs_[0], weights(), saved(), inputs_[5], inputs_[6], gradients(),
+                 backward_space_.get(), backward_bytes_, stream);
+  }
+  void poison() {
+    for (OnGpu& output : outputs_) output.poison();
+    forward_space_.poison();
+    backward_space_.poison();
+  }
+  // Into the case's own tensors.
+  void download() {
+    synchronize();
+    const std::vector<Tensor*> targets = outputs();
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      if (*targets[i]) outputs_[i].download(*targets[i]);
+    }
+  }
+  bool canaries_intact() const {
+    return intact(forward_space_, forward_bytes_) && intact(backward_space_, backward_bytes_);
+  }
+  // Whether nothing behind the first `used` bytes of a poisoned buffer was written.
+  static bool intact(const DeviceBuffer& space, std::size_t used) {
+    const auto all = space.download<unsigned char>(space.bytes());
+    for (std::size_t i = used; i < all.size(); ++i) {
+      if (all[i] != 0xff) return false;
+    }
+    return true;
+  }
+
+  MoEWeights weights() const { return {inputs_[1], inputs_[2], inputs_[3], inputs_[4]}; }
+  MoESaved saved() const {
+    return {outputs_[3], outputs_[4], outputs_[5], outputs_[6], outputs_[7], outputs_[8]};
+  }
+  MoEGradients gradients() const {
+    return {outputs_[9], outputs_[10], outputs_[11], outputs_[12], outputs_[13]};
+  }
+  ConstTensorView x() const { return inputs_[0]; }
+  TensorView out() const { return outputs_[0]; }
+  TensorView losses() const { return outputs_[1]; }
+  TensorView counts() const { return outputs_[2]; }
+
+ private:
+  std::vector<Tensor*> outputs() {
+    MoECase& c = case_;
+    return {&c.out_TD,      &c.losses_2,   &c.counts_E, &c.gate_RF,    &c.up_RF,
+            &c.weights_TK,  &c.indices_TK, &c.rows_TK,  &c.offsets_E1, &c.d_x_TD,
+            &c.d_router_ED, &c.d_w1_EFD,   &c.d_v1_EFD, &c.d_w2_EFD};
+  }
+  MoECase& case_;
+  std::size_t forward_bytes_, backward_bytes_;
+  DeviceBuffer forward_space_, backward_space_;
+  std::vector<OnGpu> inputs_, outputs_;
+};
+
+// What forward left in `c` against the layer in double, which has run forward.
+inline void expect_forward_matches(const MoECase& c, const MoECase& reference) {
+  EXPECT_TRUE(same_bits(c.indices_TK, reference.indices_TK));
+  EXPECT_TRUE(same_bits(c.rows_TK, reference.rows_TK));
+  EXPECT_TRUE(same_bits(c.offsets_E1, reference.offsets_E1));
+  EXPECT_TRUE(same_bits(c.counts_E, reference.counts_E));
+  EXPECT_LE(relative_error(c.out_TD, reference.out_TD), kTolerance);
+  EXPECT_LE(relative_error(c.losses_2, reference.losses_2), 1e-5);
+  EXPECT_LE(relative_error(c.weights_TK, reference.weights_TK), 1e-4);
+  EXPECT_LE(relative_error(c.gate_RF, reference.gate_RF), kTolerance);
+  if (c.config.glu) {
+    EXPECT_LE(relative_error(c.up_RF, reference.up_RF), kTolerance);
+  }
+}
+
+// Compares everything the GPU computed with the layer in double on the CPU.
+inline void expect_matches_double(MoECase& c) {
+  MoECase reference = c.to(DType::kFloat64);
+  ASSERT_TRUE(reference.forward());
+  ASSERT_TRUE(reference.backward());
+  GpuLayer gpu(c);
+  gpu.forward();
+  gpu.download();
+  expect_forward_matches(c, reference);
+
+  gpu.backward();
+  gpu.download();
+  EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
+  EXPECT_LE(relative_error(c.d_router_ED, reference.d_router_ED), kTolerance);
+  EXPECT_LE(relative_error(c.d_w1_EFD, reference.d_w1_EFD), kTolerance);
+  if (c.config.glu) {
+    EXPECT_LE(relative_error(c.d_v1_EFD, reference.d_v1_EFD), kTolerance);
+  }
+  EXPECT_LE(relative_error(c.d_w2_EFD, reference.d_w2_EFD), kTolerance);
+  EXPECT_TRUE(gpu.canaries_intact());
+}
+
+}  // namespace dropless::testing
