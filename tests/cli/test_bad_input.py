@@ -1,6 +1,7 @@
 """What goes wrong is said in one clear message, with the promised exit code and nothing lost."""
 
 import resource
+import shutil
 import subprocess
 import unittest
 
@@ -246,6 +247,30 @@ class BadInputTest(CommandTest):
         self.assertEqual(
             [p.name for p in (self.folder / "run").iterdir() if p.name.endswith(".tmp")], []
         )
+
+    def test_damage_found_by_an_evaluation_loses_no_step(self):
+        shutil.copytree(self.folder / "data", self.folder / "damaged")
+        with open(self.folder / "damaged" / "val" / "shard.00000.mds", "r+b") as shard:
+            shard.seek(4)
+            shard.write(b"\xff" * 36)  # the offsets
+        self.refuse(
+            1, "last good checkpoint: evaluated/step-2 ", "train", self.config, "max_duration=4ba",
+            "scheduler.t_warmup=0ba", "eval_interval=2ba", "save_interval=1000ba",
+            "eval_loader.dataset.local=damaged", "save_folder=evaluated",
+        )  # fmt: skip
+
+    def test_latest_that_a_copy_made_a_folder(self):
+        short = ("max_duration=2ba", "scheduler.t_warmup=0ba", "save_folder=copied")
+        self.check_command("train", self.config, *short)
+        (self.folder / "copied" / "latest").unlink()
+        shutil.copytree(self.folder / "copied" / "step-2", self.folder / "copied" / "latest")
+        before = (self.folder / "copied" / "metrics.jsonl").read_bytes()
+        again = ("train", self.config, *short, "max_duration=3ba", "autoresume=true")
+        self.refuse(2, "copied/latest is not a link to a checkpoint", *again)
+        self.assertEqual(before, (self.folder / "copied" / "metrics.jsonl").read_bytes())
+        self.check_command("generate", "copied", "--prompt", "a", "--max-new-tokens", "2")
+        shutil.rmtree(self.folder / "copied" / "latest")
+        self.check_command(*again)
 
     def test_generate_arguments(self):
         self.check_command("train", self.config, "max_duration=2ba", "scheduler.t_warmup=0ba")

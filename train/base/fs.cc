@@ -127,7 +127,8 @@ FileReader::FileReader(std::string path) : path_(std::move(path)) {
     if (!known) throw_unreadable(path_, number);
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("cannot read {}: {}", path_,
-                            S_ISDIR(info.st_mode) ? "it is a folder" : "it is not a regular file"));
+                            S_ISDIR(info.st_mode) ? "it is a folder" : "it is not a regular file"),
+                S_ISFIFO(info.st_mode) ? "write what the pipe carries to a file first" : "");
   }
   bytes_ = static_cast<std::uint64_t>(info.st_size);
 }

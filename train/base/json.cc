@@ -23,6 +23,7 @@ nlohmann::json parse_json(std::string_view text, const std::string& name, ErrorK
   const auto fail = [&](const std::string& message) {
     throw Error(kind, fmt::format("{}: {}", name, message));
   };
+  if (text.find_first_not_of(" \t\r\n") == std::string_view::npos) fail("it is empty");
   if (text.substr(0, 3) == "\xef\xbb\xbf") fail("begins with a byte-order mark");
   if (text.find('\0') != std::string_view::npos) fail("holds a NUL byte");
 

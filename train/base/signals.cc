@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
@@ -20,12 +21,24 @@ std::atomic<SignalMode> current_mode{SignalMode::kFinishStep};
 static_assert(std::atomic<int>::is_always_lock_free);
 static_assert(std::atomic<SignalMode>::is_always_lock_free);
 
-[[noreturn]] void exit_at_once() {
-  constexpr char kTrain[] = "\nstopped at once; nothing was saved after the last checkpoint\n";
-  constexpr char kOther[] = "error: interrupted\n";
+const char* signal_text(int signal_number) {
+  switch (signal_number) {
+    case SIGINT:
+      return "interrupted";
+    case SIGHUP:
+      return "the terminal is gone (SIGHUP)";
+    default:
+      return "terminated by SIGTERM";
+  }
+}
+
+[[noreturn]] void exit_at_once(int signal_number) {
   const bool train = current_mode == SignalMode::kFinishStep;
-  [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, train ? kTrain : kOther,
-                                             (train ? sizeof(kTrain) : sizeof(kOther)) - 1);
+  for (const char* text :
+       {train ? "\nstopped at once; nothing was saved after the last checkpoint" : "error: ",
+        train ? "" : signal_text(signal_number), "\n"}) {
+    [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text, std::strlen(text));
+  }
   _exit(1);
 }
 
@@ -34,7 +47,7 @@ void on_signal(int signal_number) {
     save = true;
     return;
   }
-  if (current_mode == SignalMode::kExit) exit_at_once();
+  if (current_mode == SignalMode::kExit) exit_at_once(signal_number);
   int none = 0;
   if (stop.compare_exchange_strong(none, signal_number)) {
     if (signal_number == SIGINT && current_mode == SignalMode::kFinishStep) {
@@ -45,7 +58,9 @@ void on_signal(int signal_number) {
   }
   // Launchers repeat SIGTERM while a checkpoint is being saved; only a person's Ctrl-C is
   // impatience.
-  if (signal_number == SIGINT || current_mode == SignalMode::kThrow) exit_at_once();
+  if (signal_number == SIGINT || current_mode == SignalMode::kThrow) {
+    exit_at_once(signal_number);
+  }
 }
 
 }  // namespace
@@ -73,9 +88,7 @@ bool take_save_request() noexcept { return save.exchange(false); }
 
 void check_interrupted() {
   if (current_mode != SignalMode::kThrow || stop == 0) return;
-  throw Error(ErrorKind::kInterrupted, stop == SIGINT   ? "interrupted"
-                                       : stop == SIGHUP ? "the terminal is gone (SIGHUP)"
-                                                        : "terminated by SIGTERM");
+  throw Error(ErrorKind::kInterrupted, signal_text(stop));
 }
 
 void wait_readable(int fd) {

@@ -85,7 +85,13 @@ Time Time::parse(const std::string& text) {
     }
   }
   const std::optional<double> value = parse_float_text(trim(number));
-  if (!value || std::isnan(*value)) fail(text, "no number and unit in it");
+  if (!value || std::isnan(*value)) {
+    const std::string_view rest = std::string_view(number).substr(
+        std::min(number.size(), number.find_first_not_of("0123456789.")));
+    fail(text, rest.empty() || rest.size() == number.size()
+                   ? "no number and unit in it"
+                   : fmt::format("\"{}\" is no unit", rest));
+  }
   if (*value < 0) fail(text, "it is negative");
   if (std::isinf(*value)) fail(text, "it is too large");
   if (unit == TimeUnit::kDuration || unit == TimeUnit::kSecond) return {*value, unit};

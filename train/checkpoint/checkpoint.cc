@@ -47,6 +47,17 @@ bool has_manifest(const std::string& folder) {
   return path_exists(join_path(folder, kManifestName));
 }
 
+// Not through a link.
+bool is_real_folder(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::is_directory(std::filesystem::symlink_status(path, error));
+}
+
+Manifest load_manifest(const std::string& folder) {
+  const std::string path = join_path(folder, kManifestName);
+  return parse_manifest(read_file(path, kMaxManifestBytes), path);
+}
+
 struct Candidate {
   std::string folder;
   std::int64_t step = 0;
@@ -60,7 +71,7 @@ std::vector<Candidate> candidates(const std::string& run_folder) {
   for (const std::int64_t step : list_steps(run_folder)) {
     Candidate candidate{join_path(run_folder, step_folder_name(step)), step, -1, {}};
     try {
-      candidate.sequence = read_manifest(candidate.folder).sequence;
+      candidate.sequence = load_manifest(candidate.folder).sequence;
     } catch (const Error& error) {
       candidate.reason = error.what();
     }
@@ -152,7 +163,12 @@ std::string CheckpointWriter::commit() {
   // sweep_stale knows what to do with either after a crash.
   const std::string replaced = publish_folder(temporary_, final_path, final_path + kReplaced);
   committed_ = true;
-  replace_symlink(join_path(run_folder_, kLatest), step_folder_name(step_));
+  try {
+    replace_symlink(join_path(run_folder_, kLatest), step_folder_name(step_));
+  } catch (const Error& error) {
+    throw Error(error.kind(), fmt::format("{} is complete, but {}", final_path, error.what()),
+                error.hint());
+  }
   if (!replaced.empty()) {
     try {
       remove_all(replaced);
@@ -164,6 +180,27 @@ std::string CheckpointWriter::commit() {
 }
 
 // ---- keeping the run folder in order ----
+
+void check_latest(const std::string& run_folder) {
+  const std::string latest = join_path(run_folder, kLatest);
+  std::error_code error;
+  const auto status = std::filesystem::symlink_status(latest, error);
+  if (!std::filesystem::exists(status) || std::filesystem::is_symlink(status)) return;
+  std::string hint = "move " + latest + " away";
+  if (is_real_folder(latest) && has_manifest(latest)) {
+    try {
+      const std::string step = join_path(run_folder, step_folder_name(load_manifest(latest).step));
+      hint = path_exists(step) ? fmt::format(
+                                     "a copy that followed links makes {} a second {}: remove "
+                                     "it, or move it away",
+                                     latest, step)
+                               : fmt::format("it is a checkpoint: mv {} {}", latest, step);
+    } catch (const Error&) {  // what it holds is damaged
+    }
+  }
+  throw Error(ErrorKind::kInvalidArgument,
+              latest + " is not a link to a checkpoint, and every save has to make one", hint);
+}
 
 std::vector<std::string> sweep_stale(const std::string& run_folder) {
   std::vector<std::string> done;
@@ -224,6 +261,8 @@ std::string resolve_checkpoint(const std::string& path) {
     throw Error(ErrorKind::kInvalidArgument, fmt::format("no such checkpoint: {}", path));
   }
   if (has_manifest(path)) return path;
+  const std::string copied = join_path(path, kLatest);
+  if (is_real_folder(copied) && has_manifest(copied)) return copied;
   const std::string latest = read_latest(path);
   if (!latest.empty() && has_manifest(latest)) return latest;
   for (const Candidate& candidate : candidates(path)) {
@@ -238,16 +277,10 @@ std::string resolve_checkpoint(const std::string& path) {
               "give a step-N folder with a manifest.json, or a run folder that holds one");
 }
 
-Manifest read_manifest(const std::string& folder) {
-  const std::string path = join_path(folder, kManifestName);
-  return parse_manifest(read_file(path, kMaxManifestBytes), path);
-}
-
 namespace {
 
 [[noreturn]] void damaged(const std::string& path, const std::string& what) {
-  throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, what),
-              "use an older checkpoint, or copy this one again");
+  throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, what));
 }
 
 void verify_entry(const std::string& folder, const CheckpointFile& file) {
@@ -262,21 +295,60 @@ void verify_entry(const std::string& folder, const CheckpointFile& file) {
   }
 }
 
+Manifest verify_all(const std::string& folder) {
+  Manifest manifest = load_manifest(folder);
+  for (const CheckpointFile& file : manifest.files) verify_entry(folder, file);
+  return manifest;
+}
+
+// The newest of a checkpoint's neighbours that verifies; empty where none does.
+std::string other_good(const std::string& folder) {
+  const std::string run_folder = parent_folder(folder), own = base_name(folder);
+  if (!parse_step(own) && own != kLatest) return {};
+  for (const Candidate& candidate : candidates(run_folder)) {
+    if (candidate.sequence < 0 || base_name(candidate.folder) == own) continue;
+    try {
+      verify_all(candidate.folder);
+      return candidate.folder;
+    } catch (const Error&) {  // the next
+    }
+  }
+  return {};
+}
+
+// What `read` returns; where it fails, says which checkpoint is whole.
+template <class Read>
+auto read_whole(const std::string& folder, Read read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    const std::string other = other_good(folder);
+    throw Error(error.kind(), error.what(),
+                other.empty() ? "copy this checkpoint again; no other stands beside it"
+                              : fmt::format("last good checkpoint: {}; name it to use it", other),
+                error.file(), error.line());
+  }
+}
+
 }  // namespace
+
+Manifest read_manifest(const std::string& folder) {
+  return read_whole(folder, [&] { return load_manifest(folder); });
+}
 
 void verify_file(const std::string& folder, const Manifest& manifest, std::string_view name) {
   const auto file = std::find_if(manifest.files.begin(), manifest.files.end(),
                                  [&](const CheckpointFile& entry) { return entry.name == name; });
-  if (file == manifest.files.end()) {
-    damaged(join_path(folder, std::string(name)), "manifest.json does not list it");
-  }
-  verify_entry(folder, *file);
+  read_whole(folder, [&] {
+    if (file == manifest.files.end()) {
+      damaged(join_path(folder, std::string(name)), "manifest.json does not list it");
+    }
+    verify_entry(folder, *file);
+  });
 }
 
 Manifest verify_checkpoint(const std::string& folder) {
-  Manifest manifest = read_manifest(folder);
-  for (const CheckpointFile& file : manifest.files) verify_entry(folder, file);
-  return manifest;
+  return read_whole(folder, [&] { return verify_all(folder); });
 }
 
 NewestGood find_newest_good(const std::string& run_folder) {
@@ -286,7 +358,7 @@ NewestGood find_newest_good(const std::string& run_folder) {
       result.rejected.push_back({candidate.folder, candidate.reason});
     } else if (!result.folder) {
       try {
-        verify_checkpoint(candidate.folder);
+        verify_all(candidate.folder);
         result.folder = candidate.folder;
       } catch (const Error& error) {
         result.rejected.push_back({candidate.folder, error.what()});

@@ -66,21 +66,25 @@ std::vector<std::int64_t> list_steps(const std::string& run_folder);
 // At the start of a run, by one process: removes what crashed saves left (`*.tmp`), and puts back a
 // checkpoint caught in the middle of its replacement. Returns a line for each thing done.
 std::vector<std::string> sweep_stale(const std::string& run_folder);
+// At the start of a run: `latest` must be absent or a link. kInvalidArgument where it is something
+// real, as a copy of a run folder that followed links leaves it; the hint says how to mend it.
+void check_latest(const std::string& run_folder);
 // In such an order that a crash leaves it whole, or a `*.tmp` for sweep_stale().
 void remove_checkpoint(const std::string& folder);
 // Keeps the `keep` newest checkpoints and what `latest` points to; -1 keeps all. Returns what it
 // removed.
 std::vector<std::string> prune_checkpoints(const std::string& run_folder, int keep);
 
-// A checkpoint folder is one that holds a manifest. Takes one, or a run folder (its `latest`; where
-// there is no such link, its newest). Throws kInvalidArgument when there is none, kDamaged when
+// A checkpoint folder is one that holds a manifest. Takes one, or a run folder (its `latest`, a link
+// or a copied folder; where there is none, its newest). Throws kInvalidArgument when there is none, kDamaged when
 // `latest` names one that is not complete.
 std::string resolve_checkpoint(const std::string& path);
 
 // Reads manifest.json alone. kInvalidArgument: absent, or an unknown format or version; kDamaged:
 // altered.
 Manifest read_manifest(const std::string& folder);
-// Reads every byte of one of its files: kDamaged where that is missing, of another size or altered.
+// Reads every byte of one of its files: kDamaged where that is missing, of another size or altered;
+// the hint of both names the newest checkpoint beside it that verifies.
 void verify_file(const std::string& folder, const Manifest& manifest, std::string_view name);
 // Reads every byte: kDamaged names the first file that is missing, of another size or altered.
 Manifest verify_checkpoint(const std::string& folder);

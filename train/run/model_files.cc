@@ -141,6 +141,15 @@ CheckpointContent::CheckpointContent(const Transformer& model, const Optimizer* 
   moments_.add(kRngName, at::Generator(at::detail::getDefaultCPUGenerator()).get_state(), copy);
 }
 
+std::uint64_t checkpoint_bytes(const Transformer& model, const Optimizer* optimizer) {
+  std::uint64_t bytes = 0;
+  for (const Parameter& parameter : model.parameters()) bytes += parameter.value.nbytes();
+  if (optimizer != nullptr) {
+    for (const auto& [name, tensor] : optimizer->state()) bytes += tensor.nbytes();
+  }
+  return bytes;
+}
+
 std::string CheckpointContent::write(const std::string& run_folder, std::int64_t step) const {
   const TensorMetadata metadata{{"format", "pt"}};
   std::uint64_t bytes =

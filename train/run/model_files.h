@@ -43,6 +43,9 @@ class CheckpointContent {
   std::vector<Companion> texts_;
 };
 
+// About what a checkpoint of a run takes on the disk. Without an optimizer: of weights alone.
+std::uint64_t checkpoint_bytes(const Transformer& model, const Optimizer* optimizer);
+
 // The folder that holds a MODEL's weights: of a run folder its latest checkpoint, of a checkpoint
 // or a Hugging Face folder that itself. Throws Error(kInvalidArgument) when there is none.
 std::string resolve_model(const std::string& path);

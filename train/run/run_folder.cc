@@ -22,7 +22,7 @@ std::string time_stamp() {
   const std::time_t now = std::time(nullptr);
   std::tm parts{};
   std::strftime(stamp, sizeof(stamp), "%Y%m%d-%H%M%S", localtime_r(&now, &parts));
-  return stamp;
+  return fmt::format("{}-{}", stamp, ::getpid());  // runs begun in one second stay apart
 }
 
 bool is_link(const std::string& path) {
@@ -91,6 +91,13 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
     throw Error(ErrorKind::kInvalidArgument, error.what(), "name another save_folder");
   }
   lock_.emplace(path_);
+  check_latest(path_);
+  for (const std::string& log : {metrics_path(path_), samples_path(path_)}) {
+    if (!path_exists(log) || (!is_folder(log) && ::access(log.c_str(), R_OK | W_OK) == 0)) continue;
+    throw Error(ErrorKind::kInvalidArgument,
+                is_folder(log) ? log + " is a folder" : "no right to read and write " + log,
+                "mend that, or name another save_folder");
+  }
   for (const std::string& line : sweep_stale(path_)) log_warning("{}", line);
   if (policy_.overwrite) check_old_run();
   if (policy_.overwrite || policy_.resume) return;

@@ -112,14 +112,16 @@ void Stepper::reload_microbatch(std::int64_t samples) {
 }
 
 void Stepper::skip_or_stop(StepResult& result, const std::string& what) {
-  constexpr const char* kHint =
-      "the weights were not updated; lower optimizer.lr or clip gradients";
+  const char* hint = optimizer_.steps() == 0
+                         ? "no update was made yet: the cause is in the model's options (scales, "
+                           "initialisation, loss weights) or in the data"
+                         : "the weights were not updated; lower optimizer.lr or clip gradients";
   if (++nonfinite_in_row_ > skip_nonfinite_steps_) {
     const std::string before =
         skip_nonfinite_steps_ == 0
             ? ""
             : fmt::format(", after {} steps in a row that were skipped", skip_nonfinite_steps_);
-    throw Error(ErrorKind::kNonFinite, what + before, kHint);
+    throw Error(ErrorKind::kNonFinite, what + before, hint);
   }
   result.skipped = true;
   log_warning("{}: its update is skipped, {} in a row of at most {} (skip_nonfinite_steps)", what,

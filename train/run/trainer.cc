@@ -114,7 +114,18 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
         std::make_unique<TensorBoardWriter>(join_path(folder_->path(), "tensorboard"), step_ + 1);
   }
   saver_.emplace(folder_->path(), config_.save_async);
+  warn_of_full_disk();
   report_ = std::make_unique<ReportWriter>(folder_->path(), config_yaml_, step_);
+}
+
+// A save may be hours away. Only a warning: space may be freed until then.
+void Trainer::warn_of_full_disk() const {
+  const std::uint64_t needed =
+      checkpoint_bytes(*model_, config_.save_weights_only ? nullptr : optimizer_.get());
+  const std::uint64_t free = free_bytes(folder_->path());
+  if (free >= needed) return;
+  log_warning("{} has {} free and a checkpoint takes {}: the first save will fail", folder_->path(),
+              format_bytes(static_cast<double>(free)), format_bytes(static_cast<double>(needed)));
 }
 
 void Trainer::open_data() {
@@ -302,6 +313,9 @@ void Trainer::run() {
 
 // For whoever reads that the run failed.
 std::string Trainer::what_still_stands() const {
+  if (!last_checkpoint_.empty() && !path_exists(last_checkpoint_)) {
+    return "the run's checkpoints are gone with it";
+  }
   if (!last_checkpoint_.empty()) {
     return "last good checkpoint: " + last_checkpoint_ + " (autoresume=true goes on from it)";
   }
@@ -332,7 +346,9 @@ void Trainer::loop() {
     tokens_ += batch.tokens;
     log_step(result, multiplier, batch, seconds_since(start));
     const bool at_end = step_ == length_.max_batches;
-    if (at_end || due(config_.eval_interval)) evaluate_all();
+    if (at_end || due(config_.eval_interval)) {
+      save_if_it_fails(batch, [&] { evaluate_all(); });
+    }
     for (const auto& [name, watcher] : watchers_) {
       if (stop_reason.empty()) stop_reason = watcher->stop_reason();
     }
@@ -373,12 +389,11 @@ void Trainer::loop() {
 }
 
 // next_batch() into `batch`. Damaged data end the run, but what was learnt before them is saved.
-bool Trainer::take_batch(Batch& batch) {
-  Batch next;
+void Trainer::save_if_it_fails(const Batch& batch, const std::function<void()>& action) {
   try {
-    if (!next_batch(next)) return false;
+    action();
   } catch (const Error&) {
-    if (step_ > first_step_) {
+    if (step_ > first_step_ && saved_step_ != step_) {
       try {
         save(batch);
       } catch (const Error& error) {
@@ -387,8 +402,14 @@ bool Trainer::take_batch(Batch& batch) {
     }
     throw;
   }
-  batch = std::move(next);
-  return true;
+}
+
+bool Trainer::take_batch(Batch& batch) {
+  Batch next;
+  bool more = false;
+  save_if_it_fails(batch, [&] { more = next_batch(next); });
+  if (more) batch = std::move(next);
+  return more;
 }
 
 // Goes through epochs; false only for a set whose epochs are empty.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -37,6 +38,7 @@ class Trainer {
   void run();
 
  private:
+  void warn_of_full_disk() const;
   void open_data();
   void open_tasks();
   void build_model();
@@ -44,6 +46,8 @@ class Trainer {
   void restore_from(const std::string& checkpoint);
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
+  // Saves the steps so far before an error of `action`, data that cannot be read, ends the run.
+  void save_if_it_fails(const Batch& batch, const std::function<void()>& action);
   bool take_batch(Batch& batch);
   bool next_batch(Batch& batch);
   void log_step(const StepResult& result, double multiplier, const Batch& batch, double seconds);

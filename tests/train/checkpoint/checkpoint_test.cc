@@ -81,6 +81,16 @@ std::string error_of(const std::function<void()>& action, ErrorKind kind) {
   return {};
 }
 
+std::string hint_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.hint();
+  }
+  ADD_FAILURE() << "no error";
+  return {};
+}
+
 TEST_F(Checkpoint, SaveAndRead) {
   const std::string folder = save(run_, 40, 1.5f);
   EXPECT_EQ(folder, run_ + "/step-40");
@@ -149,6 +159,41 @@ TEST_F(Checkpoint, ResolveExplainsItself) {
   make_folders(run_ + "/step-99");
   EXPECT_THAT(error_of([&] { resolve_checkpoint(run_); }, ErrorKind::kDamaged),
               HasSubstr("step-99, which has no manifest.json"));
+}
+
+// As copies that follow links leave it.
+TEST_F(Checkpoint, LatestThatIsNoLink) {
+  check_latest(run_);  // not there
+  save(run_, 2, 1);
+  check_latest(run_);
+  std::filesystem::remove(run_ + "/latest");
+  std::filesystem::copy(run_ + "/step-2", run_ + "/latest");
+  EXPECT_EQ(resolve_checkpoint(run_), run_ + "/latest");
+  EXPECT_THAT(error_of([&] { check_latest(run_); }, ErrorKind::kInvalidArgument),
+              HasSubstr("latest is not a link"));
+  EXPECT_THAT(hint_of([&] { check_latest(run_); }), HasSubstr("a second " + run_ + "/step-2"));
+  std::filesystem::remove_all(run_ + "/step-2");
+  EXPECT_THAT(hint_of([&] { check_latest(run_); }),
+              HasSubstr("mv " + run_ + "/latest " + run_ + "/step-2"));
+  write_file_durable(run_ + "/latest/manifest.json", "{}");
+  EXPECT_THAT(hint_of([&] { check_latest(run_); }), HasSubstr("move " + run_ + "/latest away"));
+}
+
+TEST_F(Checkpoint, DamageNamesTheLastGoodOne) {
+  for (const int step : {1, 2, 3}) save(run_, step, 1);
+  const std::string newest = run_ + "/step-3";
+  const auto named = HasSubstr("last good checkpoint: " + run_ + "/step-1");
+  write_file_durable(run_ + "/step-2/model.safetensors", "damaged");
+  write_file_durable(newest + "/model.safetensors", "damaged");
+  EXPECT_THAT(hint_of([&] { verify_checkpoint(newest); }), named);
+  const Manifest manifest = read_manifest(newest);
+  EXPECT_THAT(hint_of([&] { verify_file(newest, manifest, "model.safetensors"); }), named);
+  write_file_durable(newest + "/manifest.json", "");
+  EXPECT_THAT(error_of([&] { read_manifest(newest); }, ErrorKind::kDamaged),
+              HasSubstr("manifest.json: it is empty"));
+  EXPECT_THAT(hint_of([&] { read_manifest(newest); }), named);
+  std::filesystem::remove_all(run_ + "/step-1");
+  EXPECT_THAT(hint_of([&] { read_manifest(newest); }), HasSubstr("no other stands beside it"));
 }
 
 TEST_F(Checkpoint, Prune) {

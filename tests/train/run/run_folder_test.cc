@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -70,6 +72,17 @@ TEST_F(RunFolderTest, AnotherRunIsReplacedOrResumedOnlyWhenAsked) {
   replace_symlink(run + "/latest", "step-9");  // the first save
   over.remove_kept(run + "/step-9");
   EXPECT_FALSE(path_exists(run + "/step-5"));
+}
+
+TEST_F(RunFolderTest, LogsThatCannotBeWritten) {
+  std::filesystem::create_directories(path("run/metrics.jsonl"));
+  EXPECT_THROW(RunFolder(path("run"), {.resume = true}), Error);
+  std::filesystem::remove(path("run/metrics.jsonl"));
+  EXPECT_NO_THROW(RunFolder(path("run"), {.resume = true}));
+  if (::geteuid() == 0) return;  // who may write everything
+  write_file_durable(path("run/metrics.jsonl"), "{}\n");
+  ::chmod(path("run/metrics.jsonl").c_str(), 0444);
+  EXPECT_THROW(RunFolder(path("run"), {.resume = true}), Error);
 }
 
 TEST_F(RunFolderTest, OverwriteRemovesNothingButCheckpoints) {
