@@ -45,6 +45,7 @@ verb_test() {
   fi
   build_all "$preset"
   run_tests "$preset" "$@"
+  [[ $# != 0 ]] || check_text
   [[ -n $nightly ]] || return 0
   # libgomp is not instrumented and torch is not built with sanitizers: what lies in them is not ours.
   export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -86,8 +87,18 @@ changed_sources() {
 
 check_format() { cd "$root" && tracked_sources | xargs -r "$venv/bin/clang-format" --dry-run -Werror; }
 check_layers() { "$venv/bin/python" "$root/scripts/check_layers.py"; }
-check_spelling() { cd "$root" && git ls-files -- '*.h' '*.cc' '*.cu' '*.md' '*.py' '*.sh' dev | xargs -r "$venv/bin/codespell" -L "$(<scripts/codespell-ignore.txt)"; }
+check_spelling() { cd "$root" && git ls-files -- '*.h' '*.cc' '*.cu' '*.cuh' '*.md' '*.py' '*.sh' dev | xargs -r "$venv/bin/codespell" -L "$(<scripts/codespell-ignore.txt)"; }
 check_tidy() { (cd "$root" && xargs -r -n 1 -P "$(nproc)" clang-tidy --quiet -p "build/$1"); }
+
+# What of ./dev check takes seconds, so that whoever runs all tests sees it too. Needs the list of tracked files.
+check_text() {
+  git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || return 0
+  take_lock
+  ensure_python check
+  release_lock
+  stage format "./dev format mends it" check_format
+  stage spelling "words that are right: scripts/codespell-ignore.txt" check_spelling
+}
 
 verb_check() {
   local preset files=changed_sources failed=
