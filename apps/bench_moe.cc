@@ -259,7 +259,9 @@ double largest_difference(const LayerCase& c, const at::Device& device) {
 
 void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoeVerb& verb,
                  const at::Device& device, nlohmann::ordered_json& rows) {
-  const auto type = verb.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+  const auto type = verb.dtype == "bf16"   ? at::kBFloat16
+                    : verb.dtype == "fp16" ? at::kHalf
+                                           : at::kFloat;
   const LayerCase c(s, parse_routing(routing), at::TensorOptions().dtype(type).device(device));
   nlohmann::ordered_json both[2];
   for (const bool backward : {false, true}) {
@@ -303,8 +305,8 @@ void print(const nlohmann::ordered_json& row) {
 }
 
 void check_dtype(const std::string& dtype) {
-  if (dtype != "bf16" && dtype != "fp32") {
-    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + dtype, "one of: bf16, fp32");
+  if (dtype != "bf16" && dtype != "fp16" && dtype != "fp32") {
+    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + dtype, "one of: bf16, fp16, fp32");
   }
 }
 
@@ -358,7 +360,8 @@ void add_bench_verb(CLI::App& app) {
       ->take_all()
       ->default_str("");
   moe->add_option("--device", verb->device, "cpu, cuda, cuda:N or auto")->capture_default_str();
-  moe->add_option("--dtype", verb->dtype, "bf16 or fp32; default on the CPU: both")
+  moe->add_option("--dtype", verb->dtype,
+                  "bf16, fp16 or fp32; on the CPU bf16 or fp32, default there: both")
       ->capture_default_str();
   moe->add_option("--rounds", verb->rounds, "of all candidates in turn")
       ->capture_default_str()

@@ -42,8 +42,8 @@ struct DecodeCase {
     x_TD = random({s.T, s.d}, 1);
     router_ED = random({s.E, s.d}, in);
     for (int i = 0; i < kCopies; ++i) {
-      copies.push_back({random({s.E, s.f, s.d}, in), random({s.E, s.f, s.d}, in),
-                        random({s.E, s.f, s.d}, out)});
+      copies.push_back(
+          {random({s.E, s.f, s.d}, in), random({s.E, s.f, s.d}, in), random({s.E, s.f, s.d}, out)});
     }
   }
 };
@@ -122,8 +122,8 @@ nlohmann::ordered_json bench_shape(const LayerShape& s, const std::string& dtype
   const double element = static_cast<double>(c.x_TD.element_size());
   const double bytes = element * (3.0 * experts * s.d * s.f + 1.0 * s.E * s.d);
 
-  const at::Tensor source = at::zeros({(device.is_cuda() ? 1 << 30 : 1 << 28)},
-                                      options.dtype(at::kByte));
+  const at::Tensor source =
+      at::zeros({(device.is_cuda() ? 1 << 30 : 1 << 28)}, options.dtype(at::kByte));
   at::Tensor target = at::zeros_like(source);
   std::vector<double> copy_ms;
   Candidate dropless(c, own_layer, device), torch(c, torch_layer, device);
@@ -154,12 +154,15 @@ nlohmann::ordered_json bench_shape(const LayerShape& s, const std::string& dtype
 
 void print(const nlohmann::ordered_json& row) {
   std::cout << fmt::format(
-      "{:>5} {:>5} {:>6} {:>5} {:>2} {:>7} {:>9.1f} {:>9.1f} {:>7.0f} {:>7.0f} {:>7.2f} {:>9.1f} "
-      "{:>6.2f}\n",
-      row["T"].get<int>(), row["d"].get<int>(), row["f"].get<int>(), row["E"].get<int>(),
-      row["k"].get<int>(), row["experts_read"].get<int>(), 1e-6 * row["bytes"].get<double>(),
-      row["us"].get<double>(), row["gb_per_s"].get<double>(), row["copy_gb_per_s"].get<double>(),
-      row["of_copy"].get<double>(), row["torch_us"].get<double>(), row["ratio"].get<double>())
+                   "{:>5} {:>5} {:>6} {:>5} {:>2} {:>7} {:>9.1f} {:>9.1f} {:>7.0f} {:>7.0f} "
+                   "{:>7.2f} {:>9.1f} "
+                   "{:>6.2f}\n",
+                   row["T"].get<int>(), row["d"].get<int>(), row["f"].get<int>(),
+                   row["E"].get<int>(), row["k"].get<int>(), row["experts_read"].get<int>(),
+                   1e-6 * row["bytes"].get<double>(), row["us"].get<double>(),
+                   row["gb_per_s"].get<double>(), row["copy_gb_per_s"].get<double>(),
+                   row["of_copy"].get<double>(), row["torch_us"].get<double>(),
+                   row["ratio"].get<double>())
             << std::flush;
 }
 
@@ -187,9 +190,8 @@ void run_bench_moe_decode(std::vector<LayerShape> shapes, const at::Device& devi
   }
   for (const LayerShape& shape : shapes) {
     empty_cache(device);
-    with_torch_errors("choose a smaller --shape", [&] {
-      report["rows"].push_back(bench_shape(shape, dtype, device, rounds));
-    });
+    with_torch_errors("choose a smaller --shape",
+                      [&] { report["rows"].push_back(bench_shape(shape, dtype, device, rounds)); });
     if (!json) print(report["rows"].back());
   }
   if (json) std::cout << report.dump() << "\n";

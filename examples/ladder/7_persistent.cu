@@ -29,7 +29,7 @@ void launch(const Problem& p, cudaStream_t stream) {
                     Tile::kCluster, row_tile_bound<Tile>(p.rows, p.experts, p.n), stream,
                     one_term(row_operand<Tile>(x), weight_operand<Tile>(w)),
                     row_tile_schedule<Tile>(p.row_tiles, p.n, p.k, kBand),
-                    row_output<__nv_bfloat16>(out));
+                    typename Epilogue::Params{row_output<__nv_bfloat16>(out), {}});
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ class WarpTile {
           const std::int64_t at =
               static_cast<std::int64_t>(row) * pitch + column0() + 8 * j + 2 * (lane_ % 4);
           *reinterpret_cast<std::uint32_t*>(out + at) =
-              cuda::ptx::pack_bf16(sums_[i][j][2 * half], sums_[i][j][2 * half + 1]);
+              cuda::ptx::pack<__nv_bfloat16>(sums_[i][j][2 * half], sums_[i][j][2 * half + 1]);
         }
       }
     }

@@ -42,9 +42,9 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kColumns / 2], std:
   cuda::ptx::wgmma_fence();
 #pragma unroll
   for (int step = 0; step < kSlice / 16; ++step) {
-    cuda::wgmma_bf16<kColumns, Major::kK, Major::kK>(sums, a + step * cuda::kWgmmaStepK<Major::kK>,
-                                                     b + step * cuda::kWgmmaStepK<Major::kK>,
-                                                     !first || step != 0);
+    cuda::wgmma<__nv_bfloat16, kColumns, Major::kK, Major::kK>(
+        sums, a + step * cuda::kWgmmaStepK<Major::kK>, b + step * cuda::kWgmmaStepK<Major::kK>,
+        !first || step != 0);
   }
   cuda::ptx::wgmma_commit();
   fence<kColumns>(sums);
@@ -64,7 +64,7 @@ __device__ __forceinline__ void store_sums(const float (&sums)[kColumns / 2], __
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j) {
       *reinterpret_cast<std::uint32_t*>(at + 8 * j) =
-          cuda::ptx::pack_bf16(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+          cuda::ptx::pack<__nv_bfloat16>(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
     }
   }
 }

@@ -3,7 +3,8 @@
 //
 // Every pointer is device memory of the current device, every call is asynchronous on `stream`, and
 // none allocates or waits. R routed rows sorted by expert; offsets_E1: int64 [E + 1], rows of
-// expert e are [offsets[e], offsets[e + 1]). Widths are multiples of 8.
+// expert e are [offsets[e], offsets[e + 1]). Widths are multiples of 8. The matrix products take bf16
+// or fp16, one of them in a call; fp32 where it says so.
 #pragma once
 
 #include <cstddef>
@@ -62,30 +63,33 @@ void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, i
                      void* row_tiles, Stream stream);
 
 // out_RN = a_RK b_e^T for weights b [E, N, K], or a_RK b_e for weights b [E, K, N] (b_is_EKN).
-// bf16, for weights [E, N, K] also fp32 outputs; rows, batches and pitches as the views say.
+// For weights [E, N, K] also fp32 outputs, for [E, K, N] also a bias, added to the rows of its expert
+// before they are rounded. Rows, batches and pitches as the views say.
 // row_tiles: of config.block_m. Rows outside the experts' ranges are not written.
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
-                  TensorView out_RN, const GemmConfig& config, Stream stream);
+                  TensorView out_RN, const GemmConfig& config, Stream stream,
+                  ConstTensorView bias_EN = {});
 
 // out_RN = a_RK b_e + a2_RK b2_e, rounded once.
 void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
                             ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
                             const GemmConfig& config, Stream stream);
 
-// out_e [M, N] = a_e^T b_e over the rows of expert e: the weight gradient. a, b bf16; out bf16, or
-// fp32; `accumulate` adds into out (fp32 only). Experts without rows give zeros (or add nothing).
+// out_e [M, N] = a_e^T b_e over the rows of expert e: the weight gradient. Also fp32 outputs;
+// `accumulate` adds into out (fp32 only). Experts without rows give zeros (or add nothing).
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
                               const GemmConfig& config, Stream stream);
 
 // Up projection with its activation: gate = x w1^T, up = x v1^T, act = activation(gate) * up;
 // without v1 act = activation(gate). gate and up may be absent (nothing is saved for backward).
-// bf16; w1 and v1 may be halves of one tensor. row_tiles: of block_m = 128. With list_R row r of x is
+// w1 and v1 may be halves of one tensor. b1 (and with v1 bv1) are added to gate and up. row_tiles:
+// of block_m = 128. With list_R row r of x is
 // row list_R[r] of the given, contiguous x; without, x's rows are in order.
 void grouped_gemm_activation(Activation activation, ConstTensorView x, const std::int32_t* list_R,
                              ConstTensorView w1_EFD, ConstTensorView v1_EFD, const void* row_tiles,
-                             TensorView gate_RF, TensorView up_RF, TensorView act_RF,
-                             Stream stream);
+                             TensorView gate_RF, TensorView up_RF, TensorView act_RF, Stream stream,
+                             ConstTensorView b1_EF = {}, ConstTensorView bv1_EF = {});
 
 // The gradient through the down and the activation, for rows whose outputs the router weighs by
 // scores: with t[r] = w2 d_out[tokens_R[r]] (d_out_TD contiguous, not weighed),
@@ -110,12 +114,12 @@ constexpr std::int64_t router_pitch(std::int64_t num_experts) { return (num_expe
 std::size_t router_workspace_bytes(std::int64_t num_tokens, std::int64_t d_model,
                                    std::int64_t num_experts);
 
-// logits[t, e] = <x[t], router[e]>: bf16 in, fp32 sums and result.
+// logits[t, e] = <x[t], router[e]>: fp32 sums and result.
 void router_logits(ConstTensorView x_TD, ConstTensorView router_ED, float* logits_TP,
                    void* workspace, Stream stream);
 
-// d_x = d_logits router and d_router = d_logits^T x, both overwritten, bf16. d_logits enter as sums
-// of two bf16 numbers, 16 significant bits.
+// d_x = d_logits router and d_router = d_logits^T x, both overwritten. d_logits enter as sums of two
+// numbers of x's type: 16 significant bits of bf16, 22 of fp16 within its range.
 void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const float* d_logits_TP,
                      TensorView d_x_TD, TensorView d_router_ED, void* workspace, Stream stream);
 
@@ -128,9 +132,20 @@ void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std:
                       float* weights_R, std::int32_t* tokens_R, std::int32_t* tokens_per_expert_E,
                       Stream stream);
 
-// d_weights[t, k] = sum over parts i, in order, of d_scores[i, rows[t, k]].
+// d_weights[t, k] = sum over parts i, in order, of d_scores[i, rows[t, k]]; where there is an added_TP
+// of that pitch, to added[t, indices[t, k]].
 void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
-                         std::int64_t num_rows, float* d_weights_TK, Stream stream);
+                         std::int64_t num_rows, std::int64_t top_k, const float* added_TP,
+                         std::int64_t pitch, const std::int32_t* indices_TK, float* d_weights_TK,
+                         Stream stream);
+
+// The gradient of an expert's bias: out[e] = sum of the rows of expert e, each weighed by weights_R
+// where there is one, in a fixed order in fp32. row_tiles: of block_m = kColumnSumRows.
+inline constexpr int kColumnSumRows = 128;
+std::size_t column_sums_workspace_bytes(std::int64_t max_rows, std::int64_t num_experts,
+                                        std::int64_t width);
+void column_sums(ConstTensorView rows_RN, const float* weights_R, const std::int64_t* offsets_E1,
+                 const void* row_tiles, TensorView out_EN, void* workspace, Stream stream);
 
 // ---- device
 // ------------------------------------------------------------------------------------------

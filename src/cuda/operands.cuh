@@ -2,6 +2,7 @@
 #pragma once
 
 #include "src/cuda/device/gemm.cuh"
+#include "src/cuda/element.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/tensor_map.h"
 
@@ -31,6 +32,7 @@ inline Operands gathered(const ConstTensorView& rows, const std::int32_t* list,
 template <class Tile>
 CUtensorMap row_operand(const ConstTensorView& a_RK) {
   return make_tensor_map({.data = a_RK.data,
+                          .dtype = a_RK.dtype,
                           .dims = {a_RK.shape[1], a_RK.shape[0], 1},
                           .row_pitch = a_RK.stride[0],
                           .box = {kBlockK, Tile::kBlockM / Tile::kClusterN}});
@@ -41,6 +43,7 @@ template <class Tile>
 CUtensorMap weight_operand(const ConstTensorView& b) {
   constexpr bool kIsMN = Tile::kMajorB == Major::kMN;
   return make_tensor_map({.data = b.data,
+                          .dtype = b.dtype,
                           .dims = {b.shape[2], b.shape[1], b.shape[0]},
                           .row_pitch = b.stride[1],
                           .batch_pitch = b.stride[0],
@@ -55,6 +58,11 @@ Output<Element> row_output(const TensorView& out_RN) {
                            .row_pitch = out_RN.stride[0],
                            .box = {128 / static_cast<int>(sizeof(Element)), 16}}),
           static_cast<Element*>(out_RN.data), out_RN.stride[0], static_cast<int>(out_RN.shape[1])};
+}
+
+template <class Element>
+Bias<Element, true> expert_bias(const ConstTensorView& bias_EN) {
+  return {static_cast<const Element*>(bias_EN.data), bias_EN.stride[0]};
 }
 
 template <class Tile>

@@ -1,13 +1,12 @@
 // The router's products on the grouped main loop: logits = x Wr^T, d_x = d_logits Wr, d_router =
 // d_logits^T x. They have one "expert", all tokens, and hardly any arithmetic: x's bytes decide.
 //
-// d_logits are fp32. Each enters the tensor cores as the sum of two bf16 numbers, hi + lo, side by
-// side along the experts' axis: [T, 2 P] with P the padded number of experts.
+// d_logits are fp32. Each enters the tensor cores as the sum of two numbers of x's type, hi + lo, side
+// by side along the experts' axis: [T, 2 P] with P the padded number of experts.
 //
 //   d_x       = [hi | lo] [Wr; Wr]                      k runs over 2 P
 //   d_router  = sum over chunks of tokens, in order, of (hi^T x + lo^T x): one expert would give
 //               too few tiles, so the tokens are cut into chunks that pose as experts
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "src/common/workspace.h"
 #include "src/cuda/check.h"
 #include "src/cuda/device/scheduler.cuh"
+#include "src/cuda/element.h"
 #include "src/cuda/kernels.h"
 
 namespace dropless::cuda {
@@ -39,20 +39,20 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // [hi | lo] of each token, zeros between E and P; and where each chunk of tokens begins.
+template <class Element>
 __global__ void __launch_bounds__(kThreads)
     split_kernel(const float* d_logits_TP, std::int64_t tokens, int experts, int pitch,
-                 std::int64_t chunk, int chunks, __nv_bfloat16* split_T2P,
-                 std::int64_t* chunk_offsets) {
+                 std::int64_t chunk, int chunks, Element* split_T2P, std::int64_t* chunk_offsets) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i <= chunks) chunk_offsets[i] = min(i * chunk, tokens);
   if (i >= tokens * pitch) return;
   const std::int64_t token = i / pitch;
   const int expert = static_cast<int>(i - token * pitch);
   const float value = expert < experts ? d_logits_TP[i] : 0.0f;
-  const __nv_bfloat16 hi = __float2bfloat16(value);
-  __nv_bfloat16* out = split_T2P + token * 2 * pitch + expert;
+  const Element hi = static_cast<Element>(value);
+  Element* out = split_T2P + token * 2 * pitch + expert;
   out[0] = hi;
-  out[pitch] = __float2bfloat16(value - __bfloat162float(hi));
+  out[pitch] = static_cast<Element>(value - static_cast<float>(hi));
 }
 
 // [Wr; Wr], each padded to P rows with zeros. `vectors` of 16 bytes a row.
@@ -66,9 +66,10 @@ __global__ void __launch_bounds__(kThreads)
   stacked_2PD[i + static_cast<std::int64_t>(pitch) * vectors] = value;
 }
 
+template <class Element>
 __global__ void __launch_bounds__(kThreads)
     sum_chunks_kernel(const float* partials_S2PD, int chunks, int experts, int pitch, int width,
-                      __nv_bfloat16* out_ED) {
+                      Element* out_ED) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= static_cast<std::int64_t>(experts) * width) return;
   const std::int64_t half = static_cast<std::int64_t>(pitch) * width;
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int s = 0; s < chunks; ++s) {
     sum += partials_S2PD[2 * s * half + i] + partials_S2PD[(2 * s + 1) * half + i];
   }
-  out_ED[i] = __float2bfloat16(sum);
+  out_ED[i] = static_cast<Element>(sum);
 }
 
 unsigned blocks_for(std::int64_t threads) {
@@ -85,8 +86,8 @@ unsigned blocks_for(std::int64_t threads) {
 
 struct Buffers {
   void* row_tiles;
-  __nv_bfloat16* split_T2P;
-  __nv_bfloat16* stacked_2PD;
+  void* split_T2P;  // x's type
+  void* stacked_2PD;
   std::int64_t* chunk_offsets;
   float* partials_S2PD;
 };
@@ -106,8 +107,8 @@ Buffers carve(WorkspaceCarver& carver, std::int64_t tokens, std::int64_t d_model
   const std::int64_t pitch = router_pitch(experts);
   const std::int64_t chunks = chunk_count(tokens, d_model, pitch);
   return {.row_tiles = carver.take_bytes(row_tiles_bytes(tokens, 1, kBlockM)),
-          .split_T2P = carver.take<__nv_bfloat16>(tokens * 2 * pitch),
-          .stacked_2PD = carver.take<__nv_bfloat16>(2 * pitch * d_model),
+          .split_T2P = carver.take<std::uint16_t>(tokens * 2 * pitch),
+          .stacked_2PD = carver.take<std::uint16_t>(2 * pitch * d_model),
           .chunk_offsets = carver.take<std::int64_t>(chunks + 1),
           .partials_S2PD = carver.take<float>(chunks * 2 * pitch * d_model)};
 }
@@ -118,9 +119,9 @@ Buffers carve(void* workspace, const ConstTensorView& x_TD, const ConstTensorVie
 }
 
 // One expert's view of the router: [1, E, D].
-ConstTensorView as_one_expert(const void* data, std::int64_t rows, std::int64_t width,
+ConstTensorView as_one_expert(const void* data, DType dtype, std::int64_t rows, std::int64_t width,
                               Device device) {
-  return {data, DType::kBFloat16, {1, rows, width}, device};
+  return {data, dtype, {1, rows, width}, device};
 }
 
 void tile_all_tokens(std::int64_t tokens, void* row_tiles, cudaStream_t stream) {
@@ -146,8 +147,8 @@ void router_logits(ConstTensorView x_TD, ConstTensorView router_ED, float* logit
   tile_all_tokens(T, buffers.row_tiles, static_cast<cudaStream_t>(stream));
   TensorView logits(logits_TP, DType::kFloat32, {T, E}, x_TD.device);
   logits.stride[0] = router_pitch(E);
-  grouped_gemm(x_TD, as_one_expert(router_ED.data, E, D, x_TD.device), false, buffers.row_tiles,
-               logits, choose_grouped_gemm(E), stream);
+  grouped_gemm(x_TD, as_one_expert(router_ED.data, x_TD.dtype, E, D, x_TD.device), false,
+               buffers.row_tiles, logits, choose_grouped_gemm(E), stream);
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -161,23 +162,27 @@ void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const floa
   const Buffers buffers = carve(workspace, x_TD, router_ED);
   const Device device = x_TD.device;
 
-  split_kernel<<<blocks_for(std::max(T * P, chunks + 1)), kThreads, 0, cuda_stream>>>(
-      d_logits_TP, T, static_cast<int>(E), static_cast<int>(P), chunk, static_cast<int>(chunks),
-      buffers.split_T2P, buffers.chunk_offsets);
-  const ConstTensorView split(buffers.split_T2P, DType::kBFloat16, {T, 2 * P}, device);
+  for_16_bit(x_TD.dtype, "router_backward", [&](auto element) {
+    split_kernel<<<blocks_for(std::max(T * P, chunks + 1)), kThreads, 0, cuda_stream>>>(
+        d_logits_TP, T, static_cast<int>(E), static_cast<int>(P), chunk, static_cast<int>(chunks),
+        static_cast<decltype(element)*>(buffers.split_T2P), buffers.chunk_offsets);
+  });
+  const ConstTensorView split(buffers.split_T2P, x_TD.dtype, {T, 2 * P}, device);
   grouped_gemm_weight_grad(split, x_TD, buffers.chunk_offsets,
                            {buffers.partials_S2PD, DType::kFloat32, {chunks, 2 * P, D}, device},
                            false, choose_weight_grad(D), stream);
-  sum_chunks_kernel<<<blocks_for(E * D), kThreads, 0, cuda_stream>>>(
-      buffers.partials_S2PD, static_cast<int>(chunks), static_cast<int>(E), static_cast<int>(P),
-      static_cast<int>(D), static_cast<__nv_bfloat16*>(d_router_ED.data));
+  for_16_bit(x_TD.dtype, "router_backward", [&](auto element) {
+    sum_chunks_kernel<<<blocks_for(E * D), kThreads, 0, cuda_stream>>>(
+        buffers.partials_S2PD, static_cast<int>(chunks), static_cast<int>(E), static_cast<int>(P),
+        static_cast<int>(D), static_cast<decltype(element)*>(d_router_ED.data));
+  });
 
   if (T > 0) {
     stack_kernel<<<blocks_for(P * (D / 8)), kThreads, 0, cuda_stream>>>(
         static_cast<const uint4*>(router_ED.data), static_cast<int>(E), static_cast<int>(P),
-        static_cast<int>(D / 8), reinterpret_cast<uint4*>(buffers.stacked_2PD));
+        static_cast<int>(D / 8), static_cast<uint4*>(buffers.stacked_2PD));
     tile_all_tokens(T, buffers.row_tiles, cuda_stream);
-    grouped_gemm(split, as_one_expert(buffers.stacked_2PD, 2 * P, D, device), true,
+    grouped_gemm(split, as_one_expert(buffers.stacked_2PD, x_TD.dtype, 2 * P, D, device), true,
                  buffers.row_tiles, d_x_TD, choose_grouped_gemm(D), stream);
   }
   DROPLESS_CUDA_CHECK(cudaGetLastError());

@@ -26,11 +26,12 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     sum_score_gradients_kernel(const float* d_scores_NR, int parts, const int* rows_TK,
-                               std::int64_t rows, float* d_weights_TK) {
+                               std::int64_t rows, int top_k, const float* added_TP,
+                               std::int64_t pitch, const int* indices_TK, float* d_weights_TK) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= rows) return;
   const int row = rows_TK[i];
-  float sum = 0.0f;
+  float sum = added_TP == nullptr ? 0.0f : added_TP[i / top_k * pitch + indices_TK[i]];
   for (int part = 0; part < parts; ++part) sum += d_scores_NR[part * rows + row];
   d_weights_TK[i] = sum;
 }
@@ -53,11 +54,14 @@ void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std:
 }
 
 void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
-                         std::int64_t num_rows, float* d_weights_TK, Stream stream) {
+                         std::int64_t num_rows, std::int64_t top_k, const float* added_TP,
+                         std::int64_t pitch, const std::int32_t* indices_TK, float* d_weights_TK,
+                         Stream stream) {
   if (num_rows == 0) return;
   sum_score_gradients_kernel<<<blocks_for(num_rows), kThreads, 0,
                                static_cast<cudaStream_t>(stream)>>>(
-      d_scores_NR, static_cast<int>(parts), rows_TK, num_rows, d_weights_TK);
+      d_scores_NR, static_cast<int>(parts), rows_TK, num_rows, static_cast<int>(top_k), added_TP,
+      pitch, indices_TK, d_weights_TK);
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 

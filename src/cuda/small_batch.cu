@@ -156,8 +156,8 @@ void small_batch_forward(const SmallBatchPlan& plan, const SmallBatch& layer, vo
                 "ask small_batch_fits() before", __FILE__, __LINE__);
   }
   WorkspaceCarver carver(workspace, 0);
-  const SmallBatchBuffers buffers = carve(carver, plan, layer.tokens, layer.top_k, layer.d_model,
-                                          layer.d_ffn, layer.num_experts);
+  const SmallBatchBuffers buffers =
+      carve(carver, plan, layer.tokens, layer.top_k, layer.d_model, layer.d_ffn, layer.num_experts);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int grid = multiprocessors();
   small_batch_route(layer, plan.rows, grid, buffers, cuda_stream);

@@ -29,9 +29,9 @@ constexpr int kMaxShared = 220 * 1024;
 
 // Shared memory of a CTA, in 4-byte words.
 struct Layout {
-  int parts;         // of a CTA's range of k, where there are fewer products than warps
-  int pitch;         // of a token's logits
-  int words;         // of an expert's set of tokens
+  int parts;  // of a CTA's range of k, where there are fewer products than warps
+  int pitch;  // of a token's logits
+  int words;  // of an expert's set of tokens
   int logits, p_warps, p_ctas, sets, starts, end;
   __host__ __device__ Layout(int tokens, int experts) {
     const int jobs = (experts + 15) / 16 * ((tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles));
@@ -319,8 +319,8 @@ void for_experts(std::int64_t experts, Launch launch) {
 }
 
 std::int64_t shared_bytes(std::int64_t tokens, std::int64_t experts) {
-  return 4 * static_cast<std::int64_t>(
-                 Layout(static_cast<int>(tokens), static_cast<int>(experts)).end);
+  return 4 *
+         static_cast<std::int64_t>(Layout(static_cast<int>(tokens), static_cast<int>(experts)).end);
 }
 
 }  // namespace

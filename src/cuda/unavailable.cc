@@ -50,7 +50,7 @@ void build_row_tiles(const std::int64_t*, std::int64_t, int, void*, Stream) {
   unavailable("row_tiles");
 }
 void grouped_gemm(ConstTensorView, ConstTensorView, bool, const void*, TensorView,
-                  const GemmConfig&, Stream) {
+                  const GemmConfig&, Stream, ConstTensorView) {
   unavailable("grouped_gemm");
 }
 void grouped_gemm_two_terms(ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView,
@@ -64,7 +64,7 @@ void grouped_gemm_weight_grad(ConstTensorView, ConstTensorView, const std::int64
 
 void grouped_gemm_activation(Activation, ConstTensorView, const std::int32_t*, ConstTensorView,
                              ConstTensorView, const void*, TensorView, TensorView, TensorView,
-                             Stream) {
+                             Stream, ConstTensorView, ConstTensorView) {
   unavailable("grouped_gemm_activation");
 }
 void grouped_gemm_activation_grad(Activation, ConstTensorView, const std::int32_t*, ConstTensorView,
@@ -88,9 +88,17 @@ void prepare_backward(const float*, const std::int32_t*, std::int64_t, std::int6
                       Stream) {
   unavailable("prepare_backward");
 }
-void sum_score_gradients(const float*, std::int64_t, const std::int32_t*, std::int64_t, float*,
+void sum_score_gradients(const float*, std::int64_t, const std::int32_t*, std::int64_t,
+                         std::int64_t, const float*, std::int64_t, const std::int32_t*, float*,
                          Stream) {
   unavailable("sum_score_gradients");
+}
+std::size_t column_sums_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
+  unavailable("column_sums");
+}
+void column_sums(ConstTensorView, const float*, const std::int64_t*, const void*, TensorView, void*,
+                 Stream) {
+  unavailable("column_sums");
 }
 CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {
   unavailable("CurrentDevice");

@@ -280,8 +280,8 @@ void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved
 
 std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device) {
   if (device.type != DeviceType::kCuda) return "";
-  if (config.expert_bias || config.capacity_factor != 0 || config.shared_d_ffn != 0) {
-    return "the GPU kernels have no expert bias, capacity factor or shared expert";
+  if (config.capacity_factor != 0 || config.shared_d_ffn != 0) {
+    return "the GPU kernels have no capacity factor or shared expert";
   }
   return moe_cuda_problem(config, dtype, device);
 }
@@ -289,7 +289,9 @@ std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device)
 std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
                                         DType dtype, Device device) {
   check_sizes("moe_forward_workspace_bytes", config, num_tokens);
-  if (device.type == DeviceType::kCuda) return moe_cuda_forward_workspace_bytes(config, num_tokens);
+  if (device.type == DeviceType::kCuda) {
+    return moe_cuda_forward_workspace_bytes(config, num_tokens, dtype);
+  }
   return workspace_bytes_for(cpu::max_threads(), [&](WorkspaceCarver& carver) {
     carve_forward(carver, config, MoESizes(config, num_tokens, dtype));
   });
@@ -318,7 +320,8 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
                           x_TD.device);
   if (x_TD.device.type == DeviceType::kCuda) {
     expect_aligned(op, {out_TD});
-    expect_workspace(op, workspace, workspace_bytes, moe_cuda_forward_workspace_bytes(config, s.T));
+    expect_workspace(op, workspace, workspace_bytes,
+                     moe_cuda_forward_workspace_bytes(config, s.T, s.dtype));
     moe_cuda_forward(config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E, saved, workspace,
                      stream);
     return;

@@ -118,7 +118,7 @@ MoESizes check_inputs(const char* op, const MoEConfig& config, const ConstTensor
   expect_tensor(op, "saved.offsets_E1", saved.offsets_E1, {{s.E + 1}, DType::kInt64}, x_TD.device);
   if (x_TD.device.type == DeviceType::kCuda) {
     expect_aligned(op, {x_TD, weights.router_ED, weights.w1_EFD, weights.v1_EFD, weights.w2_EFD,
-                        saved.gate_RF, saved.up_RF});
+                        weights.b1_EF, weights.bv1_EF, weights.b2_ED, saved.gate_RF, saved.up_RF});
   }
   return s;
 }

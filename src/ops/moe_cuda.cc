@@ -15,6 +15,9 @@
 //     x_RD[r] = x[t(r)] (over d_out_RD);  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
 //     d_x_RD = d_gate W1_e + d_up V1_e (over x_RD);  d_x += combine(d_x_RD)
 //
+// Biases are added in the products' epilogues. Their gradients are sums of d_gate, d_up and
+// s d_out_RD over an expert's rows; <b2_e, d_out[t]>, the logits of a router b2, is b2's part of d_s.
+//
 // Forward of few tokens, where the weights' bytes are the time: two kernels, small_batch.h.
 //
 // Rows of d_model columns, R of them, would be the largest thing in memory: slabs bound it.
@@ -37,6 +40,7 @@ namespace dropless {
 namespace {
 
 constexpr int kRowTile = 128;  // rows of the matrix products' tiles
+static_assert(kRowTile == cuda::kColumnSumRows);
 
 // Up to this expert width the up projection gathers its rows itself: measured, it then loses less
 // than a gather before it takes (docs/kernels.md), whose share of the time is as 1 / d_ffn.
@@ -62,6 +66,10 @@ View columns(View view, std::int64_t begin, std::int64_t width) {
   return view;
 }
 
+ConstTensorView bias_columns(const ConstTensorView& bias, std::int64_t begin, std::int64_t width) {
+  return bias ? columns(bias, begin, width) : bias;
+}
+
 template <class Action>
 void for_each_slab(const MoEConfig& config, Action action) {
   const std::int64_t width = slab_width(config);
@@ -73,6 +81,7 @@ void for_each_slab(const MoEConfig& config, Action action) {
 struct Sizes : MoESizes {
   std::int64_t P;  // columns of a row of logits in memory
   std::int64_t C;  // columns of a slab
+  // The element type does not matter: all have 16 bits.
   Sizes(const MoEConfig& config, std::int64_t tokens)
       : MoESizes(config, tokens, DType::kBFloat16),
         P(cuda::router_pitch(E)),
@@ -103,12 +112,13 @@ struct BackwardBuffers {
   std::int32_t *tokens_R, *tokens_per_expert_E;
   void *router_space, *row_tiles;
   void* scaled_h_RF;
-  void* rows_RC;  // a slab of d_out_RD, then of x_RD, then of d_x_RD
+  void* rows_RC;     // a slab of d_out_RD, then of x_RD, then of d_x_RD
+  void* bias_space;  // with expert biases
 };
 
 std::int64_t score_parts(const Sizes& s) { return ceil_div(s.F, cuda::kActivationGradColumns); }
 
-BackwardBuffers carve_backward(WorkspaceCarver& carver, const Sizes& s) {
+BackwardBuffers carve_backward(WorkspaceCarver& carver, const MoEConfig& config, const Sizes& s) {
   return {.logits_TP = carver.take<float>(s.T * s.P),
           .d_logits_TP = carver.take<float>(s.T * s.P),
           .weights_R = carver.take<float>(s.R),
@@ -119,7 +129,10 @@ BackwardBuffers carve_backward(WorkspaceCarver& carver, const Sizes& s) {
           .router_space = carver.take_bytes(cuda::router_workspace_bytes(s.T, s.D, s.E)),
           .row_tiles = carver.take_bytes(cuda::row_tiles_bytes(s.R, s.E, kRowTile)),
           .scaled_h_RF = carver.take<std::uint16_t>(s.R * s.F),
-          .rows_RC = carver.take<std::uint16_t>(s.R * s.C)};
+          .rows_RC = carver.take<std::uint16_t>(s.R * s.C),
+          .bias_space = carver.take_bytes(
+              config.expert_bias ? cuda::column_sums_workspace_bytes(s.R, s.E, std::max(s.F, s.C))
+                                 : 0)};
 }
 
 template <class T, class View>
@@ -127,7 +140,9 @@ T* data_of(const View& view) {
   return static_cast<T*>(view.data);
 }
 
-std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, std::int64_t tokens) {
+std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, std::int64_t tokens,
+                                                     DType dtype) {
+  if (dtype != DType::kBFloat16 || config.expert_bias) return std::nullopt;
   if (!cuda::small_batch_fits(tokens, config.num_experts)) return std::nullopt;
   return cuda::choose_small_batch(tokens, config.num_experts, config.top_k);
 }
@@ -167,8 +182,8 @@ void small_batch_forward(const cuda::SmallBatchPlan& plan, const MoEConfig& conf
 
 std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device) {
   if (config.backend == Backend::kReference) return "the reference backend runs on the CPU only";
-  if (dtype != DType::kBFloat16) {
-    return concat("the GPU kernels take bfloat16, not ", dtype_name(dtype));
+  if (dtype != DType::kBFloat16 && dtype != DType::kFloat16) {
+    return concat("the GPU kernels take bfloat16 and float16, not ", dtype_name(dtype));
   }
   if (config.d_model % 8 != 0 || config.d_ffn % 8 != 0) {
     return concat("the GPU kernels need widths that are multiples of 8, not d_model ",
@@ -185,8 +200,9 @@ std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device
   return cuda::device_problem(device.index);
 }
 
-std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens) {
-  if (const auto plan = small_batch_plan(config, num_tokens)) {
+std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
+                                             DType dtype) {
+  if (const auto plan = small_batch_plan(config, num_tokens, dtype)) {
     return cuda::small_batch_workspace_bytes(*plan, num_tokens, config.top_k, config.d_model,
                                              config.d_ffn, config.num_experts);
   }
@@ -197,7 +213,7 @@ std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64
 
 std::size_t moe_cuda_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens) {
   WorkspaceCarver carver;
-  carve_backward(carver, Sizes(config, num_tokens));
+  carve_backward(carver, config, Sizes(config, num_tokens));
   return carver.used();
 }
 
@@ -206,7 +222,7 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
                       const TensorView& losses_2, const TensorView& tokens_per_expert_E,
                       const MoESaved& saved, void* workspace, Stream stream) {
   const cuda::CurrentDevice device(x_TD.device.index);
-  if (const auto plan = small_batch_plan(config, x_TD.shape[0])) {
+  if (const auto plan = small_batch_plan(config, x_TD.shape[0], x_TD.dtype)) {
     return small_batch_forward(*plan, config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E,
                                saved, workspace, stream);
   }
@@ -236,11 +252,13 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
     up_rows = x_RD;
   }
   cuda::grouped_gemm_activation(config.activation, up_rows, list, weights.w1_EFD, weights.v1_EFD,
-                                buffers.row_tiles, saved.gate_RF, saved.up_RF, h_RF, stream);
+                                buffers.row_tiles, saved.gate_RF, saved.up_RF, h_RF, stream,
+                                weights.b1_EF, weights.bv1_EF);
   for_each_slab(config, [&](std::int64_t begin, std::int64_t width) {
     const TensorView y_RC(buffers.rows_RC, x_TD.dtype, {s.R, width}, x_TD.device);
     cuda::grouped_gemm(h_RF, columns(weights.w2_EFD, begin, width), true, buffers.row_tiles, y_RC,
-                       cuda::choose_grouped_gemm(width), stream);
+                       cuda::choose_grouped_gemm(width), stream,
+                       bias_columns(weights.b2_ED, begin, width));
     cuda::combine(y_RC, data_of<float>(saved.weights_TK), rows_TK, s.K, false,
                   columns(out_TD, begin, width), stream);
   });
@@ -253,7 +271,7 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   const Sizes s(config, x_TD.shape[0]);
   const cuda::CurrentDevice device(x_TD.device.index);
   WorkspaceCarver carver(workspace, 0);
-  const BackwardBuffers buffers = carve_backward(carver, s);
+  const BackwardBuffers buffers = carve_backward(carver, config, s);
   const TensorView scaled_h_RF(buffers.scaled_h_RF, x_TD.dtype, {s.R, s.F}, x_TD.device);
   const auto* rows_TK = data_of<std::int32_t>(saved.rows_TK);
   const auto* offsets_E1 = data_of<std::int64_t>(saved.offsets_E1);
@@ -265,13 +283,24 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                                      buffers.weights_R, buffers.row_tiles, saved.gate_RF,
                                      saved.up_RF, scaled_h_RF, buffers.d_scores_NR, stream);
 
-  cuda::sum_score_gradients(buffers.d_scores_NR, score_parts(s), rows_TK, s.R, buffers.d_weights_TK,
-                            stream);
+  const auto bias_gradient = [&](const TensorView& rows, const float* weights_R,
+                                 const TensorView& out) {
+    cuda::column_sums(rows, weights_R, offsets_E1, buffers.row_tiles, out, buffers.bias_space,
+                      stream);
+  };
+  if (config.expert_bias) {
+    cuda::router_logits(d_out_TD, weights.b2_ED, buffers.d_logits_TP, buffers.router_space, stream);
+    bias_gradient(saved.gate_RF, nullptr, grads.b1_EF);
+    if (config.glu) bias_gradient(saved.up_RF, nullptr, grads.bv1_EF);
+  }
+  const auto* indices_TK = data_of<const std::int32_t>(saved.indices_TK);
+  cuda::sum_score_gradients(buffers.d_scores_NR, score_parts(s), rows_TK, s.R, s.K,
+                            config.expert_bias ? buffers.d_logits_TP : nullptr, s.P, indices_TK,
+                            buffers.d_weights_TK, stream);
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
-  cuda::route_backward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p,
-                       data_of<std::int32_t>(saved.indices_TK), buffers.tokens_per_expert_E,
-                       buffers.d_weights_TK, data_of<const float>(d_losses_2), buffers.d_logits_TP,
-                       stream);
+  cuda::route_backward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p, indices_TK,
+                       buffers.tokens_per_expert_E, buffers.d_weights_TK,
+                       data_of<const float>(d_losses_2), buffers.d_logits_TP, stream);
   cuda::router_backward(x_TD, weights.router_ED, buffers.d_logits_TP, grads.x_TD, grads.router_ED,
                         buffers.router_space, stream);
 
@@ -284,6 +313,9 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
     const ConstTensorView w1_EFC = columns(weights.w1_EFD, begin, width);
     cuda::gather(columns(d_out_TD, begin, width), rows_TK, s.K, rows_RC, stream);
     weight_gradient(scaled_h_RF, grads.w2_EFD);
+    if (config.expert_bias) {
+      bias_gradient(rows_RC, buffers.weights_R, columns(grads.b2_ED, begin, width));
+    }
     cuda::gather(columns(x_TD, begin, width), rows_TK, s.K, rows_RC, stream);
     weight_gradient(saved.gate_RF, grads.w1_EFD);
     if (config.glu) {

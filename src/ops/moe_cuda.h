@@ -12,7 +12,8 @@ namespace dropless {
 // Why the GPU's kernels cannot run this layer; empty where they can.
 std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device);
 
-std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens);
+std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
+                                             DType dtype);
 std::size_t moe_cuda_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens);
 
 void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,

@@ -16,7 +16,9 @@ inline const Device kGpu{DeviceType::kCuda, 0};
 inline constexpr double kTolerance = 5e-3;
 inline constexpr std::size_t kCanaryBytes = 4096;
 
-inline std::size_t bytes_of(const Tensor& tensor) { return tensor.numel() * dtype_bytes(tensor.dtype()); }
+inline std::size_t bytes_of(const Tensor& tensor) {
+  return tensor.numel() * dtype_bytes(tensor.dtype());
+}
 
 // A tensor's copy on the GPU; absent where the tensor is.
 class OnGpu {
@@ -61,8 +63,8 @@ class GpuLayer {
         backward_bytes_(moe_backward_workspace_bytes(c.config, c.tokens, c.dtype, kGpu)),
         forward_space_(forward_bytes_ + kCanaryBytes),
         backward_space_(backward_bytes_ + kCanaryBytes) {
-    for (Tensor* input :
-         {&c.x_TD, &c.router_ED, &c.w1_EFD, &c.v1_EFD, &c.w2_EFD, &c.d_out_TD, &c.d_losses_2}) {
+    for (Tensor* input : {&c.x_TD, &c.router_ED, &c.w1_EFD, &c.v1_EFD, &c.w2_EFD, &c.d_out_TD,
+                          &c.d_losses_2, &c.b1_EF, &c.bv1_EF, &c.b2_ED}) {
       inputs_.emplace_back(*input);
       if (*input) inputs_.back().upload(*input);
     }
@@ -102,12 +104,21 @@ class GpuLayer {
     return true;
   }
 
-  MoEWeights weights() const { return {inputs_[1], inputs_[2], inputs_[3], inputs_[4]}; }
+  MoEWeights weights() const {
+    return {.router_ED = inputs_[1],
+            .w1_EFD = inputs_[2],
+            .v1_EFD = inputs_[3],
+            .w2_EFD = inputs_[4],
+            .b1_EF = inputs_[7],
+            .bv1_EF = inputs_[8],
+            .b2_ED = inputs_[9]};
+  }
   MoESaved saved() const {
     return {outputs_[3], outputs_[4], outputs_[5], outputs_[6], outputs_[7], outputs_[8]};
   }
   MoEGradients gradients() const {
-    return {outputs_[9], outputs_[10], outputs_[11], outputs_[12], outputs_[13]};
+    return {outputs_[9],  outputs_[10], outputs_[11], outputs_[12],
+            outputs_[13], outputs_[14], outputs_[15], outputs_[16]};
   }
   ConstTensorView x() const { return inputs_[0]; }
   TensorView out() const { return outputs_[0]; }
@@ -117,9 +128,9 @@ class GpuLayer {
  private:
   std::vector<Tensor*> outputs() {
     MoECase& c = case_;
-    return {&c.out_TD,      &c.losses_2,   &c.counts_E, &c.gate_RF,    &c.up_RF,
-            &c.weights_TK,  &c.indices_TK, &c.rows_TK,  &c.offsets_E1, &c.d_x_TD,
-            &c.d_router_ED, &c.d_w1_EFD,   &c.d_v1_EFD, &c.d_w2_EFD};
+    return {&c.out_TD,     &c.losses_2, &c.counts_E,   &c.gate_RF,  &c.up_RF,       &c.weights_TK,
+            &c.indices_TK, &c.rows_TK,  &c.offsets_E1, &c.d_x_TD,   &c.d_router_ED, &c.d_w1_EFD,
+            &c.d_v1_EFD,   &c.d_w2_EFD, &c.d_b1_EF,    &c.d_bv1_EF, &c.d_b2_ED};
   }
   MoECase& case_;
   std::size_t forward_bytes_, backward_bytes_;
@@ -161,6 +172,13 @@ inline void expect_matches_double(MoECase& c) {
     EXPECT_LE(relative_error(c.d_v1_EFD, reference.d_v1_EFD), kTolerance);
   }
   EXPECT_LE(relative_error(c.d_w2_EFD, reference.d_w2_EFD), kTolerance);
+  if (c.config.expert_bias) {
+    EXPECT_LE(relative_error(c.d_b1_EF, reference.d_b1_EF), kTolerance);
+    EXPECT_LE(relative_error(c.d_b2_ED, reference.d_b2_ED), kTolerance);
+    if (c.config.glu) {
+      EXPECT_LE(relative_error(c.d_bv1_EF, reference.d_bv1_EF), kTolerance);
+    }
+  }
   EXPECT_TRUE(gpu.canaries_intact());
 }
 

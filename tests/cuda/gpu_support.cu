@@ -1,14 +1,15 @@
 // Device memory, random fills and plain-loop references for the GPU tests and benchmarks.
 #include "tests/cuda/gpu_support.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
 #include <string>
 #include <utility>
 
+#include "src/common/dispatch.h"
 #include "src/cuda/check.h"
+#include "src/cuda/element.h"
 
 namespace dropless::testing {
 namespace {
@@ -31,7 +32,8 @@ __global__ void fill_kernel(Element* data, std::int64_t count, std::uint64_t see
   }
 }
 
-__global__ void grouped_gemm_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, bool b_is_EKN,
+template <class Element>
+__global__ void grouped_gemm_kernel(const Element* a, const Element* b, bool b_is_EKN,
                                     const std::int64_t* offsets, int experts, int k, int n,
                                     float* out) {
   const std::int64_t row = offsets[0] + blockIdx.y;
@@ -39,41 +41,29 @@ __global__ void grouped_gemm_kernel(const __nv_bfloat16* a, const __nv_bfloat16*
   if (row >= offsets[experts] || column >= n) return;
   int expert = 0;
   while (row >= offsets[expert + 1]) ++expert;
-  const __nv_bfloat16* weights = b + static_cast<std::int64_t>(expert) * n * k;
+  const Element* weights = b + static_cast<std::int64_t>(expert) * n * k;
   float sum = 0.0f;
   for (int i = 0; i < k; ++i) {
     const std::int64_t at = b_is_EKN ? static_cast<std::int64_t>(i) * n + column
                                      : static_cast<std::int64_t>(column) * k + i;
-    sum += __bfloat162float(a[row * k + i]) * __bfloat162float(weights[at]);
+    sum += static_cast<float>(a[row * k + i]) * static_cast<float>(weights[at]);
   }
   out[row * n + column] = sum;
 }
 
-__global__ void wgrad_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b,
-                             const std::int64_t* offsets, int m, int n, bool accumulate,
-                             float* out) {
+template <class Element>
+__global__ void wgrad_kernel(const Element* a, const Element* b, const std::int64_t* offsets, int m,
+                             int n, bool accumulate, float* out) {
   const int column = blockIdx.x * blockDim.x + threadIdx.x;
   const int row = blockIdx.y;
   const int expert = blockIdx.z;
   if (column >= n) return;
   float sum = 0.0f;
   for (std::int64_t r = offsets[expert]; r < offsets[expert + 1]; ++r) {
-    sum += __bfloat162float(a[r * m + row]) * __bfloat162float(b[r * n + column]);
+    sum += static_cast<float>(a[r * m + row]) * static_cast<float>(b[r * n + column]);
   }
   float& target = out[(static_cast<std::int64_t>(expert) * m + row) * n + column];
   target = accumulate ? target + sum : sum;
-}
-
-template <class Actual>
-double relative_error(const std::vector<Actual>& actual, const std::vector<float>& expected) {
-  double difference = 0.0;
-  double norm = 0.0;
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    const double d = static_cast<double>(static_cast<float>(actual[i])) - expected[i];
-    difference += d * d;
-    norm += static_cast<double>(expected[i]) * expected[i];
-  }
-  return norm > 0.0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
 }  // namespace
@@ -121,46 +111,68 @@ void DeviceBuffer::copy_out(void* host, std::size_t bytes) const {
 
 void synchronize() { DROPLESS_CUDA_CHECK(cudaDeviceSynchronize()); }
 
-void fill_random_bf16(void* data, std::int64_t count, std::uint64_t seed, float scale) {
-  fill_kernel<<<1024, 256>>>(static_cast<__nv_bfloat16*>(data), count, seed, scale);
-  DROPLESS_CUDA_CHECK(cudaGetLastError());
-}
-
-void fill_random_fp32(void* data, std::int64_t count, std::uint64_t seed, float scale) {
-  fill_kernel<<<1024, 256>>>(static_cast<float*>(data), count, seed, scale);
+void fill_random(void* data, DType dtype, std::int64_t count, std::uint64_t seed, float scale) {
+  if (dtype == DType::kFloat32) {
+    fill_kernel<<<1024, 256>>>(static_cast<float*>(data), count, seed, scale);
+  } else {
+    cuda::for_16_bit(dtype, "fill_random", [&](auto element) {
+      fill_kernel<<<1024, 256>>>(static_cast<decltype(element)*>(data), count, seed, scale);
+    });
+  }
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
 void reference_grouped_gemm(const void* a_RK, const void* b, bool b_is_EKN,
                             const std::int64_t* offsets_E1, int experts, int k, int n,
-                            float* out_RN) {
+                            float* out_RN, DType dtype) {
   std::vector<std::int64_t> offsets(experts + 1);
   DROPLESS_CUDA_CHECK(cudaMemcpy(offsets.data(), offsets_E1, offsets.size() * sizeof(std::int64_t),
                                  cudaMemcpyDeviceToHost));
   const auto rows = static_cast<unsigned>(offsets.back() - offsets.front());
   if (rows == 0) return;
-  grouped_gemm_kernel<<<dim3((n + 127) / 128, rows), 128>>>(
-      static_cast<const __nv_bfloat16*>(a_RK), static_cast<const __nv_bfloat16*>(b), b_is_EKN,
-      offsets_E1, experts, k, n, out_RN);
+  cuda::for_16_bit(dtype, "reference_grouped_gemm", [&](auto element) {
+    using Element = decltype(element);
+    grouped_gemm_kernel<<<dim3((n + 127) / 128, rows), 128>>>(
+        static_cast<const Element*>(a_RK), static_cast<const Element*>(b), b_is_EKN, offsets_E1,
+        experts, k, n, out_RN);
+  });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
 void reference_grouped_wgrad(const void* a_RM, const void* b_RN, const std::int64_t* offsets_E1,
-                             int experts, int m, int n, bool accumulate, float* out_EMN) {
-  wgrad_kernel<<<dim3((n + 127) / 128, m, experts), 128>>>(static_cast<const __nv_bfloat16*>(a_RM),
-                                                           static_cast<const __nv_bfloat16*>(b_RN),
-                                                           offsets_E1, m, n, accumulate, out_EMN);
+                             int experts, int m, int n, bool accumulate, float* out_EMN,
+                             DType dtype) {
+  cuda::for_16_bit(dtype, "reference_grouped_wgrad", [&](auto element) {
+    using Element = decltype(element);
+    wgrad_kernel<<<dim3((n + 127) / 128, m, experts), 128>>>(static_cast<const Element*>(a_RM),
+                                                             static_cast<const Element*>(b_RN),
+                                                             offsets_E1, m, n, accumulate, out_EMN);
+  });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
-double relative_error_bf16(const DeviceBuffer& actual, const DeviceBuffer& expected,
-                           std::size_t count) {
-  return relative_error(actual.download<__nv_bfloat16>(count), expected.download<float>(count));
+std::vector<double> values_of(const DeviceBuffer& buffer, DType dtype, std::size_t count) {
+  std::vector<double> values(count);
+  visit_floating(dtype, [&](auto zero) {
+    const auto raw = buffer.download<decltype(zero)>(count);
+    for (std::size_t i = 0; i < count; ++i) values[i] = to_float(raw[i]);
+  });
+  return values;
 }
 
-double relative_error_fp32(const DeviceBuffer& actual, const DeviceBuffer& expected,
-                           std::size_t count) {
-  return relative_error(actual.download<float>(count), expected.download<float>(count));
+double relative_error(const std::vector<double>& actual, const std::vector<double>& expected) {
+  double difference = 0.0, norm = 0.0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(norm > 0.0 ? difference / norm : difference);
+}
+
+double relative_error(const DeviceBuffer& actual, DType dtype, const DeviceBuffer& expected,
+                      std::size_t count) {
+  return relative_error(values_of(actual, dtype, count),
+                        values_of(expected, DType::kFloat32, count));
 }
 
 }  // namespace dropless::testing

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "src/cuda/kernels.h"
@@ -14,6 +14,9 @@ namespace dropless::cuda {
 namespace {
 
 using dropless::testing::DeviceBuffer;
+using dropless::testing::fill_random;
+using dropless::testing::relative_error;
+using dropless::testing::values_of;
 const Device kGpu{DeviceType::kCuda, 0};
 constexpr double kTolerance = 5e-3;
 
@@ -39,23 +42,6 @@ double slope(Activation activation, double x) {
   return (act(activation, x + 1e-4) - act(activation, x - 1e-4)) / 2e-4;
 }
 
-std::vector<double> bf16_values(const DeviceBuffer& buffer, std::size_t count) {
-  std::vector<double> values(count);
-  const auto bits = buffer.download<std::uint16_t>(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t word = static_cast<std::uint32_t>(bits[i]) << 16;
-    float value;
-    std::memcpy(&value, &word, 4);
-    values[i] = value;
-  }
-  return values;
-}
-
-std::vector<double> fp32_values(const DeviceBuffer& buffer, std::size_t count) {
-  const auto values = buffer.download<float>(count);
-  return {values.begin(), values.end()};
-}
-
 // Some rows twice, others never.
 std::vector<std::int32_t> row_list(std::int64_t count) {
   std::vector<std::int32_t> list;
@@ -74,15 +60,6 @@ void copy_listed(const DeviceBuffer& from, const std::vector<std::int32_t>& list
   to.upload(listed);
 }
 
-double relative(const std::vector<double>& actual, const std::vector<double>& expected) {
-  double difference = 0.0, norm = 0.0;
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
-    norm += expected[i] * expected[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
 struct Sizes {
   std::vector<std::int64_t> offsets;
   std::int64_t d, f;
@@ -93,7 +70,7 @@ const Sizes kSizes[] = {
     {{0, 0, 77}, 64, 8},
 };
 
-class ActivationCuda : public ::testing::TestWithParam<std::tuple<Activation, bool>> {
+class ActivationCuda : public ::testing::TestWithParam<std::tuple<DType, Activation, bool>> {
  protected:
   void SetUp() override {
     if (!dropless::testing::gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
@@ -101,7 +78,7 @@ class ActivationCuda : public ::testing::TestWithParam<std::tuple<Activation, bo
 };
 
 TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
-  const auto [activation, glu] = GetParam();
+  const auto [dtype, activation, glu] = GetParam();
   for (const Sizes& s : kSizes) {
     const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
     // w1 and v1 are halves of one [E, 2 F, D] tensor, as Hugging Face stores them.
@@ -110,34 +87,35 @@ TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
     DeviceBuffer list(R * 4), x_listed(R * D * 2), gathered(R * F * 2);
     DeviceBuffer both(R * 2 * F * 4), tiles(row_tiles_bytes(R, E, 128));
     offsets.upload(s.offsets);
-    dropless::testing::fill_random_bf16(x.get(), R * D, 1, 1.0f);
-    dropless::testing::fill_random_bf16(w.get(), E * 2 * F * D, 2, 0.2f);
+    fill_random(x.get(), dtype, R * D, 1, 1.0f);
+    fill_random(w.get(), dtype, E * 2 * F * D, 2, 0.2f);
     list.upload(row_list(R));
     copy_listed(x, row_list(R), D, x_listed);
-    dropless::testing::reference_grouped_gemm(
-        x_listed.get(), w.get(), false, offsets.as<std::int64_t>(), E, D, 2 * F, both.as<float>());
+    dropless::testing::reference_grouped_gemm(x_listed.get(), w.get(), false,
+                                              offsets.as<std::int64_t>(), E, D, 2 * F,
+                                              both.as<float>(), dtype);
     build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
-    ConstTensorView w1(w.get(), DType::kBFloat16, {E, F, D}, kGpu);
+    ConstTensorView w1(w.get(), dtype, {E, F, D}, kGpu);
     w1.stride[0] = 2 * F * D;
     ConstTensorView v1 = w1;
     v1.data = w.as<char>() + F * D * 2;
     const auto routed = [&](const DeviceBuffer& buffer) {
-      return TensorView(buffer.get(), DType::kBFloat16, {R, F}, kGpu);
+      return TensorView(buffer.get(), dtype, {R, F}, kGpu);
     };
-    const ConstTensorView x_RD(x_listed.get(), DType::kBFloat16, {R, D}, kGpu);
+    const ConstTensorView x_RD(x_listed.get(), dtype, {R, D}, kGpu);
     const ConstTensorView v1_or_none = glu ? v1 : ConstTensorView();
     grouped_gemm_activation(activation, x_RD, nullptr, w1, v1_or_none, tiles.get(), routed(gate),
                             glu ? routed(up) : TensorView(), routed(out), nullptr);
     grouped_gemm_activation(activation, x_RD, nullptr, w1, v1_or_none, tiles.get(), TensorView(),
                             TensorView(), routed(out_only), nullptr);
-    grouped_gemm_activation(activation, {x.get(), DType::kBFloat16, {R, D}, kGpu},
-                            list.as<std::int32_t>(), w1, v1_or_none, tiles.get(), TensorView(),
-                            TensorView(), routed(gathered), nullptr);
+    grouped_gemm_activation(activation, {x.get(), dtype, {R, D}, kGpu}, list.as<std::int32_t>(), w1,
+                            v1_or_none, tiles.get(), TensorView(), TensorView(), routed(gathered),
+                            nullptr);
     dropless::testing::synchronize();
 
-    const auto reference = fp32_values(both, R * 2 * F);
+    const auto reference = values_of(both, DType::kFloat32, R * 2 * F);
     std::vector<double> gate_ref(R * F), up_ref(R * F), out_ref(R * F);
-    const auto g = bf16_values(gate, R * F), u = bf16_values(up, R * F);
+    const auto g = values_of(gate, dtype, R * F), u = values_of(up, dtype, R * F);
     for (std::int64_t r = 0; r < R; ++r) {
       for (std::int64_t c = 0; c < F; ++c) {
         const std::int64_t i = r * F + c;
@@ -146,18 +124,78 @@ TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
         out_ref[i] = act(activation, g[i]) * (glu ? u[i] : 1.0);
       }
     }
-    EXPECT_LE(relative(g, gate_ref), kTolerance);
+    EXPECT_LE(relative_error(g, gate_ref), kTolerance);
     if (glu) {
-      EXPECT_LE(relative(u, up_ref), kTolerance);
+      EXPECT_LE(relative_error(u, up_ref), kTolerance);
     }
-    EXPECT_LE(relative(bf16_values(out, R * F), out_ref), kTolerance);
+    EXPECT_LE(relative_error(values_of(out, dtype, R * F), out_ref), kTolerance);
     EXPECT_EQ(out.download<std::uint16_t>(R * F), out_only.download<std::uint16_t>(R * F));
     EXPECT_EQ(out.download<std::uint16_t>(R * F), gathered.download<std::uint16_t>(R * F));
   }
 }
 
+// gate and up with their biases, added before rounding, whether rows are gathered or not.
+TEST_P(ActivationCuda, AddsTheExpertsBiases) {
+  const auto [dtype, activation, glu] = GetParam();
+  for (const Sizes& s : kSizes) {
+    const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
+    DeviceBuffer offsets(8 * (E + 1)), x(R * D * 2), x_listed(R * D * 2), list(R * 4);
+    DeviceBuffer w(2 * E * F * D * 2), biases(2 * E * F * 2), product(R * F * 4);
+    DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), gathered(R * F * 2);
+    DeviceBuffer tiles(row_tiles_bytes(R, E, 128));
+    offsets.upload(s.offsets);
+    fill_random(x.get(), dtype, R * D, 1, 1.0f);
+    fill_random(w.get(), dtype, 2 * E * F * D, 2, 0.2f);
+    fill_random(biases.get(), dtype, 2 * E * F, 3, 2.0f);
+    list.upload(row_list(R));
+    copy_listed(x, row_list(R), D, x_listed);
+    build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
+    const auto plane = [&](const DeviceBuffer& both, std::int64_t plane_size, int i) {
+      return both.as<char>() + 2 * i * plane_size;
+    };
+    const auto weight = [&](int i) {
+      return ConstTensorView(plane(w, E * F * D, i), dtype, {E, F, D}, kGpu);
+    };
+    const auto bias = [&](int i) {
+      return ConstTensorView(plane(biases, E * F, i), dtype, {E, F}, kGpu);
+    };
+    const auto routed = [&](const DeviceBuffer& buffer) {
+      return TensorView(buffer.get(), dtype, {R, F}, kGpu);
+    };
+    const auto run = [&](const DeviceBuffer& rows, const std::int32_t* rows_list, bool save,
+                         const DeviceBuffer& act_RF) {
+      grouped_gemm_activation(activation, {rows.get(), dtype, {R, D}, kGpu}, rows_list, weight(0),
+                              glu ? weight(1) : ConstTensorView(), tiles.get(),
+                              save ? routed(gate) : TensorView(),
+                              save && glu ? routed(up) : TensorView(), routed(act_RF), nullptr,
+                              bias(0), glu ? bias(1) : ConstTensorView());
+    };
+    run(x_listed, nullptr, true, out);
+    run(x, list.as<std::int32_t>(), false, gathered);
+
+    const auto bias_2EF = values_of(biases, dtype, 2 * E * F);
+    std::vector<double> computed[2], expected(R * F, 1.0);
+    for (int i = 0; i < (glu ? 2 : 1); ++i) {
+      dropless::testing::reference_grouped_gemm(x_listed.get(), weight(i).data, false,
+                                                offsets.as<std::int64_t>(), E, D, F,
+                                                product.as<float>(), dtype);
+      auto pre = values_of(product, DType::kFloat32, R * F);
+      computed[i] = values_of(i == 0 ? gate : up, dtype, R * F);
+      for (std::int64_t e = 0; e < E; ++e) {
+        for (std::int64_t j = s.offsets[e] * F; j < s.offsets[e + 1] * F; ++j) {
+          pre[j] += bias_2EF[(i * E + e) * F + j % F];
+          expected[j] *= i == 0 ? act(activation, computed[0][j]) : computed[1][j];
+        }
+      }
+      EXPECT_LE(relative_error(computed[i], pre), kTolerance);
+    }
+    EXPECT_LE(relative_error(values_of(out, dtype, R * F), expected), kTolerance);
+    EXPECT_EQ(out.download<std::uint16_t>(R * F), gathered.download<std::uint16_t>(R * F));
+  }
+}
+
 TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
-  const auto [activation, glu] = GetParam();
+  const auto [dtype, activation, glu] = GetParam();
   for (const Sizes& s : kSizes) {
     const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
     const std::int64_t parts = (F + kActivationGradColumns - 1) / kActivationGradColumns;
@@ -166,28 +204,30 @@ TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
     DeviceBuffer list(R * 4), d_out_listed(R * D * 2);
     DeviceBuffer d_scores(parts * R * 4), tiles(row_tiles_bytes(R, E, 128));
     offsets.upload(s.offsets);
-    dropless::testing::fill_random_bf16(d_out.get(), R * D, 1, 1.0f);
-    dropless::testing::fill_random_bf16(w2.get(), E * F * D, 2, 0.2f);
-    dropless::testing::fill_random_bf16(gate.get(), R * F, 3, 4.0f);
-    dropless::testing::fill_random_bf16(up.get(), R * F, 4, 2.0f);
-    dropless::testing::fill_random_fp32(scores.get(), R, 5, 1.0f);
+    fill_random(d_out.get(), dtype, R * D, 1, 1.0f);
+    fill_random(w2.get(), dtype, E * F * D, 2, 0.2f);
+    fill_random(gate.get(), dtype, R * F, 3, 4.0f);
+    fill_random(up.get(), dtype, R * F, 4, 2.0f);
+    fill_random(scores.get(), DType::kFloat32, R, 5, 1.0f);
     list.upload(row_list(R));
     copy_listed(d_out, row_list(R), D, d_out_listed);
     dropless::testing::reference_grouped_gemm(d_out_listed.get(), w2.get(), false,
-                                              offsets.as<std::int64_t>(), E, D, F, t.as<float>());
-    const auto g = bf16_values(gate, R * F), u = bf16_values(up, R * F);
+                                              offsets.as<std::int64_t>(), E, D, F, t.as<float>(),
+                                              dtype);
+    const auto g = values_of(gate, dtype, R * F), u = values_of(up, dtype, R * F);
     build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
     const auto routed = [&](const DeviceBuffer& buffer) {
-      return TensorView(buffer.get(), DType::kBFloat16, {R, F}, kGpu);
+      return TensorView(buffer.get(), dtype, {R, F}, kGpu);
     };
     grouped_gemm_activation_grad(
-        activation, {d_out.get(), DType::kBFloat16, {R, D}, kGpu}, list.as<std::int32_t>(),
-        {w2.get(), DType::kBFloat16, {E, F, D}, kGpu}, scores.as<float>(), tiles.get(),
-        routed(gate), glu ? routed(up) : TensorView(), routed(out), d_scores.as<float>(), nullptr);
+        activation, {d_out.get(), dtype, {R, D}, kGpu}, list.as<std::int32_t>(),
+        {w2.get(), dtype, {E, F, D}, kGpu}, scores.as<float>(), tiles.get(), routed(gate),
+        glu ? routed(up) : TensorView(), routed(out), d_scores.as<float>(), nullptr);
     dropless::testing::synchronize();
 
-    const auto t_RF = fp32_values(t, R * F), s_R = fp32_values(scores, R);
-    const auto partial = fp32_values(d_scores, parts * R);
+    const auto t_RF = values_of(t, DType::kFloat32, R * F),
+               s_R = values_of(scores, DType::kFloat32, R);
+    const auto partial = values_of(d_scores, DType::kFloat32, parts * R);
     std::vector<double> d_gate(R * F), d_up(R * F), scaled(R * F), d_s(R, 0.0), d_s_ref(R, 0.0);
     for (std::int64_t r = 0; r < R; ++r) {
       for (std::int64_t c = 0; c < F; ++c) {
@@ -200,21 +240,29 @@ TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
       }
       for (std::int64_t i = 0; i < parts; ++i) d_s[r] += partial[i * R + r];
     }
-    EXPECT_LE(relative(bf16_values(gate, R * F), d_gate), kTolerance);
+    EXPECT_LE(relative_error(values_of(gate, dtype, R * F), d_gate), kTolerance);
     if (glu) {
-      EXPECT_LE(relative(bf16_values(up, R * F), d_up), kTolerance);
+      EXPECT_LE(relative_error(values_of(up, dtype, R * F), d_up), kTolerance);
     }
-    EXPECT_LE(relative(bf16_values(out, R * F), scaled), kTolerance);
-    EXPECT_LE(relative(d_s, d_s_ref), 1e-3);
+    EXPECT_LE(relative_error(values_of(out, dtype, R * F), scaled), kTolerance);
+    EXPECT_LE(relative_error(d_s, d_s_ref), 1e-3);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ActivationCuda,
-                         ::testing::Combine(::testing::Values(Activation::kSilu,
+std::string case_name(const ::testing::TestParamInfo<ActivationCuda::ParamType>& info) {
+  const auto [dtype, activation, glu] = info.param;
+  return std::string(dtype_name(dtype)) + "_" + ::testing::PrintToString(activation) +
+         (glu ? "_glu" : "_plain");
+}
+
+INSTANTIATE_TEST_SUITE_P(, ActivationCuda,
+                         ::testing::Combine(::testing::Values(DType::kBFloat16, DType::kFloat16),
+                                            ::testing::Values(Activation::kSilu,
                                                               Activation::kGeluTanh,
                                                               Activation::kGelu, Activation::kRelu,
                                                               Activation::kQuickGelu),
-                                            ::testing::Bool()));
+                                            ::testing::Bool()),
+                         case_name);
 
 }  // namespace
 }  // namespace dropless::cuda

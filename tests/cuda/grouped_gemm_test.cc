@@ -65,7 +65,12 @@ class GpuTest : public ::testing::Test {
 using GroupedGemmCuda = GpuTest;
 using GroupedWgradCuda = GpuTest;
 
-TEST_F(GroupedGemmCuda, MatchesPlainLoops) {
+class GroupedGemmOfType : public GpuTest, public ::testing::WithParamInterface<DType> {};
+INSTANTIATE_TEST_SUITE_P(, GroupedGemmOfType, ::testing::Values(DType::kBFloat16, DType::kFloat16),
+                         [](const auto& info) { return dtype_name(info.param); });
+
+TEST_P(GroupedGemmOfType, MatchesPlainLoops) {
+  const DType dtype = GetParam();
   for (const Problem& problem : problems()) {
     const auto offsets = offsets_of(problem);
     const auto experts = static_cast<std::int64_t>(problem.rows.size());
@@ -74,12 +79,12 @@ TEST_F(GroupedGemmCuda, MatchesPlainLoops) {
     // Rows past the last expert must stay as they are.
     DeviceBuffer out((rows + 40) * n * 2), expected(rows * n * 4);
     offsets_E1.upload(offsets);
-    dropless::testing::fill_random_bf16(a.get(), rows * k, 1, 1.0f);
-    dropless::testing::fill_random_bf16(b.get(), experts * k * n, 2, 1.0f);
+    dropless::testing::fill_random(a.get(), dtype, rows * k, 1, 1.0f);
+    dropless::testing::fill_random(b.get(), dtype, experts * k * n, 2, 1.0f);
     for (const bool b_is_EKN : {false, true}) {
       dropless::testing::reference_grouped_gemm(a.get(), b.get(), b_is_EKN,
                                                 offsets_E1.as<std::int64_t>(), experts, k, n,
-                                                expected.as<float>());
+                                                expected.as<float>(), dtype);
       for (GemmConfig config : kGroupedGemmVariants) {
         for (const int width : {1, 8}) {
           config.raster_width = width;
@@ -88,12 +93,12 @@ TEST_F(GroupedGemmCuda, MatchesPlainLoops) {
                           nullptr);
           out.poison();
           const ConstTensorView weights =
-              b_is_EKN ? ConstTensorView(b.get(), DType::kBFloat16, {experts, k, n}, kGpu)
-                       : ConstTensorView(b.get(), DType::kBFloat16, {experts, n, k}, kGpu);
-          grouped_gemm({a.get(), DType::kBFloat16, {rows, k}, kGpu}, weights, b_is_EKN, tiles.get(),
-                       {out.get(), DType::kBFloat16, {rows, n}, kGpu}, config, nullptr);
+              b_is_EKN ? ConstTensorView(b.get(), dtype, {experts, k, n}, kGpu)
+                       : ConstTensorView(b.get(), dtype, {experts, n, k}, kGpu);
+          grouped_gemm({a.get(), dtype, {rows, k}, kGpu}, weights, b_is_EKN, tiles.get(),
+                       {out.get(), dtype, {rows, n}, kGpu}, config, nullptr);
           dropless::testing::synchronize();
-          const double error = dropless::testing::relative_error_bf16(out, expected, rows * n);
+          const double error = dropless::testing::relative_error(out, dtype, expected, rows * n);
           EXPECT_LE(error, kTolerance)
               << problem.name << ", " << (b_is_EKN ? "EKN" : "ENK") << ", " << describe(config);
           const auto all = out.download<std::uint16_t>((rows + 40) * n);
@@ -101,6 +106,50 @@ TEST_F(GroupedGemmCuda, MatchesPlainLoops) {
             ASSERT_EQ(all[i], 0xffff) << "wrote past the last row: " << problem.name;
           }
         }
+      }
+    }
+  }
+}
+
+// The bias is added before rounding: against the product in fp32, of another kernel.
+TEST_P(GroupedGemmOfType, AddsTheExpertsBias) {
+  const DType dtype = GetParam();
+  for (const Problem& problem : problems()) {
+    const auto offsets = offsets_of(problem);
+    const auto experts = static_cast<std::int64_t>(problem.rows.size());
+    const std::int64_t rows = offsets.back(), k = problem.k, n = problem.n;
+    // The bias lies in wider rows, as columns of a slab do.
+    const std::int64_t pitch = n + 24;
+    DeviceBuffer offsets_E1(offsets.size() * 8), a(rows * k * 2), b(experts * k * n * 2);
+    DeviceBuffer bias(experts * pitch * 2), out((rows + 40) * n * 2), product(rows * n * 4);
+    offsets_E1.upload(offsets);
+    dropless::testing::fill_random(a.get(), dtype, rows * k, 1, 1.0f);
+    dropless::testing::fill_random(b.get(), dtype, experts * k * n, 2, 1.0f);
+    dropless::testing::fill_random(bias.get(), dtype, experts * pitch, 3, 20.0f);
+    dropless::testing::reference_grouped_gemm(a.get(), b.get(), true, offsets_E1.as<std::int64_t>(),
+                                              experts, k, n, product.as<float>(), dtype);
+    auto expected = dropless::testing::values_of(product, DType::kFloat32, rows * n);
+    const auto bias_EN = dropless::testing::values_of(bias, dtype, experts * pitch);
+    for (std::int64_t e = 0; e < experts; ++e) {
+      for (std::int64_t i = offsets[e] * n; i < offsets[e + 1] * n; ++i) {
+        expected[i] += bias_EN[e * pitch + i % n];
+      }
+    }
+    for (const GemmConfig& config : kGroupedGemmVariants) {
+      DeviceBuffer tiles(row_tiles_bytes(rows, experts, config.block_m));
+      build_row_tiles(offsets_E1.as<std::int64_t>(), experts, config.block_m, tiles.get(), nullptr);
+      ConstTensorView bias_view(bias.get(), dtype, {experts, n}, kGpu);
+      bias_view.stride[0] = pitch;
+      out.poison();
+      grouped_gemm({a.get(), dtype, {rows, k}, kGpu}, {b.get(), dtype, {experts, k, n}, kGpu}, true,
+                   tiles.get(), {out.get(), dtype, {rows, n}, kGpu}, config, nullptr, bias_view);
+      EXPECT_LE(dropless::testing::relative_error(
+                    dropless::testing::values_of(out, dtype, rows * n), expected),
+                kTolerance)
+          << problem.name << ", " << describe(config);
+      const auto all = out.download<std::uint16_t>((rows + 40) * n);
+      for (std::size_t i = rows * n; i < all.size(); ++i) {
+        ASSERT_EQ(all[i], 0xffff) << "wrote past the last row: " << problem.name;
       }
     }
   }
@@ -127,7 +176,8 @@ TEST_F(GroupedGemmCuda, IsBitEqualFromRunToRun) {
   }
 }
 
-TEST_F(GroupedWgradCuda, MatchesPlainLoops) {
+TEST_P(GroupedGemmOfType, WeightGradientMatchesPlainLoops) {
+  const DType dtype = GetParam();
   for (const Problem& problem : problems()) {
     const auto offsets = offsets_of(problem);
     const auto experts = static_cast<std::int64_t>(problem.rows.size());
@@ -138,11 +188,11 @@ TEST_F(GroupedWgradCuda, MatchesPlainLoops) {
     DeviceBuffer a((rows + 64) * m * 2), b((rows + 64) * n * 2);
     DeviceBuffer out(count * 4), expected(count * 4);
     offsets_E1.upload(offsets);
-    dropless::testing::fill_random_bf16(a.get(), rows * m, 5, 1.0f);
-    dropless::testing::fill_random_bf16(b.get(), rows * n, 6, 1.0f);
+    dropless::testing::fill_random(a.get(), dtype, rows * m, 5, 1.0f);
+    dropless::testing::fill_random(b.get(), dtype, rows * n, 6, 1.0f);
     for (const GemmConfig& config : kWeightGradVariants) {
-      for (const char* mode : {"bf16", "fp32", "add"}) {
-        const bool bf16 = mode == std::string("bf16");
+      for (const char* mode : {"16 bits", "fp32", "add"}) {
+        const DType out_type = mode == std::string("16 bits") ? dtype : DType::kFloat32;
         const bool add = mode == std::string("add");
         out.poison();
         if (add) {
@@ -150,16 +200,14 @@ TEST_F(GroupedWgradCuda, MatchesPlainLoops) {
           dropless::testing::fill_random_fp32(expected.get(), count, 9, 10.0f);
         }
         dropless::testing::reference_grouped_wgrad(a.get(), b.get(), offsets_E1.as<std::int64_t>(),
-                                                   experts, m, n, add, expected.as<float>());
-        grouped_gemm_weight_grad(
-            {a.get(), DType::kBFloat16, {rows, m}, kGpu},
-            {b.get(), DType::kBFloat16, {rows, n}, kGpu}, offsets_E1.as<std::int64_t>(),
-            {out.get(), bf16 ? DType::kBFloat16 : DType::kFloat32, {experts, m, n}, kGpu}, add,
-            config, nullptr);
+                                                   experts, m, n, add, expected.as<float>(), dtype);
+        grouped_gemm_weight_grad({a.get(), dtype, {rows, m}, kGpu},
+                                 {b.get(), dtype, {rows, n}, kGpu}, offsets_E1.as<std::int64_t>(),
+                                 {out.get(), out_type, {experts, m, n}, kGpu}, add, config,
+                                 nullptr);
         dropless::testing::synchronize();
-        const double error = bf16 ? dropless::testing::relative_error_bf16(out, expected, count)
-                                  : dropless::testing::relative_error_fp32(out, expected, count);
-        EXPECT_LE(error, bf16 ? kTolerance : kToleranceFp32)
+        const double error = dropless::testing::relative_error(out, out_type, expected, count);
+        EXPECT_LE(error, out_type == dtype ? kTolerance : kToleranceFp32)
             << problem.name << ", " << mode << ", " << describe(config);
       }
     }

@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "dropless/error.h"
@@ -17,9 +19,21 @@ namespace {
 struct LayerCase {
   std::int64_t tokens;
   MoEConfig config;
+
+  friend void PrintTo(const LayerCase& c, std::ostream* out) {
+    const MoEConfig& m = c.config;
+    *out << "T " << c.tokens << ", D " << m.d_model << ", F " << m.d_ffn << ", E " << m.num_experts
+         << ", K " << m.top_k << ", " << ::testing::PrintToString(m.activation)
+         << (m.glu ? " GLU" : "") << ", normalize_p " << m.route.normalize_p;
+  }
 };
 
-class MoECuda : public ::testing::TestWithParam<LayerCase> {
+MoEConfig with_bias(MoEConfig config) {
+  config.expert_bias = true;
+  return config;
+}
+
+class MoECuda : public ::testing::TestWithParam<std::tuple<LayerCase, DType, bool>> {
  protected:
   void SetUp() override {
     if (!gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
@@ -27,31 +41,51 @@ class MoECuda : public ::testing::TestWithParam<LayerCase> {
 };
 
 TEST_P(MoECuda, MatchesDouble) {
-  MoECase c(GetParam().config, GetParam().tokens, DType::kBFloat16, 7 + GetParam().tokens);
+  const auto& [layer, dtype, bias] = GetParam();
+  MoECase c(bias ? with_bias(layer.config) : layer.config, layer.tokens, dtype, 7 + layer.tokens);
   expect_matches_double(c);
+}
+
+std::string case_name(const ::testing::TestParamInfo<MoECuda::ParamType>& info) {
+  const auto& [layer, dtype, bias] = info.param;
+  const MoEConfig& c = layer.config;
+  std::string name = "T" + std::to_string(layer.tokens);
+  name += "_D" + std::to_string(c.d_model) + "_F" + std::to_string(c.d_ffn);
+  name += "_E" + std::to_string(c.num_experts) + "_K" + std::to_string(c.top_k);
+  return name + "_" + dtype_name(dtype) + (bias ? "_bias" : "");
 }
 
 // Partial row tiles, partial column tiles, partial slices of k, one token, one expert, K = E, more
 // experts than tokens, numbers of experts that are no multiple of 4; d_model in several slabs; experts
 // so wide that rows are gathered before the up projection.
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, MoECuda,
-    ::testing::Values(LayerCase{300, config_of(8, 2, 64, 40)},
-                      LayerCase{517, config_of(6, 4, 192, 328, Activation::kGelu, false, 1)},
-                      LayerCase{130, config_of(5, 1, 136, 72, Activation::kGeluTanh, true, 2)},
-                      LayerCase{1, config_of(7, 3, 72, 16, Activation::kRelu)},
-                      LayerCase{200, config_of(1, 1, 128, 256)},
-                      LayerCase{96, config_of(3, 3, 8, 8, Activation::kQuickGelu, true, 1)},
-                      LayerCase{64, config_of(200, 8, 64, 64)},
-                      LayerCase{40, config_of(1024, 4, 40, 24, Activation::kQuickGelu, false)},
-                      LayerCase{1000, config_of(64, 8, 512, 520)},
-                      LayerCase{90, config_of(4, 2, 264, 2056)},
-                      LayerCase{600, config_of(16, 2, 1032, 304, Activation::kSilu, true, 1)}));
+const LayerCase kShapes[] = {
+    {300, config_of(8, 2, 64, 40)},
+    {517, config_of(6, 4, 192, 328, Activation::kGelu, false, 1)},
+    {130, config_of(5, 1, 136, 72, Activation::kGeluTanh, true, 2)},
+    {1, config_of(7, 3, 72, 16, Activation::kRelu)},
+    {200, config_of(1, 1, 128, 256)},
+    {96, config_of(3, 3, 8, 8, Activation::kQuickGelu, true, 1)},
+    {64, config_of(200, 8, 64, 64)},
+    {40, config_of(1024, 4, 40, 24, Activation::kQuickGelu, false)},
+    {1000, config_of(64, 8, 512, 520)},
+    {90, config_of(4, 2, 264, 2056)},
+    {600, config_of(16, 2, 1032, 304, Activation::kSilu, true, 1)},
+};
+INSTANTIATE_TEST_SUITE_P(, MoECuda,
+                         ::testing::Combine(::testing::ValuesIn(kShapes),
+                                            ::testing::Values(DType::kBFloat16, DType::kFloat16),
+                                            ::testing::Bool()),
+                         case_name);
 
-class MoECudaLayer : public MoECuda {};
+class MoECudaLayer : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+  }
+};
 
 TEST_F(MoECudaLayer, AllTokensToOneExpert) {
-  MoECase c(config_of(16, 1, 128, 96), 700, DType::kBFloat16, 3);
+  MoECase c(with_bias(config_of(16, 1, 128, 96)), 700, DType::kBFloat16, 3);
   for (std::int64_t t = 0; t < c.tokens; ++t) c.x_TD.set(t * 128, 4);
   c.router_ED.set(11 * 128, 8);
   expect_matches_double(c);
@@ -59,7 +93,7 @@ TEST_F(MoECudaLayer, AllTokensToOneExpert) {
 }
 
 TEST_F(MoECudaLayer, NoTokens) {
-  MoECase c(config_of(4, 2, 64, 32), 0, DType::kBFloat16, 3);
+  MoECase c(with_bias(config_of(4, 2, 64, 32)), 0, DType::kBFloat16, 3);
   GpuLayer gpu(c);
   gpu.forward();
   gpu.backward();
@@ -67,15 +101,16 @@ TEST_F(MoECudaLayer, NoTokens) {
   for (int i = 0; i < 2; ++i) EXPECT_EQ(c.losses_2.get(i), 0);
   for (int e = 0; e < 4; ++e) EXPECT_EQ(c.counts_E.get(e), 0);
   for (int e = 0; e <= 4; ++e) EXPECT_EQ(c.offsets_E1.get(e), 0);
-  for (const Tensor* gradient : {&c.d_router_ED, &c.d_w1_EFD, &c.d_v1_EFD, &c.d_w2_EFD}) {
+  for (const Tensor* gradient : {&c.d_router_ED, &c.d_w1_EFD, &c.d_v1_EFD, &c.d_w2_EFD, &c.d_b1_EF,
+                                 &c.d_bv1_EF, &c.d_b2_ED}) {
     for (std::int64_t i = 0; i < gradient->numel(); ++i) ASSERT_EQ(gradient->get(i), 0);
   }
 }
 
 // What a run writes, as bytes.
 std::vector<Tensor> results(const MoECase& c) {
-  return {c.out_TD, c.losses_2,    c.counts_E, c.weights_TK, c.indices_TK,
-          c.d_x_TD, c.d_router_ED, c.d_w1_EFD, c.d_v1_EFD,   c.d_w2_EFD};
+  return {c.out_TD,   c.losses_2, c.counts_E, c.weights_TK, c.indices_TK, c.d_x_TD, c.d_router_ED,
+          c.d_w1_EFD, c.d_v1_EFD, c.d_w2_EFD, c.d_b1_EF,    c.d_bv1_EF,   c.d_b2_ED};
 }
 
 void expect_same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
@@ -83,7 +118,7 @@ void expect_same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b
 }
 
 TEST_F(MoECudaLayer, EveryRunAndAGraphGiveTheSameBits) {
-  MoECase c(config_of(32, 4, 256, 264), 900, DType::kBFloat16, 11);
+  MoECase c(with_bias(config_of(32, 4, 256, 264)), 900, DType::kFloat16, 11);
   GpuLayer gpu(c);
   gpu.forward();
   gpu.backward();
@@ -151,6 +186,7 @@ TEST_F(MoECudaLayer, SaysWhatItDoesNotSupport) {
   MoEConfig sigmoid = good, biased = good;
   sigmoid.route.score = RouteScore::kSigmoid;
   biased.selection_bias = true;
+  EXPECT_EQ(moe_unsupported(with_bias(good), DType::kFloat16, kGpu), "");
   for (const MoEConfig& routed : {sigmoid, biased}) {
     EXPECT_THAT(moe_unsupported(routed, DType::kBFloat16, kGpu), ::testing::HasSubstr("router"));
   }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "dropless/permute.h"
@@ -21,6 +22,11 @@ const Device kGpu{DeviceType::kCuda, 0};
 struct RoutingCase {
   std::int64_t tokens, experts, top_k;
   double normalize_p;
+
+  friend void PrintTo(const RoutingCase& c, std::ostream* out) {
+    *out << "T " << c.tokens << ", E " << c.experts << ", K " << c.top_k << ", normalize_p "
+         << c.normalize_p;
+  }
 };
 
 class RoutingCuda : public ::testing::TestWithParam<RoutingCase> {
@@ -183,7 +189,12 @@ INSTANTIATE_TEST_SUITE_P(Sizes, RoutingCuda,
                                            RoutingCase{777, 100, 10, 2.0},
                                            RoutingCase{9001, 128, 8, 1.0},
                                            RoutingCase{300, 257, 3, 1.0},
-                                           RoutingCase{100, 1024, 40, 0.0}));
+                                           RoutingCase{100, 1024, 40, 0.0}),
+                         [](const auto& info) {
+                           const RoutingCase& c = info.param;
+                           return "T" + std::to_string(c.tokens) + "_E" +
+                                  std::to_string(c.experts) + "_K" + std::to_string(c.top_k);
+                         });
 
 }  // namespace
 }  // namespace dropless::cuda

@@ -32,31 +32,30 @@ bool run_plan(const SmallBatchPlan& plan, const MoECase& c, const GpuLayer& gpu)
   const DeviceBuffer space(bytes + kCanaryBytes);
   const MoEWeights weights = gpu.weights();
   const MoESaved saved = gpu.saved();
-  cuda::small_batch_forward(
-      plan,
-      {.tokens = c.tokens,
-       .top_k = config.top_k,
-       .d_model = config.d_model,
-       .d_ffn = config.d_ffn,
-       .num_experts = config.num_experts,
-       .glu = config.glu,
-       .activation = config.activation,
-       .normalize_p = config.route.normalize_p,
-       .x_TD = gpu.x(),
-       .router_ED = weights.router_ED,
-       .w1_EFD = weights.w1_EFD,
-       .v1_EFD = weights.v1_EFD,
-       .w2_EFD = weights.w2_EFD,
-       .gate_RF = saved.gate_RF,
-       .up_RF = saved.up_RF,
-       .weights_TK = static_cast<float*>(saved.weights_TK.data),
-       .indices_TK = static_cast<std::int32_t*>(saved.indices_TK.data),
-       .rows_TK = static_cast<std::int32_t*>(saved.rows_TK.data),
-       .offsets_E1 = static_cast<std::int64_t*>(saved.offsets_E1.data),
-       .losses_2 = static_cast<float*>(gpu.losses().data),
-       .tokens_per_expert_E = static_cast<std::int32_t*>(gpu.counts().data),
-       .out_TD = gpu.out()},
-      space.get(), nullptr);
+  cuda::small_batch_forward(plan,
+                            {.tokens = c.tokens,
+                             .top_k = config.top_k,
+                             .d_model = config.d_model,
+                             .d_ffn = config.d_ffn,
+                             .num_experts = config.num_experts,
+                             .glu = config.glu,
+                             .activation = config.activation,
+                             .normalize_p = config.route.normalize_p,
+                             .x_TD = gpu.x(),
+                             .router_ED = weights.router_ED,
+                             .w1_EFD = weights.w1_EFD,
+                             .v1_EFD = weights.v1_EFD,
+                             .w2_EFD = weights.w2_EFD,
+                             .gate_RF = saved.gate_RF,
+                             .up_RF = saved.up_RF,
+                             .weights_TK = static_cast<float*>(saved.weights_TK.data),
+                             .indices_TK = static_cast<std::int32_t*>(saved.indices_TK.data),
+                             .rows_TK = static_cast<std::int32_t*>(saved.rows_TK.data),
+                             .offsets_E1 = static_cast<std::int64_t*>(saved.offsets_E1.data),
+                             .losses_2 = static_cast<float*>(gpu.losses().data),
+                             .tokens_per_expert_E = static_cast<std::int32_t*>(gpu.counts().data),
+                             .out_TD = gpu.out()},
+                            space.get(), nullptr);
   synchronize();
   return GpuLayer::intact(space, bytes);
 }
@@ -83,8 +82,9 @@ MoECase random_case(std::mt19937& random) {
   };
   const std::int64_t tokens = draw(0, 1) == 0 ? draw(1, 24) : draw(1, 256);
   const std::int64_t experts = draw(1, 64);
-  MoEConfig config = config_of(experts, draw(1, static_cast<int>(std::min<std::int64_t>(experts, 9))),
-                               8 * draw(1, 40), 8 * draw(1, 60));
+  MoEConfig config =
+      config_of(experts, draw(1, static_cast<int>(std::min<std::int64_t>(experts, 9))),
+                8 * draw(1, 40), 8 * draw(1, 60));
   config.activation = static_cast<Activation>(draw(0, 4));
   config.glu = draw(0, 2) > 0;
   config.route.normalize_p = static_cast<double>(draw(0, 2));

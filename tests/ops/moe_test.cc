@@ -352,8 +352,7 @@ TEST(MoE, SaysWhatHasNoKernel) {
     EXPECT_EQ(moe_unsupported(config, DType::kBFloat16, {}), "");
     EXPECT_THAT(moe_unsupported(config, DType::kBFloat16, gpu), HasSubstr("the GPU router"));
   }
-  for (const Extras& extras :
-       {Extras{.expert_bias = true}, Extras{.capacity_factor = 1}, Extras{.shared_d_ffn = 8}}) {
+  for (const Extras& extras : {Extras{.capacity_factor = 1}, Extras{.shared_d_ffn = 8}}) {
     const MoEConfig config = with(config_of(4, 2, 16, 24), extras);
     EXPECT_EQ(moe_unsupported(config, DType::kBFloat16, {}), "");
     EXPECT_THAT(moe_unsupported(config, DType::kBFloat16, gpu), HasSubstr("shared expert"));

@@ -4,6 +4,8 @@
 // stores.
 #pragma once
 
+#include <type_traits>
+
 #include "pipeline.cuh"
 #include "tile.cuh"
 
@@ -19,7 +21,7 @@ __device__ __forceinline__ std::uint32_t block16(std::uint32_t area, int block, 
   return area + swizzled(lane & 15, 2 * block + (lane >> 4));
 }
 
-// 16 rows x 64 columns, 16 words of two bf16 a lane, into a slot.
+// 16 rows x 64 columns, 16 words of two 16-bit elements a lane, into a slot.
 __device__ __forceinline__ void stage_words(const std::uint32_t* words, std::uint32_t slot,
                                             int lane) {
 #pragma unroll
@@ -29,12 +31,38 @@ __device__ __forceinline__ void stage_words(const std::uint32_t* words, std::uin
   }
 }
 
-// Accumulators to words of two bf16.
-template <int kCount>
-__device__ __forceinline__ void pack_all(const float (&acc)[kCount],
-                                         std::uint32_t (&words)[kCount / 2]) {
+// What is added to an expert's rows before they are rounded: [experts, columns].
+template <class Element, bool kPresent>
+struct Bias {};
+template <class Element>
+struct Bias<Element, true> {
+  const Element* data;
+  std::int64_t pitch;  // of experts, elements
+};
+
+// kCount accumulators to words of two elements.
+template <class Element, int kCount>
+__device__ __forceinline__ void pack_all(const float* acc, std::uint32_t* words) {
 #pragma unroll
-  for (int i = 0; i < kCount / 2; ++i) words[i] = ptx::pack_bf16(acc[2 * i], acc[2 * i + 1]);
+  for (int i = 0; i < kCount / 2; ++i) words[i] = ptx::pack<Element>(acc[2 * i], acc[2 * i + 1]);
+}
+
+// The same with the bias of `columns` columns added, of which `column` is the first accumulator's;
+// where a lane's lie: wgmma.cuh.
+template <class Element, int kCount>
+__device__ __forceinline__ void pack_all(const float* acc, std::uint32_t* words,
+                                         const Bias<Element, true>& bias, int expert, int column,
+                                         int columns, int lane) {
+  const Element* row = bias.data + expert * bias.pitch;
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const int at = column + 8 * j + 2 * (lane % 4);
+    const std::uint32_t pair =
+        at < columns ? __ldg(reinterpret_cast<const unsigned*>(row + at)) : 0;
+    const float2 b = ptx::unpack<Element>(pair);
+    words[2 * j] = ptx::pack<Element>(acc[4 * j] + b.x, acc[4 * j + 1] + b.y);
+    words[2 * j + 1] = ptx::pack<Element>(acc[4 * j + 2] + b.x, acc[4 * j + 3] + b.y);
+  }
 }
 
 // Drops the first of kChunks chunks of 16 words. Registers cannot be indexed at run time: what is
@@ -131,6 +159,52 @@ class SlotRing {
   int next_ = 0;
 };
 
+// This warp's 16 rows of a finished tile, rounded, on their way to memory in pieces of 64 columns
+// while the next tile is multiplied.
+template <class Tile, bool kBias>
+struct PendingTile {
+  using Element = typename Tile::Element;
+  using Biases = Bias<Element, kBias>[Tile::kPlanes];
+  static constexpr int kPieces = Tile::kStepN / 64;
+  static constexpr int kPlaneWords = 16 * kPieces;
+
+  std::uint32_t words[Tile::kPlanes * kPlaneWords];  // of each plane the next piece's first
+  int pieces = 0;                                    // left
+  int row, rows, column, batch;                      // of the next piece
+
+  // acc: kBlockN columns; `row0`: the rows' place in the CTA's tile. False where none is valid.
+  __device__ __forceinline__ bool take(const float (&acc)[Tile::kBlockN / 2], const Work& work,
+                                       int row0, const Biases& biases, int columns, int lane) {
+    rows = min(16, work.rows - row0);
+    if (rows <= 0) return false;
+    row = work.m + row0;
+    column = work.n;
+    batch = work.batch_d;
+    pieces = kPieces;
+#pragma unroll
+    for (int plane = 0; plane < Tile::kPlanes; ++plane) {
+      const float* from = acc + 2 * plane * kPlaneWords;
+      std::uint32_t* to = words + plane * kPlaneWords;
+      if constexpr (kBias) {
+        pack_all<Element, 2 * kPlaneWords>(from, to, biases[plane], work.batch_b, column, columns,
+                                           lane);
+      } else {
+        pack_all<Element, 2 * kPlaneWords>(from, to);
+      }
+    }
+    return true;
+  }
+
+  __device__ __forceinline__ void advance() {
+#pragma unroll
+    for (int plane = 0; plane < Tile::kPlanes; ++plane) {
+      shift_words<kPieces>(words + plane * kPlaneWords);
+    }
+    column += 64;
+    --pieces;
+  }
+};
+
 enum class StoreMode { kOverwrite, kAdd };
 
 // What an epilogue offers the main loop.
@@ -144,20 +218,55 @@ enum class StoreMode { kOverwrite, kAdd };
 // product prepare() is told the tile's place.
 // All: finish(), before the CTA ends.
 
-// Stores the product itself.
-template <class Tile, class Element, StoreMode kMode>
-class StoreEpilogue;
+// Stores the product itself, in the operands' 16-bit type, with kBias after adding the expert's.
+template <class Tile, class Element, StoreMode kMode, bool kBias = false>
+class StoreEpilogue {
+ public:
+  static_assert(std::is_same_v<Element, typename Tile::Element> && kMode == StoreMode::kOverwrite);
+  struct Params {
+    Output<Element> out;
+    Bias<Element, kBias> bias[Tile::kPlanes];
+  };
+  static constexpr bool kDeferred = true;
+  static constexpr int kExtraStages = 0;
+
+  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
+      : params_(params), ring_(slots, lane), lane_(lane) {}
+
+  __device__ __forceinline__ void take(const float (&acc)[Tile::kBlockN / 2], const Work& work,
+                                       int row) {
+    tile_.take(acc, work, row, params_.bias, params_.out.columns, lane_);
+  }
+
+  __device__ __forceinline__ bool pending() const { return tile_.pieces > 0; }
+
+  __device__ __forceinline__ void step() {
+    stage_words(tile_.words, ring_.take(), lane_);
+    ring_.put(params_.out, tile_.row, tile_.rows, tile_.column, tile_.batch);
+    tile_.advance();
+  }
+
+  __device__ __forceinline__ void finish() { ring_.drain(); }
+
+ private:
+  const Params& params_;
+  SlotRing<Tile::kSlots> ring_;
+  int lane_;
+  PendingTile<Tile, kBias> tile_;
+};
 
 // As fp32; kAdd adds into D. 128 accumulators leave no room to defer.
 template <class Tile, StoreMode kMode>
-class StoreEpilogue<Tile, float, kMode> {
+class StoreEpilogue<Tile, float, kMode, false> {
  public:
-  using Params = Output<float>;
+  struct Params {
+    Output<float> out;
+  };
   static constexpr bool kDeferred = false;
   static constexpr int kExtraStages = 0;
 
   __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
-      : out_(params), ring_(slots, lane), lane_(lane) {}
+      : out_(params.out), ring_(slots, lane), lane_(lane) {}
 
   // acc: this warp's rows of one wgmma tile, kBlockN columns; `row` their place in the CTA tile.
   __device__ __forceinline__ void operator()(const float (&acc)[Tile::kBlockN / 2],
@@ -175,53 +284,9 @@ class StoreEpilogue<Tile, float, kMode> {
   __device__ __forceinline__ void finish() { ring_.drain(); }
 
  private:
-  const Params& out_;
+  const Output<float>& out_;
   SlotRing<Tile::kSlots> ring_;
   int lane_;
-};
-
-// As bf16.
-template <class Tile>
-class StoreEpilogue<Tile, __nv_bfloat16, StoreMode::kOverwrite> {
- public:
-  using Params = Output<__nv_bfloat16>;
-  static constexpr bool kDeferred = true;
-  static constexpr int kExtraStages = 0;
-
-  __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
-      : out_(params), ring_(slots, lane), lane_(lane) {}
-
-  __device__ __forceinline__ void take(const float (&acc)[Tile::kBlockN / 2], const Work& work,
-                                       int row) {
-    rows_ = min(16, work.rows - row);
-    if (rows_ <= 0) return;
-    row_ = work.m + row;
-    column_ = work.n;
-    batch_ = work.batch_d;
-    pending_ = kChunks;
-    pack_all(acc, words_);
-  }
-
-  __device__ __forceinline__ bool pending() const { return pending_ > 0; }
-
-  __device__ __forceinline__ void step() {
-    stage_words(words_, ring_.take(), lane_);
-    ring_.put(out_, row_, rows_, column_, batch_);
-    shift_words<kChunks>(words_);
-    column_ += 64;
-    --pending_;
-  }
-
-  __device__ __forceinline__ void finish() { ring_.drain(); }
-
- private:
-  static constexpr int kChunks = Tile::kBlockN / 64;
-  const Params& out_;
-  SlotRing<Tile::kSlots> ring_;
-  int lane_;
-  std::uint32_t words_[16 * kChunks];  // of 64 columns 16 words each; the next to store first
-  int pending_ = 0;                    // pieces of 64 columns
-  int row_, rows_, column_, batch_;    // of the next piece
 };
 
 }  // namespace dropless::cuda

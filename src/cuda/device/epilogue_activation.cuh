@@ -15,18 +15,21 @@
 
 namespace dropless::cuda {
 
-// Two planes of B for GLU: this lane's gate and up values sit kBlockN / 4 registers apart.
-template <class Tile, DeviceActivation kActivation>
+// Two planes of B for GLU: this lane's gate and up values sit kBlockN / 4 registers apart. With
+// kBias each plane has one, added before it is rounded.
+template <class Tile, DeviceActivation kActivation, bool kBias = false>
 class ActivationEpilogue {
  public:
+  using Element = typename Tile::Element;
   static constexpr bool kGlu = Tile::kPlanes == 2;
   static constexpr bool kDeferred = true;
   static constexpr int kExtraStages = 0;
   struct Params {
-    Output<__nv_bfloat16> gate;
-    Output<__nv_bfloat16> up;
-    Output<__nv_bfloat16> act;
+    Output<Element> gate;
+    Output<Element> up;
+    Output<Element> act;
     bool save;  // store gate and up too
+    Bias<Element, kBias> bias[Tile::kPlanes];
   };
 
   __device__ __forceinline__ ActivationEpilogue(const Params& params, std::uint32_t slots, int lane)
@@ -34,35 +37,26 @@ class ActivationEpilogue {
 
   __device__ __forceinline__ void take(const float (&acc)[Tile::kBlockN / 2], const Work& work,
                                        int row) {
-    rows_ = min(16, work.rows - row);
-    if (rows_ <= 0) return;
-    row_ = work.m + row;
-    column_ = work.n;
-    pending_ = kChunks;
-    next_ = first();
-    pack_all(acc, words_);
+    if (tile_.take(acc, work, row, params_.bias, params_.act.columns, lane_)) next_ = first();
   }
 
-  __device__ __forceinline__ bool pending() const { return pending_ > 0; }
+  __device__ __forceinline__ bool pending() const { return tile_.pieces > 0; }
 
   // 64 columns of one of the tensors.
   __device__ __forceinline__ void step() {
     const std::uint32_t slot = ring_.take();
     if (next_ == kGate) {
-      stage_words(words_, slot, lane_);
+      stage_words(tile_.words, slot, lane_);
       put(params_.gate);
       next_ = kGlu ? kUp : kAct;
     } else if (kGlu && next_ == kUp) {
-      stage_words(words_ + kUpWords, slot, lane_);
+      stage_words(tile_.words + Pending::kPlaneWords, slot, lane_);
       put(params_.up);
       next_ = kAct;
     } else {
       stage_activations(slot);
       put(params_.act);
-      shift_words<kChunks>(words_);
-      if constexpr (kGlu) shift_words<kChunks>(words_ + kUpWords);
-      column_ += 64;
-      --pending_;
+      tile_.advance();
       next_ = first();
     }
   }
@@ -70,14 +64,13 @@ class ActivationEpilogue {
   __device__ __forceinline__ void finish() { ring_.drain(); }
 
  private:
-  static constexpr int kChunks = Tile::kStepN / 64;
-  static constexpr int kUpWords = 16 * kChunks;  // up's words follow gate's
+  using Pending = PendingTile<Tile, kBias>;
   enum { kGate, kUp, kAct };
 
   __device__ __forceinline__ int first() const { return params_.save ? kGate : kAct; }
 
-  __device__ __forceinline__ void put(const Output<__nv_bfloat16>& out) {
-    ring_.put(out, row_, rows_, column_, 0);
+  __device__ __forceinline__ void put(const Output<Element>& out) {
+    ring_.put(out, tile_.row, tile_.rows, tile_.column, 0);
   }
 
   __device__ __forceinline__ void stage_activations(std::uint32_t slot) const {
@@ -86,14 +79,14 @@ class ActivationEpilogue {
       std::uint32_t words[4];
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const float2 g = ptx::unpack_bf16(words_[block * 4 + w]);
+        const float2 g = ptx::unpack<Element>(tile_.words[block * 4 + w]);
         float2 a = {activate<kActivation>(g.x).value, activate<kActivation>(g.y).value};
         if constexpr (kGlu) {
-          const float2 u = ptx::unpack_bf16(words_[kUpWords + block * 4 + w]);
+          const float2 u = ptx::unpack<Element>(tile_.words[Pending::kPlaneWords + block * 4 + w]);
           a.x *= u.x;
           a.y *= u.y;
         }
-        words[w] = ptx::pack_bf16(a.x, a.y);
+        words[w] = ptx::pack<Element>(a.x, a.y);
       }
       ptx::stmatrix_x4(block16(slot, block, lane_), words[0], words[1], words[2], words[3]);
     }
@@ -102,10 +95,8 @@ class ActivationEpilogue {
   const Params& params_;
   SlotRing<Tile::kSlots> ring_;
   int lane_;
-  std::uint32_t words_[Tile::kBlockN / 4];  // gate, then up
-  int pending_ = 0;                         // chunks of 64 columns
-  int next_ = kGate;                        // tensor of the chunk to store next
-  int row_, rows_, column_;
+  Pending tile_;
+  int next_ = kGate;  // tensor of the piece to store next
 };
 
 // The pre-activations come through the ring of stages, 64 columns a stage, behind the tile's
@@ -114,15 +105,16 @@ class ActivationEpilogue {
 template <class Tile, DeviceActivation kActivation, bool kGlu>
 class ActivationGradEpilogue {
  public:
+  using Element = typename Tile::Element;
   static constexpr bool kDeferred = false;
   static constexpr int kExtraStages = Tile::kBlockN / 64;
   static constexpr int kPlaneBytes = Tile::kBlockM * 128;
   struct Params {
     CUtensorMap load_gate;  // boxes of kBlockM rows by 64 columns
     CUtensorMap load_up;
-    Output<__nv_bfloat16> gate;  // pre-activation in, gradient out
-    Output<__nv_bfloat16> up;
-    Output<__nv_bfloat16> act;  // a'
+    Output<Element> gate;  // pre-activation in, gradient out
+    Output<Element> up;
+    Output<Element> act;  // a'
     const float* scores_R;
     float* d_scores_NR;  // one partial sum for each tile of columns
     std::int64_t rows;   // R
@@ -204,16 +196,16 @@ class ActivationGradEpilogue {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const int half = w & 1;  // rows lane / 4 and lane / 4 + 8 take turns
-        const float2 g = ptx::unpack_bf16(g_words[w]);
-        const float2 u = kGlu ? ptx::unpack_bf16(u_words[w]) : make_float2(1.0f, 1.0f);
+        const float2 g = ptx::unpack<Element>(g_words[w]);
+        const float2 u = kGlu ? ptx::unpack<Element>(u_words[w]) : make_float2(1.0f, 1.0f);
         const ValueAndSlope x = activate<kActivation>(g.x), y = activate<kActivation>(g.y);
         const float t_x = t[block * 8 + 2 * w], t_y = t[block * 8 + 2 * w + 1];
         const float a_x = x.value * u.x, a_y = y.value * u.y;
         d_score[half] += t_x * a_x + t_y * a_y;
         const float d_x = score_[half] * t_x, d_y = score_[half] * t_y;
-        g_words[w] = ptx::pack_bf16(d_x * u.x * x.slope, d_y * u.y * y.slope);
-        if constexpr (kGlu) u_words[w] = ptx::pack_bf16(d_x * x.value, d_y * y.value);
-        a_words[w] = ptx::pack_bf16(score_[half] * a_x, score_[half] * a_y);
+        g_words[w] = ptx::pack<Element>(d_x * u.x * x.slope, d_y * u.y * y.slope);
+        if constexpr (kGlu) u_words[w] = ptx::pack<Element>(d_x * x.value, d_y * y.value);
+        a_words[w] = ptx::pack<Element>(score_[half] * a_x, score_[half] * a_y);
       }
       ptx::stmatrix_x4(at_gate, g_words[0], g_words[1], g_words[2], g_words[3]);
       if constexpr (kGlu) {
@@ -224,7 +216,7 @@ class ActivationGradEpilogue {
   }
 
   // From the stage itself; committed together with the slot's store.
-  __device__ __forceinline__ void store(const Output<__nv_bfloat16>& out, std::uint32_t area,
+  __device__ __forceinline__ void store(const Output<Element>& out, std::uint32_t area,
                                         const Work& work, int row, int rows, int column) const {
     if (rows < 16) {
       copy_rows(out, area, work.m + row, rows, work.n + column, lane_);

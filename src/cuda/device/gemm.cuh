@@ -1,4 +1,5 @@
-// The main loop of every matrix product here: D = A B^T (+ epilogue), bf16 in, fp32 accumulation.
+// The main loop of every matrix product here: D = A B^T (+ epilogue), bf16 or fp16 in, fp32
+// accumulation.
 //
 // Three warpgroups a CTA, one CTA an SM. One thread of the first loads 64-deep slices of A and B
 // through the copy engine into a ring of stages, another announces the tiles; the other two
@@ -160,7 +161,7 @@ __device__ __forceinline__ void multiply_step(float (&acc)[Tile::kTilesM][Tile::
       wgmma_descriptor<Tile::kMajorB>(pipeline.b(stage)) + step * kWgmmaStepK<Tile::kMajorB>;
 #pragma unroll
   for (int i = 0; i < Tile::kTilesM; ++i) {
-    wgmma_bf16<Tile::kBlockN, Tile::kMajorA, Tile::kMajorB>(
+    wgmma<typename Tile::Element, Tile::kBlockN, Tile::kMajorA, Tile::kMajorB>(
         acc[i],
         wgmma_descriptor<Tile::kMajorA>(a + i * kRowTileBytes) + step * kWgmmaStepK<Tile::kMajorA>,
         b, keep);

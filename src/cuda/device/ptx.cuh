@@ -7,8 +7,10 @@
 
 #include <cuda.h>  // CUtensorMap only: no driver symbol is linked
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace dropless::cuda::ptx {
 
@@ -280,15 +282,29 @@ __device__ __forceinline__ uint4 load_shared16(std::uint32_t address) {
   return value;
 }
 
-// Two floats as packed 16-bit values, `low` in the low half.
-__device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
+// Two floats as packed __nv_bfloat16 or __half, `low` in the low half.
+template <class Element>
+__device__ __forceinline__ std::uint32_t pack(float low, float high) {
   std::uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  if constexpr (std::is_same_v<Element, __half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    static_assert(std::is_same_v<Element, __nv_bfloat16>);
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
   return packed;
 }
 
-__device__ __forceinline__ float2 unpack_bf16(std::uint32_t packed) {
-  return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u));
+template <class Element>
+__device__ __forceinline__ float2 unpack(std::uint32_t packed) {
+  if constexpr (std::is_same_v<Element, __half>) {
+    return __half22float2(
+        __halves2half2(__ushort_as_half(static_cast<unsigned short>(packed)),
+                       __ushort_as_half(static_cast<unsigned short>(packed >> 16))));
+  } else {
+    static_assert(std::is_same_v<Element, __nv_bfloat16>);
+    return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u));
+  }
 }
 
 }  // namespace dropless::cuda::ptx

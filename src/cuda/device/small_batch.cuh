@@ -36,7 +36,7 @@ struct SmallItem {
 
 // Written by the router's kernel; then `items`, one counter an item.
 struct SmallControl {
-  int ticket;     // the next unit to draw
+  int ticket;  // the next unit to draw
   int items;
   int down_done;  // units
   int unused;
@@ -358,8 +358,7 @@ struct SmallMultiplier {
                            a[m][half]);
         }
       }
-      multiply<Tile::kUpPitch>(a, at + kSmallWeightBytes, part * 64 + step * 32,
-                                            row_tiles);
+      multiply<Tile::kUpPitch>(a, at + kSmallWeightBytes, part * 64 + step * 32, row_tiles);
     }
   }
 
@@ -382,8 +381,7 @@ struct SmallMultiplier {
           ptx::ldmatrix_x4_trans(slab + row * 128 + ((chunk ^ (row % 8)) << 4), a[m][half]);
         }
       }
-      multiply<Tile::kDownPitch>(a, at + kSmallWeightBytes, part * 64 + step * 32,
-                                              row_tiles);
+      multiply<Tile::kDownPitch>(a, at + kSmallWeightBytes, part * 64 + step * 32, row_tiles);
     }
   }
 
@@ -406,7 +404,8 @@ struct SmallMultiplier {
       if (warp < kWarps) {
 #pragma unroll
         for (int part = 1; part < kParts; ++part) {
-          const std::uint32_t from = sums + (part * kWarps + warp - kWarps) * kWarpBytes + lane * 16;
+          const std::uint32_t from =
+              sums + (part * kWarps + warp - kWarps) * kWarpBytes + lane * 16;
 #pragma unroll
           for (int i = 0; i < 2 * Tile::kRowTiles; ++i) {
             float(&v)[4] = acc[i / Tile::kRowTiles][i % Tile::kRowTiles];
@@ -543,8 +542,8 @@ struct SmallMultiplier {
         for (int j = 0; j < 4; ++j) sum[j] = fmaf(weight[k], value[k][j], sum[j]);
       }
     }
-    reinterpret_cast<uint2*>(p.out_TD)[i] =
-        make_uint2(ptx::pack_bf16(sum[0], sum[1]), ptx::pack_bf16(sum[2], sum[3]));
+    reinterpret_cast<uint2*>(p.out_TD)[i] = make_uint2(ptx::pack<__nv_bfloat16>(sum[0], sum[1]),
+                                                       ptx::pack<__nv_bfloat16>(sum[2], sum[3]));
   }
 
   __device__ __forceinline__ void run(SmallShared& shared, std::uint32_t stages) {

@@ -32,11 +32,12 @@ inline constexpr int kWorkBytes = kWorkEntries * (16 + 32);
 // With kPlanes = 2 the B tile is two halves, the same rows of two weight tensors: a thread then
 // holds columns c and c + kBlockN / 2 of both products. With kTerms = 2 the product is a sum of
 // two, D = A B^T + A2 B2^T: k runs through the first pair of operands and then through the second.
-// With kGather the rows of A are those that a list names.
+// With kGather the rows of A are those that a list names. ElementType: of A and B.
 template <int kM, int kN, int kStageCount, int kSlotCount, int kClusterAlongM, int kClusterAlongN,
           Major kLayoutA, Major kLayoutB, int kPlaneCount = 1, int kTermCount = 1,
-          bool kGather = false>
+          bool kGather = false, class ElementType = __nv_bfloat16>
 struct Tile {
+  using Element = ElementType;
   static constexpr int kBlockM = kM;
   static constexpr int kBlockN = kN;
   static constexpr int kStages = kStageCount;

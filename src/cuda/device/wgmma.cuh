@@ -6,13 +6,16 @@
 // column 8 j + 2 (l % 4) + i.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
+#include <type_traits>
 
 namespace dropless::cuda {
 
 enum class Major { kK, kMN };  // which of an operand's two dimensions is contiguous
 
-// Descriptor of a bf16 tile written by TMA with the 128-byte swizzle (PTX ISA, "Shared Memory
+// Descriptor of a 16-bit tile written by TMA with the 128-byte swizzle (PTX ISA, "Shared Memory
 // Matrix Layout" and CuTe's canonical layouts).
 //   K-major:  rows of 64 k (128 bytes); eight rows make a 1024-byte atom, atoms follow one another.
 //   MN-major: boxes of 64 k rows by 64 mn (128 bytes each, 8192 bytes a box); eight k rows make an
@@ -51,38 +54,46 @@ inline constexpr std::uint32_t kWgmmaStepK = kMajor == Major::kK ? (32 >> 4) : (
   DROPLESS_R96                                                                                   \
   ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114," \
   "%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define DROPLESS_WGMMA(n, registers, a, b, keep, trans_a, trans_b)                     \
+#define DROPLESS_WGMMA(n, types, registers, a, b, keep, trans_a, trans_b)              \
   "{\n.reg .pred p;\nsetp.ne.b32 p, " keep                                             \
   ", 0;\n"                                                                             \
-  "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" registers "}, " a ", " b \
+  "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." types " {" registers "}, " a ", " b \
   ", p, 1, 1, " trans_a ", " trans_b ";\n}\n"
+#define DROPLESS_WGMMA_OF(types)                                                                \
+  if constexpr (kN == 64) {                                                                     \
+    asm volatile(DROPLESS_WGMMA("64", types, DROPLESS_R32, "%32", "%33", "%34", "%35", "%36")   \
+                 : DROPLESS_D32(0)                                                              \
+                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));                      \
+  } else if constexpr (kN == 128) {                                                             \
+    asm volatile(DROPLESS_WGMMA("128", types, DROPLESS_R64, "%64", "%65", "%66", "%67", "%68")  \
+                 : DROPLESS_D32(0), DROPLESS_D32(32)                                            \
+                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));                      \
+  } else if constexpr (kN == 192) {                                                             \
+    asm volatile(DROPLESS_WGMMA("192", types, DROPLESS_R96, "%96", "%97", "%98", "%99", "%100") \
+                 : DROPLESS_D32(0), DROPLESS_D32(32), DROPLESS_D32(64)                          \
+                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));                      \
+  } else {                                                                                      \
+    static_assert(kN == 256, "wgmma knows N = 64, 128, 192, 256");                              \
+    asm volatile(                                                                               \
+        DROPLESS_WGMMA("256", types, DROPLESS_R128, "%128", "%129", "%130", "%131", "%132")     \
+        : DROPLESS_D32(0), DROPLESS_D32(32), DROPLESS_D32(64), DROPLESS_D32(96)                 \
+        : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));                               \
+  }
 
-// d (+)= A B^T over 16 of k. keep = 0 ignores d's old value.
-template <int kN, Major kMajorA, Major kMajorB>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[kN / 2], std::uint64_t a, std::uint64_t b,
-                                           int keep) {
+// d (+)= A B^T over 16 of k, of __nv_bfloat16 or __half. keep = 0 ignores d's old value.
+template <class Element, int kN, Major kMajorA, Major kMajorB>
+__device__ __forceinline__ void wgmma(float (&d)[kN / 2], std::uint64_t a, std::uint64_t b,
+                                      int keep) {
   constexpr int kTransA = kMajorA == Major::kMN;
   constexpr int kTransB = kMajorB == Major::kMN;
-  if constexpr (kN == 64) {
-    asm volatile(DROPLESS_WGMMA("64", DROPLESS_R32, "%32", "%33", "%34", "%35", "%36")
-                 : DROPLESS_D32(0)
-                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));
-  } else if constexpr (kN == 128) {
-    asm volatile(DROPLESS_WGMMA("128", DROPLESS_R64, "%64", "%65", "%66", "%67", "%68")
-                 : DROPLESS_D32(0), DROPLESS_D32(32)
-                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));
-  } else if constexpr (kN == 192) {
-    asm volatile(DROPLESS_WGMMA("192", DROPLESS_R96, "%96", "%97", "%98", "%99", "%100")
-                 : DROPLESS_D32(0), DROPLESS_D32(32), DROPLESS_D32(64)
-                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));
+  if constexpr (std::is_same_v<Element, __half>) {
+    DROPLESS_WGMMA_OF("f16.f16")
   } else {
-    static_assert(kN == 256, "wgmma_bf16 knows N = 64, 128, 192, 256");
-    asm volatile(DROPLESS_WGMMA("256", DROPLESS_R128, "%128", "%129", "%130", "%131", "%132")
-                 : DROPLESS_D32(0), DROPLESS_D32(32), DROPLESS_D32(64), DROPLESS_D32(96)
-                 : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));
+    DROPLESS_WGMMA_OF("bf16.bf16")
   }
 }
 
+#undef DROPLESS_WGMMA_OF
 #undef DROPLESS_WGMMA
 #undef DROPLESS_R128
 #undef DROPLESS_R96
