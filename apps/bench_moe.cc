@@ -21,6 +21,7 @@
 #include "apps/bench_graph.h"
 #include "apps/bench_moe_cpu.h"
 #include "apps/bench_moe_decode.h"
+#include "apps/bench_moe_kernels.h"
 #include "apps/bench_moe_rivals.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
@@ -46,7 +47,7 @@ struct BenchMoeVerb {
   std::vector<std::string> routings = {"router"};
   std::string device = "auto", dtype = "bf16";
   int rounds = 9;
-  bool decode = false, json = false;
+  bool decode = false, kernels = false, json = false;
 };
 
 LayerShape parse_shape(const std::string& text) {
@@ -271,6 +272,10 @@ void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoe
         make_row(s, verb.dtype, routing, backward, (backward ? 3 : 1) * c.forward_flops(), contest);
   }
   measure_memory(c, device, both[0], both[1]);
+  for (const bool backward : {false, true}) {
+    if (!verb.kernels) break;
+    both[backward]["kernels"] = time_kernels(c, kOwn, backward, device, verb.rounds);
+  }
   both[0]["rivals_differ_by"] = both[1]["rivals_differ_by"] = largest_difference(c, device);
   for (const nlohmann::ordered_json& row : both) rows.push_back(row);
 }
@@ -334,6 +339,8 @@ void run_bench_moe(const BenchMoeVerb& verb) {
       if (verb.json) continue;
       const std::size_t count = json["rows"].size();
       for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i]);
+      // With backward: forward's parts are in it.
+      if (verb.kernels) print_kernels(json["rows"][count - 1]["kernels"]);
       std::cout << std::flush;
     }
   }
@@ -372,6 +379,9 @@ void add_bench_verb(CLI::App& app) {
          "few tokens a call (default: 1 to 256): forward out of a graph, with weights that no "
          "cache holds, beside the rate of a copy")
       ->excludes(routing);
+  moe->add_flag("--kernels", verb->kernels,
+                "also the layer's time part by part, on a GPU: each beside what its operations or "
+                "bytes would take at the rates of the dense products and of a copy");
   moe->add_flag("--json", verb->json, "one JSON document");
   moe->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
   moe->callback([verb, moe] {
@@ -383,6 +393,10 @@ void add_bench_verb(CLI::App& app) {
       install_signal_handlers(SignalMode::kExit);
       check_dtype(verb->dtype);
       return run_bench_moe_decode(shapes, device, verb->dtype, verb->rounds, verb->json);
+    }
+    if (verb->kernels && device.is_cpu()) {
+      throw Error(ErrorKind::kInvalidArgument, "--kernels shows what a GPU is given to do",
+                  "choose --device cuda");
     }
     // The CPU has rows of its own, on random routers; with --routing it has those of a GPU.
     if (!device.is_cpu() || moe->count("--routing") > 0) return run_bench_moe(*verb);

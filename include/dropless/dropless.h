@@ -10,6 +10,7 @@
 #include "dropless/index.h"
 #include "dropless/moe.h"
 #include "dropless/moe_stages.h"
+#include "dropless/observe.h"
 #include "dropless/permute.h"
 #include "dropless/route.h"
 #include "dropless/version.h"

@@ -35,6 +35,7 @@
 #include "src/cuda/kernels.h"
 #include "src/cuda/small_batch.h"
 #include "src/ops/moe_sizes.h"
+#include "src/ops/observed.h"
 
 namespace dropless {
 namespace {
@@ -135,6 +136,23 @@ BackwardBuffers carve_backward(WorkspaceCarver& carver, const MoEConfig& config,
                                  : 0)};
 }
 
+// Tells observe.h of the parts, with their formulas: sizes of 16-bit tensors in elements, of fp32 ones
+// twice that.
+struct Told {
+  const Sizes& s;
+  bool glu;
+  Stream stream;
+
+  double planes() const { return glu ? 2 : 1; }
+  void product(const char* name, double k, double n, double more_elements = 0) const {
+    part(name, 2.0 * s.R * k * n, s.R * (k + n) + s.E * k * n + more_elements);
+  }
+  void moved(const char* name, double elements) const { part(name, 0, elements); }
+  void part(const char* name, double flops, double elements) const {
+    tell_observer({name, flops, 2 * elements, stream});
+  }
+};
+
 template <class T, class View>
 T* data_of(const View& view) {
   return static_cast<T*>(view.data);
@@ -223,44 +241,60 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
                       const MoESaved& saved, void* workspace, Stream stream) {
   const cuda::CurrentDevice device(x_TD.device.index);
   if (const auto plan = small_batch_plan(config, x_TD.shape[0], x_TD.dtype)) {
-    return small_batch_forward(*plan, config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E,
-                               saved, workspace, stream);
+    small_batch_forward(*plan, config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E, saved,
+                        workspace, stream);
+    const Sizes few(config, x_TD.shape[0]);
+    const double planes = config.glu ? 3 : 2;
+    tell_observer({"small batch", 2.0 * planes * few.R * few.D * few.F,
+                   2.0 * planes * std::min(few.R, few.E) * few.D * few.F, stream});
+    return;
   }
   const Sizes s(config, x_TD.shape[0]);
+  const Told told{s, config.glu, stream};
   WorkspaceCarver carver(workspace, 0);
   const ForwardBuffers buffers = carve_forward(carver, s);
   const TensorView h_RF(buffers.h_RF, x_TD.dtype, {s.R, s.F}, x_TD.device);
   auto* rows_TK = data_of<std::int32_t>(saved.rows_TK);
 
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
+  told.part("router", 2.0 * s.T * s.D * s.E, s.T * s.D + s.E * s.D + 2.0 * s.T * s.P);
   cuda::route_forward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p,
                       data_of<float>(saved.weights_TK), data_of<std::int32_t>(saved.indices_TK),
                       data_of<float>(losses_2), data_of<std::int32_t>(tokens_per_expert_E),
                       buffers.route_space, stream);
+  told.moved("route", 2.0 * s.T * s.P + 4.0 * s.R);
   cuda::dispatch_order(data_of<std::int32_t>(saved.indices_TK), nullptr, s.T, s.K, s.E, rows_TK,
                        data_of<std::int64_t>(saved.offsets_E1), buffers.tokens_R, nullptr,
                        buffers.order_space, stream);
   if (s.R == 0) return;
   cuda::build_row_tiles(data_of<std::int64_t>(saved.offsets_E1), s.E, kRowTile, buffers.row_tiles,
                         stream);
+  told.moved("order", 6.0 * s.R);
   const std::int32_t* list = buffers.tokens_R;
   ConstTensorView up_rows = x_TD;
   if (!up_gathers(config)) {
     const TensorView x_RD(buffers.rows_RC, x_TD.dtype, {s.R, s.D}, x_TD.device);
     cuda::gather(x_TD, rows_TK, s.K, x_RD, stream);
+    told.moved("gather", static_cast<double>(s.T + s.R) * s.D);
     list = nullptr;
     up_rows = x_RD;
   }
   cuda::grouped_gemm_activation(config.activation, up_rows, list, weights.w1_EFD, weights.v1_EFD,
                                 buffers.row_tiles, saved.gate_RF, saved.up_RF, h_RF, stream,
                                 weights.b1_EF, weights.bv1_EF);
+  const double read = list == nullptr ? s.R : std::min(s.R, s.T);
+  told.part("up", 2.0 * s.R * s.D * told.planes() * s.F,
+            read * s.D + told.planes() * s.E * s.D * s.F +
+                (saved.gate_RF ? told.planes() + 1 : 1) * s.R * s.F);
   for_each_slab(config, [&](std::int64_t begin, std::int64_t width) {
     const TensorView y_RC(buffers.rows_RC, x_TD.dtype, {s.R, width}, x_TD.device);
     cuda::grouped_gemm(h_RF, columns(weights.w2_EFD, begin, width), true, buffers.row_tiles, y_RC,
                        cuda::choose_grouped_gemm(width), stream,
                        bias_columns(weights.b2_ED, begin, width));
+    told.product("down", s.F, width);
     cuda::combine(y_RC, data_of<float>(saved.weights_TK), rows_TK, s.K, false,
                   columns(out_TD, begin, width), stream);
+    told.moved("combine", static_cast<double>(s.R + s.T) * width);
   });
 }
 
@@ -269,6 +303,7 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                        const ConstTensorView& d_out_TD, const ConstTensorView& d_losses_2,
                        const MoEGradients& grads, void* workspace, Stream stream) {
   const Sizes s(config, x_TD.shape[0]);
+  const Told told{s, config.glu, stream};
   const cuda::CurrentDevice device(x_TD.device.index);
   WorkspaceCarver carver(workspace, 0);
   const BackwardBuffers buffers = carve_backward(carver, config, s);
@@ -279,9 +314,13 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   cuda::prepare_backward(data_of<float>(saved.weights_TK), rows_TK, s.R, s.K, offsets_E1, s.E,
                          buffers.weights_R, buffers.tokens_R, buffers.tokens_per_expert_E, stream);
   cuda::build_row_tiles(offsets_E1, s.E, kRowTile, buffers.row_tiles, stream);
+  told.moved("prepare", 8.0 * s.R);
   cuda::grouped_gemm_activation_grad(config.activation, d_out_TD, buffers.tokens_R, weights.w2_EFD,
                                      buffers.weights_R, buffers.row_tiles, saved.gate_RF,
                                      saved.up_RF, scaled_h_RF, buffers.d_scores_NR, stream);
+  told.part("d_activation", 2.0 * s.R * s.D * s.F,
+            static_cast<double>(std::min(s.R, s.T)) * s.D + static_cast<double>(s.E) * s.D * s.F +
+                (2 * told.planes() + 1) * s.R * s.F);
 
   const auto bias_gradient = [&](const TensorView& rows, const float* weights_R,
                                  const TensorView& out) {
@@ -292,34 +331,46 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
     cuda::router_logits(d_out_TD, weights.b2_ED, buffers.d_logits_TP, buffers.router_space, stream);
     bias_gradient(saved.gate_RF, nullptr, grads.b1_EF);
     if (config.glu) bias_gradient(saved.up_RF, nullptr, grads.bv1_EF);
+    told.part("d_bias", 2.0 * s.T * s.D * s.E,
+              static_cast<double>(s.T) * s.D + told.planes() * s.R * s.F);
   }
   const auto* indices_TK = data_of<const std::int32_t>(saved.indices_TK);
   cuda::sum_score_gradients(buffers.d_scores_NR, score_parts(s), rows_TK, s.R, s.K,
                             config.expert_bias ? buffers.d_logits_TP : nullptr, s.P, indices_TK,
                             buffers.d_weights_TK, stream);
+  told.moved("d_scores", 2.0 * (score_parts(s) + 1) * s.R);
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
   cuda::route_backward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p, indices_TK,
                        buffers.tokens_per_expert_E, buffers.d_weights_TK,
                        data_of<const float>(d_losses_2), buffers.d_logits_TP, stream);
+  told.part("router", 2.0 * s.T * s.D * s.E, s.T * s.D + s.E * s.D + 6.0 * s.T * s.P);
   cuda::router_backward(x_TD, weights.router_ED, buffers.d_logits_TP, grads.x_TD, grads.router_ED,
                         buffers.router_space, stream);
+  told.part("d_router", 4.0 * s.T * s.D * s.E, 2.0 * (s.T + s.E) * s.D + 2.0 * s.T * s.P);
 
   for_each_slab(config, [&](std::int64_t begin, std::int64_t width) {
     const TensorView rows_RC(buffers.rows_RC, x_TD.dtype, {s.R, width}, x_TD.device);
-    const auto weight_gradient = [&](const TensorView& a_RF, const TensorView& out_EFD) {
+    const auto weight_gradient = [&](const char* name, const TensorView& a_RF,
+                                     const TensorView& out_EFD) {
       cuda::grouped_gemm_weight_grad(a_RF, rows_RC, offsets_E1, columns(out_EFD, begin, width),
                                      false, cuda::choose_weight_grad(width), stream);
+      told.product(name, s.F, width);  // the same three operands as the down's
+    };
+    const auto gather = [&](const ConstTensorView& from_TD) {
+      cuda::gather(columns(from_TD, begin, width), rows_TK, s.K, rows_RC, stream);
+      told.moved("gather", static_cast<double>(s.T + s.R) * width);
     };
     const ConstTensorView w1_EFC = columns(weights.w1_EFD, begin, width);
-    cuda::gather(columns(d_out_TD, begin, width), rows_TK, s.K, rows_RC, stream);
-    weight_gradient(scaled_h_RF, grads.w2_EFD);
+    gather(d_out_TD);
+    weight_gradient("d_w2", scaled_h_RF, grads.w2_EFD);
     if (config.expert_bias) {
       bias_gradient(rows_RC, buffers.weights_R, columns(grads.b2_ED, begin, width));
+      told.moved("d_bias", static_cast<double>(s.R) * width);
     }
-    cuda::gather(columns(x_TD, begin, width), rows_TK, s.K, rows_RC, stream);
-    weight_gradient(saved.gate_RF, grads.w1_EFD);
+    gather(x_TD);
+    weight_gradient("d_w1", saved.gate_RF, grads.w1_EFD);
     if (config.glu) {
-      weight_gradient(saved.up_RF, grads.v1_EFD);
+      weight_gradient("d_v1", saved.up_RF, grads.v1_EFD);
       cuda::grouped_gemm_two_terms(saved.gate_RF, w1_EFC, saved.up_RF,
                                    columns(weights.v1_EFD, begin, width), buffers.row_tiles,
                                    rows_RC, cuda::choose_grouped_gemm(width), stream);
@@ -327,7 +378,9 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
       cuda::grouped_gemm(saved.gate_RF, w1_EFC, true, buffers.row_tiles, rows_RC,
                          cuda::choose_grouped_gemm(width), stream);
     }
+    told.product("d_x", told.planes() * s.F, width);
     cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, begin, width), stream);
+    told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * width);
   });
 }
 

@@ -39,6 +39,11 @@ class BenchMoeTest(CommandTest):
             self.assertEqual(row["kept_bytes"], rows * (2 * 4 * row["f"] + 12) + 8 * (row["E"] + 1))
             self.assertGreater(row["peak_bytes"], row["kept_bytes"])
 
+    def test_kernels_need_a_gpu(self):
+        result = self.run_command("bench", "moe", "--device", "cpu", "--kernels", "--rounds", 1)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--kernels", result.stderr)
+
     def test_both_types_by_default(self):
         report = json.loads(
             self.check_command("bench", "moe", "--device", "cpu", "--rounds", 1, "--json", "--shape", "64,32,48,4,2")

@@ -6,11 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "dropless/error.h"
+#include "dropless/observe.h"
 #include "tests/cuda/gpu_layer.h"
 
 namespace dropless::testing {
@@ -150,6 +152,29 @@ TEST_F(MoECudaLayer, EveryRunAndAGraphGiveTheSameBits) {
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+}
+
+// What observe.h hears: all of the layer's operations, whatever slabs they are cut into.
+TEST_F(MoECudaLayer, TellsItsParts) {
+  MoECase c(config_of(64, 2, 1024, 256), 1000, DType::kBFloat16, 3);
+  GpuLayer gpu(c);
+  double flops = 0;
+  std::set<std::string> names;
+  const PartObserver before = observe_parts([&](const QueuedPart& part) {
+    names.insert(part.name);
+    flops += part.flops;
+    EXPECT_GT(part.bytes, 0) << part.name;
+  });
+  gpu.forward();
+  gpu.backward();
+  observe_parts(before);
+  synchronize();
+  for (const char* name : {"router", "route", "order", "up", "down", "combine", "d_activation",
+                           "d_scores", "d_router", "gather", "d_w2", "d_w1", "d_v1", "d_x"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+  const double layer = 18.0 * 2000 * 1024 * 256, router = 8.0 * 1000 * 1024 * 64;
+  EXPECT_DOUBLE_EQ(flops, layer + router);
 }
 
 TEST_F(MoECudaLayer, LossesAndTheirGradientsMayBeAbsent) {

@@ -1,0 +1,130 @@
+#include "apps/bench_moe_kernels.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <deque>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "apps/bench_timing.h"
+#include "dropless/observe.h"
+
+namespace dropless::apps {
+namespace {
+
+constexpr std::int64_t kCopiedBytes = 1 << 29;  // large beside any cache
+
+struct Part {
+  std::string name;
+  int calls = 0;
+  double flops = 0, bytes = 0;
+  std::vector<double> ms;  // of each pass
+};
+
+// An event after each part that the layer queues, while it lives.
+class PartEvents {
+ public:
+  explicit PartEvents(const at::Device& device) : device_(device) {
+    add();
+    former_ = observe_parts([this](const QueuedPart& part) {
+      parts_.push_back(part);
+      add();
+    });
+  }
+  ~PartEvents() { observe_parts(std::move(former_)); }
+  PartEvents(const PartEvents&) = delete;
+  PartEvents& operator=(const PartEvents&) = delete;
+
+  // Waits, and adds this pass to `totals`.
+  void count(std::vector<Part>& totals) {
+    events_.back().synchronize();
+    for (Part& total : totals) total.calls = 0, total.flops = 0, total.bytes = 0;
+    std::vector<double> ms(totals.size(), 0.0);
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const QueuedPart& part = parts_[i];
+      auto total = std::find_if(totals.begin(), totals.end(),
+                                [&](const Part& known) { return known.name == part.name; });
+      if (total == totals.end()) {
+        total = totals.insert(totals.end(), Part{.name = part.name});
+        ms.push_back(0.0);
+      }
+      ++total->calls;
+      total->flops += part.flops;
+      total->bytes += part.bytes;
+      ms[static_cast<std::size_t>(total - totals.begin())] +=
+          events_[i].elapsedTime(events_[i + 1]);
+    }
+    for (std::size_t i = 0; i < totals.size(); ++i) totals[i].ms.push_back(ms[i]);
+  }
+
+ private:
+  void add() {
+    events_.emplace_back(device_.type(), c10::EventFlag::BACKEND_DEFAULT);
+    events_.back().record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+  }
+
+  at::Device device_;
+  std::deque<c10::Event> events_;
+  std::vector<QueuedPart> parts_;
+  PartObserver former_;
+};
+
+}  // namespace
+
+nlohmann::ordered_json time_kernels(const LayerCase& c, const LayerFunction& layer, bool backward,
+                                    const at::Device& device, int rounds) {
+  const auto pass = [&] {
+    if (backward) {
+      c.backward(c.forward(layer));
+    } else {
+      const at::NoGradGuard no_grad;
+      c.forward(layer);
+    }
+  };
+  std::vector<Part> totals;
+  std::vector<double> dense_ms, copy_ms;
+  const at::Tensor from = at::zeros({kCopiedBytes}, at::TensorOptions(device).dtype(at::kByte));
+  const at::Tensor to = at::empty_like(from);
+  for (int round = 0; round < rounds; ++round) {
+    dense_ms.push_back(time_ms(device, [&] { c.dense(backward); }));
+    pass();  // not waited for
+    copy_ms.push_back(time_ms(device, [&] { to.copy_(from); }));
+    pass();
+    PartEvents events(device);
+    pass();
+    events.count(totals);
+  }
+  const double flops_per_ms = (backward ? 3 : 1) * c.forward_flops() / median(dense_ms);
+  const double bytes_per_ms = 2.0 * kCopiedBytes / median(copy_ms);
+  double whole = 0;
+  for (const Part& part : totals) whole += median(part.ms);
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  for (const Part& part : totals) {
+    const double ms = median(part.ms);
+    json.push_back(
+        {{"part", part.name},
+         {"calls", part.calls},
+         {"ms", ms},
+         {"share", ms / whole},
+         {"tflops", 1e-9 * part.flops / ms},
+         {"gb_per_s", 1e-6 * part.bytes / ms},
+         {"of_roofline", std::max(part.flops / flops_per_ms, part.bytes / bytes_per_ms) / ms}});
+  }
+  return json;
+}
+
+void print_kernels(const nlohmann::ordered_json& parts) {
+  std::cout << fmt::format("      {:<14} {:>5} {:>9} {:>6} {:>8} {:>6} {:>12}\n", "part", "calls",
+                           "ms", "share", "TFLOP/s", "GB/s", "of roofline");
+  for (const nlohmann::ordered_json& part : parts) {
+    std::cout << fmt::format("      {:<14} {:>5} {:>9.3f} {:>6.3f} {:>8.0f} {:>6.0f} {:>12.2f}\n",
+                             part["part"].get<std::string>(), part["calls"].get<int>(),
+                             part["ms"].get<double>(), part["share"].get<double>(),
+                             part["tflops"].get<double>(), part["gb_per_s"].get<double>(),
+                             part["of_roofline"].get<double>());
+  }
+}
+
+}  // namespace dropless::apps
