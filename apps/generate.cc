@@ -137,7 +137,7 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result,
   if (tokenizer != nullptr) {
     json["text"] = nlohmann::json::array();
     for (const auto& ids : result.sequences) {
-      const std::string text = tokenizer->decode(ids);
+      const std::string text = text_of(*tokenizer, ids);
       json["text"].push_back(text.substr(0, find_stop(text, verb.options.stop)));
     }
   }
@@ -187,6 +187,7 @@ void run_generate(const GenerateVerb& verb) {
   printer.print(tokenizer->decode_bytes(prompts[0]));
   printer.stop_at(options.stop);
   generate(*loaded.model, prompts, options, [&](std::size_t, TokenId id) {
+    if (id >= tokenizer->vocab_size()) return;  // an EOS that only the model knows
     printer.print(tokenizer->decode_bytes(std::vector<TokenId>{id}, /*first=*/false));
   });
   printer.finish();

@@ -5,7 +5,7 @@ import math
 import unittest
 
 import torch
-from command import CommandTest, read_safetensors
+from command import CONFIG, CommandTest, read_safetensors
 
 import plain_model
 from test_plain_model import BASE
@@ -86,6 +86,18 @@ class GenerateTest(CommandTest):
         self.assertEqual(printed, "the " + expected + "\n")
         for bad in (("--min-p", 2), ("--repetition-penalty", 0), ("--stop", "")):
             self.assertEqual(self.run_command("generate", "run", *arguments, *bad).returncode, 2, bad)
+
+    def test_a_vocabulary_padded_beyond_the_tokenizers(self):
+        self.write_config(content=CONFIG.replace("vocab_size: 257", "vocab_size: 2048"))
+        self.check_command("train", "config.yaml", "max_duration=5ba", "save_folder=padded")
+        # After five steps seven draws in eight would be ids that the tokenizer does not have.
+        printed = self.check_command("generate", "padded", "--prompt", "a", "--max-new-tokens", 30)
+        self.assertTrue(printed.startswith("a"))
+        answer = json.loads(
+            self.check_command("generate", "padded", "--json", "--prompt", "a", "--max-new-tokens", 30, "--logits")
+        )
+        self.assertLess(max(answer["sequences"][0]), 257)
+        self.assertEqual(len(answer["logits_last"][0]), 2048)
 
     def test_edges(self):
         none = self.generate("--prompt-ids", "[[65]]", "--max-new-tokens", 0, "--logits")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -32,6 +33,10 @@ void check_prompts(const std::vector<std::vector<TokenId>>& prompts, const Model
   }
 }
 
+bool contains(const std::vector<TokenId>& ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
 // Every token that was seen becomes less likely, once, however often it was seen.
 void penalize(std::vector<double>& logits, double penalty, const std::vector<TokenId>& prompt,
               const std::vector<TokenId>& sequence) {
@@ -39,6 +44,15 @@ void penalize(std::vector<double>& logits, double penalty, const std::vector<Tok
   std::set<TokenId> seen(prompt.begin(), prompt.end());
   seen.insert(sequence.begin(), sequence.end());
   for (const TokenId id : seen) logits[id] *= logits[id] < 0 ? penalty : 1 / penalty;
+}
+
+// Ids without a text become impossible.
+void forbid_unknown(std::vector<double>& logits, const GenerateOptions& options) {
+  if (options.tokenizer == nullptr) return;
+  for (auto id = static_cast<TokenId>(options.tokenizer->vocab_size()); id < std::ssize(logits);
+       ++id) {
+    if (!contains(options.eos, id)) logits[id] = -std::numeric_limits<double>::infinity();
+  }
 }
 
 // In fp64 on the CPU: temperature, then top-k, top-p and min-p, then one draw.
@@ -52,6 +66,7 @@ TokenId sample(const std::vector<double>& logits, const GenerateOptions& options
   // Stable: equal logits keep the order of their ids, so that a seed gives one text everywhere.
   std::stable_sort(order.begin(), order.end(),
                    [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+  while (std::isinf(logits[order.back()])) order.pop_back();  // forbidden
   if (options.top_k > 0 && options.top_k < static_cast<std::int64_t>(order.size())) {
     order.resize(options.top_k);
   }
@@ -171,10 +186,11 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
       std::vector<TokenId>& sequence = result.sequences[b];
       std::vector<double> logits = row_logits(last_BV[static_cast<std::int64_t>(b)]);
       penalize(logits, options.repetition_penalty, prompts[b], sequence);
+      forbid_unknown(logits, options);
       const TokenId id = sample(logits, options, rngs[b]);
       sequence.push_back(id);
       next.mutable_data_ptr<std::int64_t>()[b] = id;
-      if (std::find(options.eos.begin(), options.eos.end(), id) != options.eos.end()) {
+      if (contains(options.eos, id)) {
         result.finish[b] = Finish::kEos;
       } else if (!options.stop.empty()) {
         texts[b] +=
@@ -243,6 +259,13 @@ std::size_t find_stop(std::string_view text, const std::vector<std::string>& sto
   std::size_t first = std::string_view::npos;
   for (const std::string& one : stop) first = std::min(first, text.find(one));
   return first;
+}
+
+std::string text_of(const Tokenizer& tokenizer, std::span<const TokenId> ids) {
+  std::vector<TokenId> known;
+  std::copy_if(ids.begin(), ids.end(), std::back_inserter(known),
+               [&](TokenId id) { return id < tokenizer.vocab_size(); });
+  return tokenizer.decode(known);
 }
 
 GenerateResult generate(Transformer& model, const std::vector<std::vector<TokenId>>& prompts,

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,7 +27,10 @@ struct GenerateOptions {
   std::uint64_t seed = 0;
   std::vector<TokenId> eos;       // a sequence stops at any of them, and includes it
   std::vector<std::string> stop;  // ... and as soon as its new text holds any of these; they need
-  const Tokenizer* tokenizer = nullptr;  // this
+                                  // the tokenizer
+  // The model's. Ids that it does not have are never drawn (released models have more rows of
+  // embeddings than tokens, padded to a round number), but for those in `eos`.
+  const Tokenizer* tokenizer = nullptr;
   Precision precision = Precision::kFp32;
 
   // Throws Error(kInvalidArgument).
@@ -37,6 +41,9 @@ enum class Finish { kLength, kEos, kStop };
 
 // Where in `text` the first of `stop` begins; npos: nowhere.
 std::size_t find_stop(std::string_view text, const std::vector<std::string>& stop);
+
+// Of new tokens: an EOS that the tokenizer does not have gives no text.
+std::string text_of(const Tokenizer& tokenizer, std::span<const TokenId> ids);
 
 struct GenerateResult {
   std::vector<std::vector<TokenId>> sequences;  // the new tokens

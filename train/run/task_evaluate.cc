@@ -149,7 +149,7 @@ class TaskEvaluation {
     for (std::size_t i = next_; i < end; ++i) prompts.push_back(run_.questions[i].prompt);
     const GenerateResult result = generate(model_, prompts, options);
     for (std::size_t i = next_; i < end; ++i) {
-      const std::string text = tokenizer_.decode(result.sequences[i - next_]);
+      const std::string text = text_of(tokenizer_, result.sequences[i - next_]);
       const bool correct = gives_answer(*run_.task, text, run_.questions[i].answers);
       report(i, correct, {{"text", text}});
     }

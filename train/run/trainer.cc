@@ -137,9 +137,12 @@ void Trainer::open_data() {
     log_warning("{}: tokenizer '{}' is not here: only sets of token ids can be read",
                 source.where("tokenizer.name"), config_.tokenizer);
   }
-  if (!tokenizer_ && config_.callbacks.generate) {
-    source.fail("callbacks.generate_callback", "prompts need the tokenizer",
-                "see the warning above");
+  if (config_.callbacks.generate) {
+    if (!tokenizer_) {
+      source.fail("callbacks.generate_callback", "prompts need the tokenizer",
+                  "see the warning above");
+    }
+    config_.callbacks.generate->options.tokenizer = tokenizer_.get();
   }
   if (tokenizer_ && tokenizer_->vocab_size() > config_.model.vocab_size) {
     source.fail("model.vocab_size",
@@ -443,7 +446,7 @@ void Trainer::write_samples() {
       const GenerateResult result = generate(*model_, {tokenizer_->encode(prompt)}, config.options);
       samples_log_->append({{"step", step_},
                             {"prompt", prompt},
-                            {"text", tokenizer_->decode(result.sequences.at(0))}});
+                            {"text", text_of(*tokenizer_, result.sequences.at(0))}});
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kInvalidArgument) throw;
       log_warning("no sample of '{}': {}", prompt, error.what());

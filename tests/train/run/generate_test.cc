@@ -170,6 +170,38 @@ TEST(Generate, StopsAtATextAcrossTokens) {
   EXPECT_THROW(generate(model, {{1, 2}}, options), Error);
 }
 
+// Released models have rows of embeddings that no token uses.
+TEST(Generate, DrawsNoIdThatTheTokenizerLacks) {
+  const auto tokenizer = make_tokenizer("bytes");
+  ModelConfig config = tiny();
+  config.vocab_size = 1024;  // the bytes' 257, padded: three draws in four would miss them
+  Transformer model(config, 5, at::kCPU);
+  GenerateOptions options;
+  options.max_new_tokens = 40;
+  const auto largest = [&] {
+    const auto ids = generate(model, {{1, 2}, {1}}, options).sequences;
+    return std::max(*std::max_element(ids[0].begin(), ids[0].end()),
+                    *std::max_element(ids[1].begin(), ids[1].end()));
+  };
+  EXPECT_GE(largest(), 257);  // without one anything goes
+  options.tokenizer = tokenizer.get();
+  EXPECT_LT(largest(), 257);
+  options.temperature = 0;
+  options.repetition_penalty = 1000;  // of all that were seen, also where the prompt has such an id
+  EXPECT_LT(largest(), 257);
+  EXPECT_LT(generate(model, {{1000, 1}}, options).sequences[0].back(), 257);
+  // An EOS of the model's own ends a sequence all the same, and has no text.
+  options = {};
+  options.max_new_tokens = 4000;
+  options.tokenizer = tokenizer.get();
+  for (TokenId id = 257; id < 1024; ++id) options.eos.push_back(id);
+  const GenerateResult ended = generate(model, {{1, 2}}, options);
+  EXPECT_EQ(ended.finish[0], Finish::kEos);
+  EXPECT_GE(ended.sequences[0].back(), 257);
+  const std::vector<TokenId> before(ended.sequences[0].begin(), ended.sequences[0].end() - 1);
+  EXPECT_EQ(text_of(*tokenizer, ended.sequences[0]), tokenizer->decode(before));
+}
+
 TEST(Generate, RefusesBadOptionsAndPrompts) {
   Transformer model(tiny(), 5, at::kCPU);
   EXPECT_THROW(generate(model, {}, {}), Error);
