@@ -131,6 +131,17 @@ EpochPlan plan_spec(SpecMap& map, const std::string& root) {
   return plan_epoch(config, streams, world, epoch, sample);
 }
 
+// SHA-256 of the ids as little-endian int64.
+std::string digest_of(const SampleIds& ids) {
+  constexpr std::size_t kPiece = 1 << 16;
+  Sha256Hash hash;
+  for (std::size_t at = 0; at < ids.size(); at += kPiece) {
+    const std::vector<std::int64_t> piece = ids.slice(at, kPiece);
+    hash.update(piece.data(), piece.size() * sizeof(std::int64_t));
+  }
+  return hash.hex();
+}
+
 std::string answer(const std::string& line, const std::string& root, bool digest) {
   ordered_json out;
   out["id"] = nullptr;
@@ -141,14 +152,12 @@ std::string answer(const std::string& line, const std::string& root, bool digest
     if (const json* id = map.find("id")) out["id"] = *id;
     const EpochPlan plan = plan_spec(map, root);
     const World& world = plan.world;
-    out["shape"] = {world.nodes, world.ranks_per_node, world.workers_per_rank,
-                    plan.partition.batches, world.batch_size};
-    const auto& ids = plan.partition.ids_PRWNB;
-    if (!digest) {
-      out["order"] = ids;
+    out["shape"] = {world.nodes, world.ranks_per_node, world.workers_per_rank, plan.batches,
+                    world.batch_size};
+    if (digest) {
+      out["sha256"] = digest_of(plan.ids_PRWNB);
     } else {
-      out["sha256"] = sha256_hex(
-          {reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(std::int64_t)});
+      out["order"] = plan.ids_PRWNB.slice(0, plan.ids_PRWNB.size());
     }
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kInterrupted) throw;

@@ -4,19 +4,17 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <limits>
 #include <numeric>
-#include <unordered_map>
 
 #include "dropless/error.h"
+#include "train/data/resample.h"
 #include "train/data/rng.h"
 
 namespace dropless::train {
 namespace {
 
-using Ids = std::vector<std::int64_t>;
+using Counts = std::vector<std::int64_t>;
 
 [[noreturn]] void refuse(const std::string& what, const std::string& hint = {}) {
   throw Error(ErrorKind::kInvalidArgument, what, hint);
@@ -48,119 +46,11 @@ std::int64_t sum(std::span<const std::int64_t> values) {
   return std::accumulate(values.begin(), values.end(), std::int64_t{0});
 }
 
-// numpy's sum of doubles: in pairs of halves, each by eight running sums.
-double pairwise_sum(std::span<const double> values) {
-  const std::size_t n = values.size();
-  if (n < 8) return std::accumulate(values.begin(), values.end(), 0.0);
-  if (n > 128) {
-    const std::size_t half = n / 2 - n / 2 % 8;
-    return pairwise_sum(values.first(half)) + pairwise_sum(values.subspan(half));
-  }
-  std::array<double, 8> r;
-  std::copy_n(values.begin(), 8, r.begin());
-  std::size_t i = 8;
-  for (; i < n - n % 8; i += 8) {
-    for (std::size_t k = 0; k < 8; ++k) r[k] += values[i + k];
-  }
-  double total = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-  for (; i < n; ++i) total += values[i];
-  return total;
-}
-
-// ---- weights ----
-
-bool check_weights(std::span<const EpochStream> streams) {
-  if (streams.empty()) refuse("no streams");
-  const bool relative = streams[0].weight.proportion.has_value();
-  for (std::size_t i = 0; i < streams.size(); ++i) {
-    const StreamWeight& weight = streams[i].weight;
-    const auto fail = [&](const std::string& what) {
-      refuse(fmt::format("stream {}: {}", i, what));
-    };
-    if (weight.proportion.has_value() + weight.repeat.has_value() + weight.choose.has_value() > 1) {
-      fail("more than one of proportion, repeat and choose");
-    }
-    if (weight.proportion.has_value() != relative) {
-      fail("proportion does not go with streams that have another weight or none");
-    }
-    for (const double value : {weight.proportion.value_or(0), weight.repeat.value_or(0),
-                               static_cast<double>(weight.choose.value_or(0))}) {
-      if (!(value >= 0) || !std::isfinite(value)) fail(fmt::format("a weight of {}", value));
-    }
-    if (std::any_of(streams[i].shard_sizes.begin(), streams[i].shard_sizes.end(),
-                    [](std::int64_t size) { return size < 0; })) {
-      fail("a shard of negative size");
-    }
-    if (sum(streams[i].shard_sizes) == 0) fail("it holds no samples");
-  }
-  return relative;
-}
-
-// The epoch's samples over the streams by weight; what truncation leaves goes to random ones.
-void share_by_proportion(StreamShares& shares, std::int64_t seed) {
-  const double total = pairwise_sum(shares.proportion);
-  if (!(total > 0)) refuse("the proportions of all streams are 0");
-  for (double& proportion : shares.proportion) {
-    proportion /= total;
-    shares.choose.push_back(
-        static_cast<std::int64_t>(static_cast<double>(shares.epoch_size) * proportion));
-  }
-  const std::int64_t shortfall = shares.epoch_size - sum(shares.choose);
-  const std::int64_t count = static_cast<std::int64_t>(shares.choose.size());
-  if (shortfall < 0 || shortfall > count) {
-    refuse(fmt::format("an epoch of {} samples cannot be shared by these proportions",
-                       shares.epoch_size));
-  }
-  NumpyRng rng(static_cast<std::uint64_t>(seed));
-  for (const std::int64_t stream : rng.choice(count, shortfall)) {
-    ++shares.choose[static_cast<std::size_t>(stream)];
-  }
-}
-
-// ---- resampling ----
-
-// The samples of one or more streams that are in an epoch.
-struct Resampled {
-  Ids units;  // sizes of what is shuffled as one: whole shards, and the rest of each
-  Ids ids;    // sample ids, in the order of the units
-};
-
-// How many samples of each shard, for `choose` of the stream in all.
-Ids choose_per_shard(const Ids& shard_sizes, std::int64_t choose, std::int64_t granularity,
-                     std::uint64_t seed) {
-  const std::int64_t total = sum(shard_sizes);
-  Ids chosen(shard_sizes.size());
-  for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i] = shard_sizes[i] * (choose / total);
-  choose %= total;
-  if (choose == 0) return chosen;
-  Ids pick_shards, pick_sizes;
-  std::vector<std::size_t> last_picks;
-  for (std::size_t i = 0; i < shard_sizes.size(); ++i) {
-    const std::int64_t picks = (shard_sizes[i] + granularity - 1) / granularity;
-    pick_shards.insert(pick_shards.end(), static_cast<std::size_t>(picks),
-                       static_cast<std::int64_t>(i));
-    last_picks.push_back(pick_shards.size() - 1);
-  }
-  pick_sizes.assign(pick_shards.size(), granularity);
-  for (std::size_t i = 0; i < shard_sizes.size(); ++i) {
-    const std::int64_t picks = (shard_sizes[i] + granularity - 1) / granularity;
-    // An empty shard has no last pick: the package then sets that of the shard before it (of the
-    // last shard, if it is the first), and so must we.
-    const std::size_t last =
-        last_picks[i] < pick_sizes.size() ? last_picks[i] : pick_sizes.size() - 1;
-    pick_sizes[last] = shard_sizes[i] - (picks - 1) * granularity;
-  }
-  NumpyRng rng(seed);
-  for (const std::int64_t pick : rng.permutation(static_cast<std::int64_t>(pick_shards.size()))) {
-    const std::int64_t size = std::min(choose, pick_sizes[static_cast<std::size_t>(pick)]);
-    chosen[static_cast<std::size_t>(pick_shards[static_cast<std::size_t>(pick)])] += size;
-    choose -= size;
-    if (choose == 0) break;
-  }
-  return chosen;
-}
-
+// Id: std::int32_t where all sample ids and positions fit, else std::int64_t.
+template <class Id>
 class Planner {
+  using Ids = std::vector<Id>;
+
  public:
   Planner(const EpochConfig& config, std::span<const EpochStream> streams, const World& world,
           std::int64_t epoch)
@@ -183,7 +73,7 @@ class Planner {
     }
   }
 
-  Partition plan(std::int64_t sample_in_epoch) const {
+  Partition<Id> plan(std::int64_t sample_in_epoch) const {
     switch (config_.batching) {
       case BatchingMethod::kRandom:
         return random(sample_in_epoch);
@@ -206,23 +96,21 @@ class Planner {
     return world_.nodes * world_.ranks_per_node * world_.batch_size;
   }
 
-  void resample(std::size_t stream, NumpyRng& rng, Resampled& out) const {
-    const Ids& sizes = streams_[stream].shard_sizes;
-    const Ids chosen = choose_per_shard(sizes, shares_.choose[stream], config_.sampling_granularity,
-                                        seed(seed_changes()));
+  void resample(std::size_t stream, NumpyRng& rng, Resampled<Id>& out) const {
+    const Counts& sizes = streams_[stream].shard_sizes;
+    const Counts chosen = choose_per_shard<Id>(sizes, shares_.choose[stream],
+                                               config_.sampling_granularity, seed(seed_changes()));
     std::int64_t first = first_ids_[stream];
     for (std::size_t i = 0; i < sizes.size(); first += sizes[i], ++i) {
       if (sizes[i] == 0) continue;
       for (std::int64_t repeat = 0; repeat < chosen[i] / sizes[i]; ++repeat) {
-        out.units.push_back(sizes[i]);
-        for (std::int64_t id = 0; id < sizes[i]; ++id) out.ids.push_back(first + id);
+        out.add_unit(first, sizes[i]);
       }
       const std::int64_t part = chosen[i] % sizes[i];
       if (part == 0) continue;
-      out.units.push_back(part);
-      Ids picked = rng.choice(sizes[i], part);
+      Counts picked = rng.choice(sizes[i], part);
       std::sort(picked.begin(), picked.end());
-      for (const std::int64_t id : picked) out.ids.push_back(first + id);
+      out.add_unit(first, picked);
     }
   }
 
@@ -230,53 +118,56 @@ class Planner {
     return NumpyRng(seed(config_.sampling == SamplingMethod::kBalanced));
   }
 
+  // Which position of the resampled ids stands at each of the epoch's; empty: its own.
+  Ids shuffle(const Resampled<Id>& resampled, std::int64_t block_size) const {
+    if (!shuffles_) return {};
+    return shuffle_ids<Id>(config_.shuffle.algo, resampled.units(), canonical_,
+                           config_.shuffle.seed, epoch_, block_size);
+  }
+
   // positions -> sample ids, through the shuffle and the resampling.
-  void place(Ids& positions, const Resampled& resampled, std::int64_t block_size) const {
-    Ids shuffled;
-    if (shuffles_) {
-      shuffled = shuffle_ids(config_.shuffle.algo, resampled.units, canonical_,
-                             config_.shuffle.seed, epoch_, block_size);
-    }
-    for (std::int64_t& id : positions) {
+  static void place(Ids& positions, const Resampled<Id>& resampled, const Ids& shuffled) {
+    for (Id& id : positions) {
       if (id < 0) continue;
-      if (shuffles_) id = shuffled[static_cast<std::size_t>(id)];
-      id = resampled.ids[static_cast<std::size_t>(id)];
+      if (!shuffled.empty()) id = shuffled[static_cast<std::size_t>(id)];
+      id = static_cast<Id>(resampled[static_cast<std::size_t>(id)]);
     }
   }
 
-  Partition random(std::int64_t sample_in_epoch) const {
-    Resampled all;
+  Partition<Id> random(std::int64_t sample_in_epoch) const {
+    Resampled<Id> all;
     NumpyRng rng = resampling_rng();
     for (std::size_t i = 0; i < streams_.size(); ++i) resample(i, rng, all);
-    if (all.ids.empty()) refuse("the streams give no samples");
+    if (all.size() == 0) refuse("the streams give no samples");
     // Only where a part is taken of a stream with an empty shard; the package fails there too.
-    if (static_cast<std::int64_t>(all.ids.size()) < shares_.epoch_size) {
-      refuse(fmt::format("the streams give {} samples of an epoch of {}", all.ids.size(),
+    if (static_cast<std::int64_t>(all.size()) < shares_.epoch_size) {
+      refuse(fmt::format("the streams give {} samples of an epoch of {}", all.size(),
                          shares_.epoch_size),
              "write the set without empty shards: raise its size limit");
     }
-    Partition out = partition_epoch(config_.partition, shares_.epoch_size, canonical_, world_,
-                                    sample_in_epoch, config_.initial_nodes);
-    place(out.ids_PRWNB, all, block_size_);
+    // Shuffled first: that needs memory for a while, in which there are no positions yet.
+    const Ids shuffled = shuffle(all, block_size_);
+    auto out = partition_epoch<Id>(config_.partition, shares_.epoch_size, canonical_, world_,
+                                   sample_in_epoch, config_.initial_nodes);
+    place(out.ids_PRWNB, all, shuffled);
     return out;
   }
 
   // One stream alone, in the order of traversal over `world`.
   Ids stream_traversal(std::size_t stream, const World& world, bool needs_block) const {
-    Resampled own;
+    Resampled<Id> own;
     NumpyRng rng = resampling_rng();
     resample(stream, rng, own);
-    if (own.ids.empty()) refuse(fmt::format("stream {} gives no samples", stream));
-    Partition partition =
-        partition_epoch(config_.partition, static_cast<std::int64_t>(own.ids.size()), canonical_,
-                        world, 0, config_.initial_nodes);
+    if (own.size() == 0) refuse(fmt::format("stream {} gives no samples", stream));
+    auto partition = partition_epoch<Id>(config_.partition, static_cast<std::int64_t>(own.size()),
+                                         canonical_, world, 0, config_.initial_nodes);
     const std::int64_t block =
         static_cast<std::int64_t>(static_cast<double>(block_size_) * shares_.proportion[stream]);
     if (needs_block && shuffles_ && block == 0) {
       refuse(fmt::format("stream {} gets no part of a shuffle block of {}", stream, block_size_),
              "raise shuffle_block_size, or the stream's proportion");
     }
-    place(partition.ids_PRWNB, own, block);
+    place(partition.ids_PRWNB, own, shuffle(own, block));
     return traversal(partition, world);
   }
 
@@ -293,9 +184,9 @@ class Planner {
   }
 
   // How many samples of each stream are in every global batch.
-  Ids batch_portions() const {
+  Counts batch_portions() const {
     const std::int64_t batch = global_batch();
-    Ids portions;
+    Counts portions;
     std::vector<double> left;
     for (const double proportion : shares_.proportion) {
       const double exact = static_cast<double>(batch) * proportion;
@@ -323,7 +214,7 @@ class Planner {
     World world = world_;
     world.nodes = 1;
     world.batch_size = 1;
-    const Ids portions = batch_portions();
+    const Counts portions = batch_portions();
     std::vector<Ids> parts;
     std::int64_t batches = std::numeric_limits<std::int64_t>::max();
     for (std::size_t i = 0; i < streams_.size(); ++i) {
@@ -342,7 +233,7 @@ class Planner {
 
   // Rows of `width` of several streams, in random order; each stream's stay in theirs.
   static Ids mix_rows(const std::vector<Ids>& rows, std::int64_t width, NumpyRng& rng) {
-    Ids origins;
+    Counts origins;
     for (std::size_t i = 0; i < rows.size(); ++i) {
       origins.insert(origins.end(), rows[i].size() / static_cast<std::size_t>(width),
                      static_cast<std::int64_t>(i));
@@ -423,7 +314,7 @@ class Planner {
   }
 
   // Global batches -> the workers' share, from the batch in which `sample_in_epoch` lies.
-  Partition finish(Ids batches, std::int64_t sample_in_epoch) const {
+  Partition<Id> finish(Ids batches, std::int64_t sample_in_epoch) const {
     const std::int64_t drop = sample_in_epoch / global_batch() * global_batch();
     const std::int64_t size = static_cast<std::int64_t>(batches.size());
     batches.erase(batches.begin(), batches.begin() + std::min(drop, size));
@@ -441,8 +332,14 @@ class Planner {
   const std::int64_t canonical_;
   std::int64_t block_size_ = 0;
   const StreamShares shares_;
-  Ids first_ids_;  // of each stream
+  Counts first_ids_;  // of each stream
 };
+
+std::int64_t count_samples(std::span<const EpochStream> streams) {
+  std::int64_t samples = 0;
+  for (const EpochStream& stream : streams) samples += sum(stream.shard_sizes);
+  return samples;
+}
 
 World replicate(World world, std::int64_t replication) {
   const std::int64_t ranks = world.nodes * world.ranks_per_node;
@@ -474,70 +371,6 @@ const char* sampling_method_name(SamplingMethod method) {
   return kSampling[static_cast<std::size_t>(method)].first;
 }
 
-std::int64_t parse_sample_count(const std::string& text) {
-  constexpr std::string_view kUnits = "kmbt";
-  std::string digits = text;
-  double unit = 1;
-  if (!digits.empty()) {
-    const char last = static_cast<char>(std::tolower(static_cast<unsigned char>(digits.back())));
-    if (const std::size_t which = kUnits.find(last); which != std::string_view::npos) {
-      unit = std::pow(1000.0, static_cast<double>(which + 1));
-      digits.pop_back();
-    }
-  }
-  const std::size_t point = digits.find('.');
-  std::string whole = digits;
-  if (point != std::string::npos && unit > 1) whole.erase(point, 1);
-  if (whole.empty() || whole.find_first_not_of("0123456789") != std::string::npos) {
-    refuse(fmt::format("'{}' is not a number of samples", text), "write 1000, 10k, 1.5m or 2b");
-  }
-  const double value = std::strtod(digits.c_str(), nullptr) * unit;
-  if (value >= 0x1p53) refuse(fmt::format("'{}' samples are too many", text));
-  return static_cast<std::int64_t>(value);
-}
-
-StreamShares share_epoch(std::span<const EpochStream> streams,
-                         std::optional<std::int64_t> epoch_size, std::int64_t seed) {
-  if (seed < 0) refuse(fmt::format("a shuffle seed of {}", seed));
-  if (epoch_size && *epoch_size < 0) refuse(fmt::format("an epoch of {} samples", *epoch_size));
-  const bool relative = check_weights(streams);
-  const bool wants_size = epoch_size.value_or(0) > 0;
-  bool weighted = false;
-  StreamShares shares;
-  for (const EpochStream& stream : streams) {
-    const StreamWeight& weight = stream.weight;
-    weighted = weighted || weight.proportion || weight.repeat || weight.choose;
-    shares.epoch_size += sum(stream.shard_sizes);
-  }
-  if (relative || (!weighted && wants_size)) {
-    if (wants_size) shares.epoch_size = *epoch_size;
-    for (const EpochStream& stream : streams) {
-      shares.proportion.push_back(relative ? *stream.weight.proportion
-                                           : static_cast<double>(sum(stream.shard_sizes)));
-    }
-    share_by_proportion(shares, seed);
-    return shares;
-  }
-  if (wants_size) {
-    refuse("epoch_size goes with proportions, or with streams without weights",
-           "remove it, or weigh the streams by proportion");
-  }
-  for (const EpochStream& stream : streams) {
-    const std::int64_t samples = sum(stream.shard_sizes);
-    const double repeated = stream.weight.repeat.value_or(1) * static_cast<double>(samples);
-    if (repeated >= 0x1p53) refuse("a stream is repeated too often");
-    shares.choose.push_back(stream.weight.repeat ? static_cast<std::int64_t>(repeated)
-                                                 : stream.weight.choose.value_or(samples));
-  }
-  shares.epoch_size = sum(shares.choose);
-  if (shares.epoch_size <= 0) refuse("the streams give no samples");
-  for (const std::int64_t choose : shares.choose) {
-    shares.proportion.push_back(static_cast<double>(choose) /
-                                static_cast<double>(shares.epoch_size));
-  }
-  return shares;
-}
-
 EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> streams,
                      const World& world, std::int64_t epoch, std::int64_t sample_in_epoch) {
   if (epoch < 0 || sample_in_epoch < 0) {
@@ -551,18 +384,29 @@ EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> str
   }
   EpochPlan out;
   out.world = config.replication ? replicate(world, *config.replication) : world;
-  out.partition = Planner(config, streams, out.world, epoch).plan(sample_in_epoch);
+  const auto plan = [&]<class Id>(Id) {
+    auto partition = Planner<Id>(config, streams, out.world, epoch).plan(sample_in_epoch);
+    out.batches = partition.batches;
+    out.ids_PRWNB = SampleIds(std::move(partition.ids_PRWNB));
+  };
+  const std::int64_t largest =
+      std::max(count_samples(streams),
+               share_epoch(streams, config.epoch_size, config.shuffle.seed).epoch_size);
+  if (largest <= std::numeric_limits<std::int32_t>::max()) {
+    plan(std::int32_t{});
+  } else {
+    plan(std::int64_t{});
+  }
   return out;
 }
 
-std::vector<std::int64_t> epoch_order(const EpochConfig& config,
-                                      std::span<const EpochStream> streams, std::int64_t batch_size,
-                                      std::int64_t epoch) {
+SampleIds epoch_order(const EpochConfig& config, std::span<const EpochStream> streams,
+                      std::int64_t batch_size, std::int64_t epoch) {
   World world;
   world.batch_size = batch_size;
-  EpochPlan plan = plan_epoch(config, streams, world, epoch, 0);
-  std::erase(plan.partition.ids_PRWNB, -1);
-  return std::move(plan.partition.ids_PRWNB);
+  SampleIds ids = plan_epoch(config, streams, world, epoch, 0).ids_PRWNB;
+  ids.erase_none();
+  return ids;
 }
 
 }  // namespace dropless::train

@@ -18,6 +18,9 @@
 #include <vector>
 
 #include "train/data/order.h"
+#include "train/data/partition.h"
+#include "train/data/sample_ids.h"
+#include "train/data/stream_shares.h"
 
 namespace dropless::train {
 
@@ -30,20 +33,6 @@ SamplingMethod parse_sampling_method(const std::string& name);
 PartitionAlgo parse_partition_algo(const std::string& name);
 const char* batching_method_name(BatchingMethod method);
 const char* sampling_method_name(SamplingMethod method);
-// "1000", "1.5k", "10m", "2b", "1t": powers of 1000.
-std::int64_t parse_sample_count(const std::string& text);
-
-// At most one of them.
-struct StreamWeight {
-  std::optional<double> proportion;    // of the epoch, relative to the other streams
-  std::optional<double> repeat;        // times all samples of the stream
-  std::optional<std::int64_t> choose;  // samples
-};
-
-struct EpochStream {
-  std::vector<std::int64_t> shard_sizes;
-  StreamWeight weight;
-};
 
 struct EpochConfig {
   ShuffleConfig shuffle;
@@ -56,20 +45,11 @@ struct EpochConfig {
   std::optional<std::int64_t> replication;    // ranks in a row that get the same samples
 };
 
-// What the weights come to.
-struct StreamShares {
-  std::vector<std::int64_t> choose;  // samples an epoch
-  std::vector<double> proportion;
-  std::int64_t epoch_size = 0;
-};
-
-// Throws Error(kInvalidArgument): no streams, an empty one, weights that do not go together.
-StreamShares share_epoch(std::span<const EpochStream> streams,
-                         std::optional<std::int64_t> epoch_size, std::int64_t seed);
-
 struct EpochPlan {
-  World world;          // with replication fewer ranks than the job's
-  Partition partition;  // of sample ids, which count through all streams in order
+  World world;               // with replication fewer ranks than the job's
+  std::int64_t batches = 0;  // per worker
+  // Counted through all streams in order; shaped as Partition's.
+  SampleIds ids_PRWNB;
 };
 
 // Throws Error(kInvalidArgument) where the package raises ValueError.
@@ -77,8 +57,7 @@ EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> str
                      const World& world, std::int64_t epoch, std::int64_t sample_in_epoch);
 
 // Sample ids in the order in which one process alone sees them, in batches of `batch_size`.
-std::vector<std::int64_t> epoch_order(const EpochConfig& config,
-                                      std::span<const EpochStream> streams, std::int64_t batch_size,
-                                      std::int64_t epoch);
+SampleIds epoch_order(const EpochConfig& config, std::span<const EpochStream> streams,
+                      std::int64_t batch_size, std::int64_t epoch);
 
 }  // namespace dropless::train

@@ -105,10 +105,10 @@ struct TextLoader::Impl {
       // repeats.
       samples_per_epoch_ =
           (shares_.epoch_size + canonical_nodes_ - 1) / canonical_nodes_ * canonical_nodes_;
-      plan_epoch(config_.order, streams_, World{}, 0, 0);  // says now what it would refuse then
-    } else {
-      samples_per_epoch_ =
-          static_cast<std::int64_t>(epoch_order(config_.order, streams_, batch_size_, 0).size());
+    }
+    order_an_epoch(0);  // says now what it would refuse then
+    if (config_.order.batching != BatchingMethod::kRandom) {
+      samples_per_epoch_ = static_cast<std::int64_t>(order_.size());
     }
     if (config_.drop_last && samples_per_epoch_ < batch_size_) {
       throw Error(
@@ -154,6 +154,15 @@ struct TextLoader::Impl {
     return static_cast<std::size_t>(after - first_samples_.begin()) - 1;
   }
 
+  // The order of an epoch is kept until another one's is asked for.
+  void order_an_epoch(std::int64_t epoch) {
+    if (ordered_epoch_ == epoch) return;
+    SampleIds order = epoch_order(config_.order, streams_, batch_size_, epoch);
+    const std::lock_guard lock(mutex_);
+    order_ = std::move(order);
+    ordered_epoch_ = epoch;
+  }
+
   // ---- the threads that bring shards ----
 
   // The samples that they look at: of the epoch's order, up to `predownload` ahead of the reading
@@ -164,7 +173,7 @@ struct TextLoader::Impl {
     std::unique_lock lock(mutex_);
     for (;;) {
       changed_.wait(lock, [&] {
-        return stopping_ || finished_ || (ahead_ < order_.size() && ahead_ < reading_ + reach);
+        return stopping_ || finished_ || (ahead_ < end_ && ahead_ < reading_ + reach);
       });
       if (stopping_ || finished_) return;
       const std::int64_t sample = order_[ahead_++];
@@ -192,8 +201,7 @@ struct TextLoader::Impl {
     stopping_ = finished_ = false;
     error_ = nullptr;
     ready_.clear();
-    order_.clear();
-    ahead_ = reading_ = 0;
+    ahead_ = reading_ = end_ = 0;
     for (const auto& tokens : tokens_) tokens->reader().store().resume();
     thread_ =
         std::thread([this, epoch = epoch_, from = sample_in_epoch_] { read_epoch(epoch, from); });
@@ -221,17 +229,18 @@ struct TextLoader::Impl {
     try {
       // One process: to leave out samples is to leave out the front. The partition's own drop
       // refuses to go beyond N + 1, though an epoch with repeats is longer.
-      std::vector<std::int64_t> order = epoch_order(config_.order, streams_, batch_size_, epoch);
-      order.erase(order.begin(), order.begin() + std::min<std::ptrdiff_t>(from, std::ssize(order)));
+      order_an_epoch(epoch);
+      std::size_t at = static_cast<std::size_t>(from);
       {
         const std::lock_guard lock(mutex_);
-        order_ = std::move(order);
+        end_ = order_.size();
+        ahead_ = reading_ = std::min(at, end_);
       }
       changed_.notify_all();
-      std::int64_t left = std::ssize(order_);
-      for (std::size_t at = 0; left > 0 && !(config_.drop_last && left < batch_size_);) {
+      std::int64_t left = static_cast<std::int64_t>(end_ - reading_);
+      while (left > 0 && !(config_.drop_last && left < batch_size_)) {
         const std::int64_t rows = std::min(left, batch_size_);
-        Batch batch = read_batch(std::span(order_).subspan(at, static_cast<std::size_t>(rows)));
+        Batch batch = read_batch(order_.slice(at, static_cast<std::size_t>(rows)));
         at += static_cast<std::size_t>(rows);
         left -= rows;
         std::unique_lock lock(mutex_);
@@ -315,8 +324,8 @@ struct TextLoader::Impl {
                                        static_cast<double>(rows));
     }
     constexpr std::size_t kLookedAt = 1000;
-    std::vector<std::int64_t> order = epoch_order(config_.order, streams_, rows, 0);
-    order.resize(std::min(order.size(), kLookedAt));
+    const std::vector<std::int64_t> order =
+        epoch_order(config_.order, streams_, rows, 0).slice(0, kLookedAt);
     TokenRow tokens;
     const std::vector<std::int64_t> lengths = read_samples(order, tokens);
     // The last row is what was left over.
@@ -403,8 +412,9 @@ struct TextLoader::Impl {
   std::condition_variable changed_;
   std::deque<Batch> ready_;
   std::exception_ptr error_;
-  std::vector<std::int64_t> order_;      // set once by the reading thread, under mutex_
-  std::size_t reading_ = 0, ahead_ = 0;  // places in it
+  SampleIds order_;  // of ordered_epoch_; set by the reading thread, under mutex_
+  std::optional<std::int64_t> ordered_epoch_;
+  std::size_t reading_ = 0, ahead_ = 0, end_ = 0;  // places in it; end_: 0 until it is this epoch's
   bool stopping_ = false;
   bool finished_ = false;
 };

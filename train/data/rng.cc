@@ -3,7 +3,6 @@
 #include "train/data/rng.h"
 
 #include <array>
-#include <bit>
 #include <numeric>
 #include <unordered_set>
 
@@ -15,7 +14,6 @@ constexpr std::uint32_t kInitB = 0x8b51f9dd, kMultB = 0x58f38ded;
 constexpr std::uint32_t kMixLeft = 0xca01f9dd, kMixRight = 0x4973f715;
 constexpr int kShift = 16;
 constexpr std::size_t kPoolWords = 4;
-constexpr std::uint64_t kMax32 = 0xffffffff;
 
 class SeedSequence {
  public:
@@ -71,35 +69,9 @@ NumpyRng::NumpyRng(std::uint64_t seed) {
   step();
 }
 
-void NumpyRng::step() {
-  constexpr Uint128 kMultiplier =
-      (static_cast<Uint128>(2549297995355413924ULL) << 64) | 4865540595714422341ULL;
-  state_ = state_ * kMultiplier + increment_;
-}
-
-std::uint64_t NumpyRng::next64() {
-  step();
-  const std::uint64_t folded =
-      static_cast<std::uint64_t>(state_ >> 64) ^ static_cast<std::uint64_t>(state_);
-  return std::rotr(folded, static_cast<int>(state_ >> 122));
-}
-
-std::uint32_t NumpyRng::next32() {
-  if (has_half_) {
-    has_half_ = false;
-    return half_;
-  }
-  const std::uint64_t draw = next64();
-  has_half_ = true;
-  half_ = static_cast<std::uint32_t>(draw >> 32);
-  return static_cast<std::uint32_t>(draw);
-}
-
-double NumpyRng::next_double() { return static_cast<double>(next64() >> 11) * 0x1.0p-53; }
-
 std::uint64_t NumpyRng::masked(std::uint64_t max) {
   if (max == 0) return 0;
-  const std::uint64_t mask = ~std::uint64_t{0} >> std::countl_zero(max);
+  const std::uint64_t mask = mask_of(max);
   for (;;) {
     const std::uint64_t draw = (max <= kMax32 ? next32() : next64()) & mask;
     if (draw <= max) return draw;
