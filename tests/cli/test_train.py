@@ -110,6 +110,7 @@ class TrainTest(CommandTest):
         steps = [line for line in self.metrics() if "loss/train/total" in line]
         self.assertEqual(steps[-1]["time/token"], 40 * 8 * 5)
         seconds = sum(8 * 5 / line["throughput/tokens_per_sec"] for line in steps)
+        self.assertTrue(all(0 < line["throughput/data_wait"] < 1 for line in steps))
         found = re.search(r"done: 40 steps in \S+ \(([\d.]+)( k)? tokens/s\)", result.stderr)
         self.assertIsNotNone(found, result.stderr)
         rate = float(found[1]) * (1000 if found[2] else 1)

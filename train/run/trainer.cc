@@ -342,6 +342,7 @@ void Trainer::loop() {
   while (step_ < length_.max_batches && stop_signal() == 0 && stop_reason.empty()) {
     const auto start = std::chrono::steady_clock::now();
     if (!take_batch(batch)) break;
+    data_seconds_ = seconds_since(start);
     const double multiplier = schedule_->multiplier(step_);
     const StepResult result = stepper_->step(batch, step_ + 1, multiplier);
     ++step_;
@@ -521,6 +522,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
   line["throughput/tokens_per_sec"] = tokens_per_second;
   line["throughput/samples_per_sec"] = static_cast<double>(samples) / seconds;
   line["throughput/batches_per_sec"] = 1 / seconds;
+  line["throughput/data_wait"] = data_seconds_ / seconds;
   line["throughput/flops_per_sec"] = flops_per_token_ * tokens_per_second;
   if (peak_flops_ > 0) {
     line["throughput/device/mfu"] = flops_per_token_ * tokens_per_second / peak_flops_;

@@ -88,6 +88,7 @@ class Trainer {
   std::int64_t first_step_ = 0, first_tokens_ = 0;  // where this process began
   std::int64_t saved_step_ = -1, evaluated_step_ = -1;
   double train_seconds_ = 0;  // in this process, without evaluation and saving
+  double data_seconds_ = 0;   // that the current step waited for its batch
   double recent_tokens_per_second_ = 0;
   std::string last_checkpoint_;        // of this run folder
   std::string started_from_;           // the checkpoint that was loaded at the start
