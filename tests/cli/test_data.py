@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import shutil
+import subprocess
 import unittest
 
-from command import CommandTest, text
+from command import BINARY, CommandTest, text
 
 
 class DataTest(CommandTest):
@@ -174,6 +177,27 @@ class DataTest(CommandTest):
         self.assertEqual(result.returncode, 1)
         self.assertTrue(result.stdout.startswith(shard.name + ": "), result.stdout)
         self.assertEqual(self.run_command("data", "cat", "set").returncode, 1)
+
+    def test_a_shard_that_changes_while_it_is_read(self):
+        (self.folder / "long.txt").write_bytes(bytes(range(256)) * 1500)
+        self.check_command("data", "text", "long.txt", "--out", "many", "--concat-tokens", 32, "--size-limit", "100kb")
+        last = sorted((self.folder / "many").glob("*.mds"))[-1].name
+        for name, change in [
+            ("shard.00000.mds", lambda path: os.truncate(path, 30_000)),
+            (last, lambda path: os.truncate(path, 1000)),
+            (last, lambda path: path.unlink()),
+            (last, lambda path: path.write_bytes(b"\xff" * path.stat().st_size)),
+        ]:
+            shutil.rmtree(self.folder / "set", ignore_errors=True)
+            shutil.copytree(self.folder / "many", self.folder / "set")
+            with subprocess.Popen(
+                [BINARY, "data", "cat", self.folder / "set"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as reader:
+                reader.stdout.readline()  # the pipe holds 64 KB: it waits in the first shard
+                change(self.folder / "set" / name)
+                _, error = reader.communicate(timeout=60)
+            self.assertEqual(reader.returncode, 1, error)
+            self.assertIn(name, error)
 
     def test_cat_into_write_reproduces_the_set(self):
         self.check_command("data", "text", "a.txt", "--out", "set", "--tokenizer", "bytes", "--concat-tokens", 32)
