@@ -64,7 +64,7 @@ void run_shape(const Shape& shape, int rounds) {
 
   const double route_ms = median_ms(
       [&] {
-        cuda::route_forward(logits.as<float>(), E, T, E, K, 0.0, weights.as<float>(),
+        cuda::route_forward({}, nullptr, logits.as<float>(), E, T, E, K, weights.as<float>(),
                             indices.as<std::int32_t>(), losses.as<float>(),
                             counts.as<std::int32_t>(), route_space.get(), nullptr);
       },

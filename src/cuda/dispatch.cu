@@ -1,7 +1,8 @@
 // Dispatch order on the device: a stable counting sort of the T x K expert indices.
 //
 //   count   each CTA counts the experts of its 4096 entries
-//   place   one CTA turns the counts into the experts' offsets and each CTA's first row per expert
+//   place   one CTA turns the counts, none above the capacity, into the experts' offsets, and each
+//           CTA's first row per expert
 //   assign  each CTA ranks its entries in order
 //
 // Entries are ranked 32 at a time by comparing lanes, never by atomics: the order is the input's.
@@ -50,7 +51,8 @@ __global__ void __launch_bounds__(32 * kWarps)
 }
 
 __global__ void __launch_bounds__(kMaxExperts)
-    place_kernel(int blocks, int experts, int* counts_BE, std::int64_t* offsets_E1) {
+    place_kernel(int blocks, int experts, std::int64_t capacity, int* counts_BE,
+                 std::int64_t* offsets_E1) {
   __shared__ int scratch[kMaxExperts / 32];
   const int expert = threadIdx.x;
   int own = 0;
@@ -59,6 +61,7 @@ __global__ void __launch_bounds__(kMaxExperts)
     for (int b = 0; b < blocks; ++b)
       own += counts_BE[static_cast<std::int64_t>(b) * experts + expert];
   }
+  if (capacity >= 0) own = static_cast<int>(min(static_cast<std::int64_t>(own), capacity));
   int total;
   int row = exclusive_scan<kMaxExperts>(own, scratch, total);
   if (expert < experts) {
@@ -76,7 +79,8 @@ __global__ void __launch_bounds__(kMaxExperts)
 
 __global__ void __launch_bounds__(32 * kWarps)
     assign_kernel(const int* indices, int entries, int top_k, int experts, const int* first_BE,
-                  const float* weights_TK, int* rows_TK, int* tokens_R, float* weights_R) {
+                  const float* weights_TK, bool limited, const std::int64_t* offsets_E1,
+                  int* rows_TK, int* tokens_R, float* weights_R) {
   extern __shared__ int next_WE[];
   for (int i = threadIdx.x; i < kWarps * experts; i += blockDim.x) next_WE[i] = 0;
   __syncthreads();
@@ -105,7 +109,10 @@ __global__ void __launch_bounds__(32 * kWarps)
     __syncwarp();
     if (valid && before == 0) next_E[expert] += __popc(same);
     __syncwarp();
-    if (valid) {
+    // The last rows of an expert that has more than its capacity would be the next one's.
+    if (!valid || (limited && row >= offsets_E1[expert + 1])) {
+      if (at + lane < end) rows_TK[at + lane] = -1;
+    } else {
       rows_TK[at + lane] = row;
       if (tokens_R != nullptr) tokens_R[row] = (at + lane) / top_k;
       if (weights_R != nullptr) weights_R[row] = weights_TK[at + lane];
@@ -127,7 +134,7 @@ std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t
 void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
                     std::int64_t num_tokens, std::int64_t top_k, std::int64_t num_experts,
                     std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
-                    float* weights_R, void* workspace, Stream stream) {
+                    float* weights_R, void* workspace, Stream stream, std::int64_t capacity) {
   const std::int64_t entries = num_tokens * top_k;
   if (num_experts > kMaxExperts || entries >= (std::int64_t{1} << 31) - kEntriesPerCta) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -144,11 +151,12 @@ void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
     count_kernel<<<blocks, 32 * kWarps, shared, cuda_stream>>>(
         indices_TK, static_cast<int>(entries), experts, counts_BE);
   }
-  place_kernel<<<1, kMaxExperts, 0, cuda_stream>>>(blocks, experts, counts_BE, offsets_E1);
+  place_kernel<<<1, kMaxExperts, 0, cuda_stream>>>(blocks, experts, capacity, counts_BE,
+                                                   offsets_E1);
   if (blocks > 0) {
     assign_kernel<<<blocks, 32 * kWarps, shared, cuda_stream>>>(
         indices_TK, static_cast<int>(entries), static_cast<int>(top_k), experts, counts_BE,
-        weights_TK, rows_TK, tokens_R, weights_R);
+        weights_TK, capacity >= 0, offsets_E1, rows_TK, tokens_R, weights_R);
   }
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }

@@ -13,6 +13,7 @@
 
 #include "dropless/activation.h"
 #include "dropless/backend.h"
+#include "dropless/route.h"
 #include "dropless/view.h"
 #include "src/cuda/gemm_config.h"
 
@@ -21,34 +22,36 @@ namespace dropless::cuda {
 // ---- router, dispatch order, permute, combine: semantics in include/dropless/{route,permute}.h
 // ---- At most 1024 experts. fp32 logits, weights and losses. losses_2, tokens_per_expert_E,
 // d_losses_2, tokens_R, weights_R may be null (weights_TK too, with weights_R). `pitch`: floats
-// from one token's logits (and d_logits) to the next's.
+// from one token's logits (and d_logits) to the next's. bias_E: the selection bias, or null. A given
+// index outside [0, E) has no expert: weight 0 (0 / 0 if all of its token's are).
 
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts);
-void route_forward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
-                   std::int64_t num_experts, std::int64_t top_k, double normalize_p,
-                   float* weights_TK, std::int32_t* indices_TK, float* losses_2,
+void route_forward(const RouteConfig& config, const float* bias_E, const float* logits_TE,
+                   std::int64_t pitch, std::int64_t num_tokens, std::int64_t num_experts,
+                   std::int64_t top_k, float* weights_TK, std::int32_t* indices_TK, float* losses_2,
                    std::int32_t* tokens_per_expert_E, void* workspace, Stream stream);
-void route_backward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
-                    std::int64_t num_experts, std::int64_t top_k, double normalize_p,
+void route_backward(const RouteConfig& config, const float* logits_TE, std::int64_t pitch,
+                    std::int64_t num_tokens, std::int64_t num_experts, std::int64_t top_k,
                     const std::int32_t* indices_TK, const std::int32_t* tokens_per_expert_E,
                     const float* d_weights_TK, const float* d_losses_2, float* d_logits_TE,
                     Stream stream);
 
-// Also tokens_R[row] = t and weights_R[row] = weights_TK[t, k]. An index outside [0, E) has no row:
-// its rows_TK is not written.
+// Also tokens_R[row] = t and weights_R[row] = weights_TK[t, k]. An index outside [0, E) has no row,
+// nor has one beyond its expert's `capacity` (below 0: there is none): its rows_TK is -1.
 std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t top_k,
                                            std::int64_t num_experts);
 void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
                     std::int64_t num_tokens, std::int64_t top_k, std::int64_t num_experts,
                     std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
-                    float* weights_R, void* workspace, Stream stream);
+                    float* weights_R, void* workspace, Stream stream, std::int64_t capacity = -1);
 
 // bf16, fp16 or fp32 rows, contiguous but for gather's x_TD and combine's out_TD: they may be columns
-// of wider rows. Without weights combine is gather's backward; `add`: to what out_TD holds.
+// of wider rows. Without weights combine is gather's backward; `add`: to what out_TD holds. Entries
+// of rows_TK may be -1 in gather, and with `dropped` in combine.
 void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
             Stream stream);
 void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
-             std::int64_t top_k, bool add, TensorView out_TD, Stream stream);
+             std::int64_t top_k, bool add, TensorView out_TD, Stream stream, bool dropped = false);
 void combine_backward(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
                       std::int64_t top_k, ConstTensorView d_out_TD, TensorView d_y_RD,
                       float* d_weights_TK, Stream stream);
@@ -126,14 +129,15 @@ void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const floa
 // ---- between the parts of the layer's backward pass
 // --------------------------------------------------
 
-// weights_R[rows[t, k]] = weights[t, k], tokens_R[rows[t, k]] = t, and the experts' row counts.
-void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std::int64_t num_rows,
-                      std::int64_t top_k, const std::int64_t* offsets_E1, std::int64_t num_experts,
-                      float* weights_R, std::int32_t* tokens_R, std::int32_t* tokens_per_expert_E,
-                      Stream stream);
+// weights_R[rows[t, k]] = weights[t, k], tokens_R[rows[t, k]] = t, where there is such a row, and how
+// often each expert was chosen, in a row or not.
+void prepare_backward(const float* weights_TK, const std::int32_t* indices_TK,
+                      const std::int32_t* rows_TK, std::int64_t num_rows, std::int64_t top_k,
+                      std::int64_t num_experts, float* weights_R, std::int32_t* tokens_R,
+                      std::int32_t* tokens_per_expert_E, Stream stream);
 
 // d_weights[t, k] = sum over parts i, in order, of d_scores[i, rows[t, k]]; where there is an added_TP
-// of that pitch, to added[t, indices[t, k]].
+// of that pitch, to added[t, indices[t, k]]. 0 without a row.
 void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
                          std::int64_t num_rows, std::int64_t top_k, const float* added_TP,
                          std::int64_t pitch, const std::int32_t* indices_TK, float* d_weights_TK,

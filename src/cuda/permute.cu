@@ -29,13 +29,14 @@ __global__ void __launch_bounds__(kThreads)
   const uint4 value = x[token * pitch + at];
   for (int k = 0; k < top_k; ++k) {
     const std::int64_t row = __ldg(rows_TK + token * top_k + k);
-    out[row * vectors + at] = value;
+    if (row >= 0) out[row * vectors + at] = value;
   }
 }
 
 // A thread sums kItems vectors of the output, kThreads apart, so that small K too has kBatch loads
-// in flight. `total`: vectors of the whole output; `pitch`: from one of its rows to the next.
-template <class Element, int kItems>
+// in flight. `total`: vectors of the whole output; `pitch`: from one of its rows to the next. With
+// kDropped entries of rows_TK may be -1.
+template <class Element, int kItems, bool kDropped>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const uint4* y, const float* weights_TK, const int* rows_TK, int top_k,
                    int vectors, std::int64_t total, bool add, std::int64_t pitch, uint4* out) {
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int r = 0; r < kRows; ++r) {
         if (done + r < top_k) {
           const std::int64_t row = __ldg(rows_TK + entry[i] + done + r);
-          raw[i][r] = __ldg(y + row * vectors + at[i]);
+          raw[i][r] =
+              kDropped && row < 0 ? make_uint4(0, 0, 0, 0) : __ldg(y + row * vectors + at[i]);
         }
       }
     }
@@ -180,18 +182,22 @@ void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_
 }
 
 void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
-             std::int64_t top_k, bool add, TensorView out_TD, Stream stream) {
+             std::int64_t top_k, bool add, TensorView out_TD, Stream stream, bool dropped) {
   const std::int64_t tokens = out_TD.shape[0];
   const int vectors = vectors_of(out_TD.shape[1], out_TD.dtype, "combine");
   if (tokens == 0 || vectors == 0) return;
   const std::int64_t total = tokens * vectors;
   for_element(out_TD.dtype, "combine", [&](auto element) {
-    const auto launch = [&]<int kItems>() {
-      combine_kernel<decltype(element), kItems>
+    const auto launch_as = [&]<int kItems, bool kDropped>() {
+      combine_kernel<decltype(element), kItems, kDropped>
           <<<static_cast<unsigned>(ceil_div(total, kThreads * kItems)), kThreads, 0,
              static_cast<cudaStream_t>(stream)>>>(
               static_cast<const uint4*>(y_RD.data), weights_TK, rows_TK, static_cast<int>(top_k),
               vectors, total, add, pitch_of(out_TD), static_cast<uint4*>(out_TD.data));
+    };
+    const auto launch = [&]<int kItems>() {
+      dropped ? launch_as.template operator()<kItems, true>()
+              : launch_as.template operator()<kItems, false>();
     };
     if (top_k <= 2) {
       launch.template operator()<4>();

@@ -1,23 +1,23 @@
 // The router on the device: softmax, top-k, normalisation and the two losses, and their backward.
-// Formulas and tie rules: include/dropless/route.h. fp32 throughout.
+// Formulas and tie rules: include/dropless/route.h. fp32 throughout. Other scores and selections:
+// route_general.cu.
 //
 // A warp per token; lane l holds experts l, l + 32, .... Sums over tokens go through per-CTA
 // partial sums that one CTA adds in order: the result depends on the shapes only.
 #include <cuda_runtime.h>
 
 #include <string>
+#include <type_traits>
 
 #include "src/cuda/check.h"
 #include "src/cuda/device/token_router.cuh"
 #include "src/cuda/kernels.h"
+#include "src/cuda/route_launch.h"
 
 namespace dropless::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kTokensPerWarp = 8;
-constexpr int kTokensPerCta = kWarps * kTokensPerWarp;
-constexpr int kMaxExperts = 1024;
+constexpr int kWarps = kRouteWarps;
 constexpr int kReduceThreads = 1024;
 
 template <int kPerLane>
@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   __syncthreads();
   float p_sum[kPerLane] = {};
   float z_sum = 0.0f;
-  for (int i = 0; i < kTokensPerWarp; ++i) {
+  for (int i = 0; i < kRouteTokensPerWarp; ++i) {
     const std::int64_t token =
-        static_cast<std::int64_t>(blockIdx.x) * kTokensPerCta + warp * kTokensPerWarp + i;
+        static_cast<std::int64_t>(blockIdx.x) * kRouteTokensPerCta + warp * kRouteTokensPerWarp + i;
     if (token >= tokens) break;
     const float* logits_E = logits_TE + token * pitch;
     const TokenSoftmax<kPerLane> softmax([&](int expert) { return logits_E[expert]; }, experts,
@@ -204,39 +204,51 @@ void for_experts(std::int64_t experts, Launch launch) {
   if (experts <= 128) return call.template operator()<4>();
   if (experts <= 256) return call.template operator()<8>();
   if (experts <= 512) return call.template operator()<16>();
-  if (experts <= kMaxExperts) return call.template operator()<32>();
+  call.template operator()<32>();
+}
+
+void check_experts(std::int64_t experts) {
+  if (experts <= kMaxExperts) return;
   throw Error(ErrorKind::kInvalidArgument, "route: " + std::to_string(experts) + " experts",
               "the CUDA router takes at most 1024", __FILE__, __LINE__);
 }
 
-std::int64_t block_count(std::int64_t tokens) {
-  return (tokens + kTokensPerCta - 1) / kTokensPerCta;
+// What route_kernel and route_backward_kernel compute: softmax scores, the largest logits, no factor.
+bool is_plain(const RouteConfig& config, const float* bias_E) {
+  return bias_E == nullptr && config == RouteConfig{.normalize_p = config.normalize_p};
 }
 
 }  // namespace
 
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts) {
-  return static_cast<std::size_t>(block_count(num_tokens) * (2 * num_experts + 1)) * 4;
+  return static_cast<std::size_t>(route_blocks(num_tokens) * (2 * num_experts + 1)) * 4;
 }
 
-void route_forward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
-                   std::int64_t num_experts, std::int64_t top_k, double normalize_p,
-                   float* weights_TK, std::int32_t* indices_TK, float* losses_2,
+void route_forward(const RouteConfig& config, const float* bias_E, const float* logits_TE,
+                   std::int64_t pitch, std::int64_t num_tokens, std::int64_t num_experts,
+                   std::int64_t top_k, float* weights_TK, std::int32_t* indices_TK, float* losses_2,
                    std::int32_t* tokens_per_expert_E, void* workspace, Stream stream) {
+  check_experts(num_experts);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const auto blocks = static_cast<int>(block_count(num_tokens));
+  const auto blocks = static_cast<int>(route_blocks(num_tokens));
   const auto experts = static_cast<int>(num_experts);
   const auto k = static_cast<int>(top_k);
   auto* p_sums_BE = static_cast<float*>(workspace);
   auto* counts_BE = reinterpret_cast<int*>(p_sums_BE + static_cast<std::int64_t>(blocks) * experts);
   auto* z_sums_B =
       reinterpret_cast<float*>(counts_BE + static_cast<std::int64_t>(blocks) * experts);
-  for_experts(num_experts, [&](auto per_lane) {
-    if (blocks == 0) return;
-    route_kernel<per_lane.value><<<blocks, 32 * kWarps, 0, cuda_stream>>>(
-        logits_TE, static_cast<int>(pitch), num_tokens, experts, k, static_cast<float>(normalize_p),
-        weights_TK, indices_TK, p_sums_BE, counts_BE, z_sums_B);
-  });
+  if (!is_plain(config, bias_E)) {
+    general_route_forward(config, bias_E, logits_TE, pitch, num_tokens, num_experts, top_k,
+                          weights_TK, indices_TK, {p_sums_BE, counts_BE, z_sums_B}, stream);
+  } else {
+    for_experts(num_experts, [&](auto per_lane) {
+      if (blocks == 0) return;
+      route_kernel<per_lane.value><<<blocks, 32 * kWarps, 0, cuda_stream>>>(
+          logits_TE, static_cast<int>(pitch), num_tokens, experts, k,
+          static_cast<float>(config.normalize_p), weights_TK, indices_TK, p_sums_BE, counts_BE,
+          z_sums_B);
+    });
+  }
   if (losses_2 != nullptr || tokens_per_expert_E != nullptr) {
     losses_kernel<<<1, kReduceThreads, 0, cuda_stream>>>(p_sums_BE, counts_BE, z_sums_B, blocks,
                                                          num_tokens, experts, k, losses_2,
@@ -245,19 +257,25 @@ void route_forward(const float* logits_TE, std::int64_t pitch, std::int64_t num_
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 
-void route_backward(const float* logits_TE, std::int64_t pitch, std::int64_t num_tokens,
-                    std::int64_t num_experts, std::int64_t top_k, double normalize_p,
+void route_backward(const RouteConfig& config, const float* logits_TE, std::int64_t pitch,
+                    std::int64_t num_tokens, std::int64_t num_experts, std::int64_t top_k,
                     const std::int32_t* indices_TK, const std::int32_t* tokens_per_expert_E,
                     const float* d_weights_TK, const float* d_losses_2, float* d_logits_TE,
                     Stream stream) {
+  check_experts(num_experts);
   if (num_tokens == 0) return;
+  if (!is_plain(config, nullptr)) {
+    return general_route_backward(config, logits_TE, pitch, num_tokens, num_experts, top_k,
+                                  indices_TK, tokens_per_expert_E, d_weights_TK, d_losses_2,
+                                  d_logits_TE, stream);
+  }
   const auto blocks = static_cast<unsigned>((num_tokens + kWarps - 1) / kWarps);
   for_experts(num_experts, [&](auto per_lane) {
     route_backward_kernel<per_lane.value>
         <<<blocks, 32 * kWarps, 0, static_cast<cudaStream_t>(stream)>>>(
             logits_TE, static_cast<int>(pitch), indices_TK, tokens_per_expert_E, d_weights_TK,
             d_losses_2, num_tokens, static_cast<int>(num_experts), static_cast<int>(top_k),
-            static_cast<float>(normalize_p), d_logits_TE);
+            static_cast<float>(config.normalize_p), d_logits_TE);
   });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }

@@ -1,8 +1,6 @@
 // Router weights from (token, k) to routed rows, and their gradients back.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
 #include "src/common/math.h"
 #include "src/cuda/check.h"
 #include "src/cuda/kernels.h"
@@ -11,16 +9,30 @@ namespace dropless::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kRowsPerThread = 8;
 
+// Counts are integers: the order of the atomics cannot show.
 __global__ void __launch_bounds__(kThreads)
-    prepare_backward_kernel(const float* weights_TK, const int* rows_TK, std::int64_t rows,
-                            int top_k, const std::int64_t* offsets_E1, int experts,
-                            float* weights_R, int* tokens_R, int* tokens_per_expert_E) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < experts) tokens_per_expert_E[i] = static_cast<int>(offsets_E1[i + 1] - offsets_E1[i]);
-  if (i < rows) {
-    weights_R[rows_TK[i]] = weights_TK[i];
-    tokens_R[rows_TK[i]] = static_cast<int>(i / top_k);
+    prepare_backward_kernel(const float* weights_TK, const int* indices_TK, const int* rows_TK,
+                            std::int64_t rows, int top_k, int experts, float* weights_R,
+                            int* tokens_R, int* tokens_per_expert_E) {
+  extern __shared__ int counts_E[];
+  for (int e = threadIdx.x; e < experts; e += kThreads) counts_E[e] = 0;
+  __syncthreads();
+  for (int j = 0; j < kRowsPerThread; ++j) {
+    const std::int64_t i =
+        (static_cast<std::int64_t>(blockIdx.x) * kRowsPerThread + j) * kThreads + threadIdx.x;
+    if (i >= rows) break;
+    const int expert = indices_TK[i], row = rows_TK[i];
+    if (expert >= 0 && expert < experts) atomicAdd(&counts_E[expert], 1);
+    if (row >= 0) {
+      weights_R[row] = weights_TK[i];
+      tokens_R[row] = static_cast<int>(i / top_k);
+    }
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < experts; e += kThreads) {
+    if (counts_E[e] > 0) atomicAdd(&tokens_per_expert_E[e], counts_E[e]);
   }
 }
 
@@ -31,6 +43,10 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= rows) return;
   const int row = rows_TK[i];
+  if (row < 0) {
+    d_weights_TK[i] = 0.0f;
+    return;
+  }
   float sum = added_TP == nullptr ? 0.0f : added_TP[i / top_k * pitch + indices_TK[i]];
   for (int part = 0; part < parts; ++part) sum += d_scores_NR[part * rows + row];
   d_weights_TK[i] = sum;
@@ -42,14 +58,18 @@ unsigned blocks_for(std::int64_t threads) {
 
 }  // namespace
 
-void prepare_backward(const float* weights_TK, const std::int32_t* rows_TK, std::int64_t num_rows,
-                      std::int64_t top_k, const std::int64_t* offsets_E1, std::int64_t num_experts,
-                      float* weights_R, std::int32_t* tokens_R, std::int32_t* tokens_per_expert_E,
-                      Stream stream) {
-  prepare_backward_kernel<<<blocks_for(std::max(num_rows, num_experts)), kThreads, 0,
-                            static_cast<cudaStream_t>(stream)>>>(
-      weights_TK, rows_TK, num_rows, static_cast<int>(top_k), offsets_E1,
-      static_cast<int>(num_experts), weights_R, tokens_R, tokens_per_expert_E);
+void prepare_backward(const float* weights_TK, const std::int32_t* indices_TK,
+                      const std::int32_t* rows_TK, std::int64_t num_rows, std::int64_t top_k,
+                      std::int64_t num_experts, float* weights_R, std::int32_t* tokens_R,
+                      std::int32_t* tokens_per_expert_E, Stream stream) {
+  const std::size_t bytes = sizeof(int) * static_cast<std::size_t>(num_experts);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  DROPLESS_CUDA_CHECK(cudaMemsetAsync(tokens_per_expert_E, 0, bytes, cuda_stream));
+  if (num_rows == 0) return;
+  prepare_backward_kernel<<<blocks_for(ceil_div(num_rows, kRowsPerThread)), kThreads, bytes,
+                            cuda_stream>>>(weights_TK, indices_TK, rows_TK, num_rows,
+                                           static_cast<int>(top_k), static_cast<int>(num_experts),
+                                           weights_R, tokens_R, tokens_per_expert_E);
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 

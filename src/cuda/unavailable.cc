@@ -18,27 +18,29 @@ namespace {
 }  // namespace
 
 std::size_t route_workspace_bytes(std::int64_t, std::int64_t) { unavailable("route"); }
-void route_forward(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double,
-                   float*, std::int32_t*, float*, std::int32_t*, void*, Stream) {
+void route_forward(const RouteConfig&, const float*, const float*, std::int64_t, std::int64_t,
+                   std::int64_t, std::int64_t, float*, std::int32_t*, float*, std::int32_t*, void*,
+                   Stream) {
   unavailable("route");
 }
-void route_backward(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double,
-                    const std::int32_t*, const std::int32_t*, const float*, const float*, float*,
-                    Stream) {
+void route_backward(const RouteConfig&, const float*, std::int64_t, std::int64_t, std::int64_t,
+                    std::int64_t, const std::int32_t*, const std::int32_t*, const float*,
+                    const float*, float*, Stream) {
   unavailable("route");
 }
 std::size_t dispatch_order_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
   unavailable("dispatch_order");
 }
 void dispatch_order(const std::int32_t*, const float*, std::int64_t, std::int64_t, std::int64_t,
-                    std::int32_t*, std::int64_t*, std::int32_t*, float*, void*, Stream) {
+                    std::int32_t*, std::int64_t*, std::int32_t*, float*, void*, Stream,
+                    std::int64_t) {
   unavailable("dispatch_order");
 }
 void gather(ConstTensorView, const std::int32_t*, std::int64_t, TensorView, Stream) {
   unavailable("gather");
 }
 void combine(ConstTensorView, const float*, const std::int32_t*, std::int64_t, bool, TensorView,
-             Stream) {
+             Stream, bool) {
   unavailable("combine");
 }
 void combine_backward(ConstTensorView, const float*, const std::int32_t*, std::int64_t,
@@ -83,9 +85,8 @@ void router_backward(ConstTensorView, ConstTensorView, const float*, TensorView,
                      Stream) {
   unavailable("router_backward");
 }
-void prepare_backward(const float*, const std::int32_t*, std::int64_t, std::int64_t,
-                      const std::int64_t*, std::int64_t, float*, std::int32_t*, std::int32_t*,
-                      Stream) {
+void prepare_backward(const float*, const std::int32_t*, const std::int32_t*, std::int64_t,
+                      std::int64_t, std::int64_t, float*, std::int32_t*, std::int32_t*, Stream) {
   unavailable("prepare_backward");
 }
 void sum_score_gradients(const float*, std::int64_t, const std::int32_t*, std::int64_t,

@@ -280,9 +280,7 @@ void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved
 
 std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device) {
   if (device.type != DeviceType::kCuda) return "";
-  if (config.capacity_factor != 0 || config.shared_d_ffn != 0) {
-    return "the GPU kernels have no capacity factor or shared expert";
-  }
+  if (config.shared_d_ffn != 0) return "the GPU kernels have no shared expert";
   return moe_cuda_problem(config, dtype, device);
 }
 

@@ -29,6 +29,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "dropless/permute.h"
 #include "src/common/check.h"
 #include "src/common/math.h"
 #include "src/common/workspace.h"
@@ -77,6 +78,12 @@ void for_each_slab(const MoEConfig& config, Action action) {
   for (std::int64_t begin = 0; begin < config.d_model; begin += width) {
     action(begin, std::min(width, config.d_model - begin));
   }
+}
+
+// Whether a (token, k) may be without a row: by a capacity, or by an index that is no expert's, which
+// only the device could find.
+bool drops(const MoEConfig& config) {
+  return config.capacity_factor != 0 || config.route.selection == RouteSelection::kGiven;
 }
 
 struct Sizes : MoESizes {
@@ -160,7 +167,9 @@ T* data_of(const View& view) {
 
 std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, std::int64_t tokens,
                                                      DType dtype) {
-  if (dtype != DType::kBFloat16 || config.expert_bias) return std::nullopt;
+  const bool plain = config.route == RouteConfig{.normalize_p = config.route.normalize_p} &&
+                     !config.selection_bias && config.capacity_factor == 0 && !config.expert_bias;
+  if (dtype != DType::kBFloat16 || !plain) return std::nullopt;
   if (!cuda::small_batch_fits(tokens, config.num_experts)) return std::nullopt;
   return cuda::choose_small_batch(tokens, config.num_experts, config.top_k);
 }
@@ -210,11 +219,6 @@ std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device
   if (config.num_experts > 1024) {
     return concat("the GPU kernels take at most 1024 experts, not ", config.num_experts);
   }
-  if (config.route != RouteConfig{.normalize_p = config.route.normalize_p} ||
-      config.selection_bias) {
-    return "the GPU router has softmax scores and plain top-k: no sigmoid, groups, selection bias, "
-           "scaling factor, uniform or given indices";
-  }
   return cuda::device_problem(device.index);
 }
 
@@ -258,14 +262,17 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
 
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
   told.part("router", 2.0 * s.T * s.D * s.E, s.T * s.D + s.E * s.D + 2.0 * s.T * s.P);
-  cuda::route_forward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p,
+  const auto* selection_bias_E =
+      config.selection_bias ? data_of<const float>(weights.selection_bias_E) : nullptr;
+  cuda::route_forward(config.route, selection_bias_E, buffers.logits_TP, s.P, s.T, s.E, s.K,
                       data_of<float>(saved.weights_TK), data_of<std::int32_t>(saved.indices_TK),
                       data_of<float>(losses_2), data_of<std::int32_t>(tokens_per_expert_E),
                       buffers.route_space, stream);
   told.moved("route", 2.0 * s.T * s.P + 4.0 * s.R);
   cuda::dispatch_order(data_of<std::int32_t>(saved.indices_TK), nullptr, s.T, s.K, s.E, rows_TK,
                        data_of<std::int64_t>(saved.offsets_E1), buffers.tokens_R, nullptr,
-                       buffers.order_space, stream);
+                       buffers.order_space, stream,
+                       expert_capacity(config.capacity_factor, s.T, s.K, s.E));
   if (s.R == 0) return;
   cuda::build_row_tiles(data_of<std::int64_t>(saved.offsets_E1), s.E, kRowTile, buffers.row_tiles,
                         stream);
@@ -293,7 +300,7 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
                        bias_columns(weights.b2_ED, begin, width));
     told.product("down", s.F, width);
     cuda::combine(y_RC, data_of<float>(saved.weights_TK), rows_TK, s.K, false,
-                  columns(out_TD, begin, width), stream);
+                  columns(out_TD, begin, width), stream, drops(config));
     told.moved("combine", static_cast<double>(s.R + s.T) * width);
   });
 }
@@ -311,7 +318,8 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   const auto* rows_TK = data_of<std::int32_t>(saved.rows_TK);
   const auto* offsets_E1 = data_of<std::int64_t>(saved.offsets_E1);
 
-  cuda::prepare_backward(data_of<float>(saved.weights_TK), rows_TK, s.R, s.K, offsets_E1, s.E,
+  const auto* indices_TK = data_of<const std::int32_t>(saved.indices_TK);
+  cuda::prepare_backward(data_of<float>(saved.weights_TK), indices_TK, rows_TK, s.R, s.K, s.E,
                          buffers.weights_R, buffers.tokens_R, buffers.tokens_per_expert_E, stream);
   cuda::build_row_tiles(offsets_E1, s.E, kRowTile, buffers.row_tiles, stream);
   told.moved("prepare", 8.0 * s.R);
@@ -334,13 +342,12 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
     told.part("d_bias", 2.0 * s.T * s.D * s.E,
               static_cast<double>(s.T) * s.D + told.planes() * s.R * s.F);
   }
-  const auto* indices_TK = data_of<const std::int32_t>(saved.indices_TK);
   cuda::sum_score_gradients(buffers.d_scores_NR, score_parts(s), rows_TK, s.R, s.K,
                             config.expert_bias ? buffers.d_logits_TP : nullptr, s.P, indices_TK,
                             buffers.d_weights_TK, stream);
   told.moved("d_scores", 2.0 * (score_parts(s) + 1) * s.R);
   cuda::router_logits(x_TD, weights.router_ED, buffers.logits_TP, buffers.router_space, stream);
-  cuda::route_backward(buffers.logits_TP, s.P, s.T, s.E, s.K, config.route.normalize_p, indices_TK,
+  cuda::route_backward(config.route, buffers.logits_TP, s.P, s.T, s.E, s.K, indices_TK,
                        buffers.tokens_per_expert_E, buffers.d_weights_TK,
                        data_of<const float>(d_losses_2), buffers.d_logits_TP, stream);
   told.part("router", 2.0 * s.T * s.D * s.E, s.T * s.D + s.E * s.D + 6.0 * s.T * s.P);
@@ -379,7 +386,8 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                          cuda::choose_grouped_gemm(width), stream);
     }
     told.product("d_x", told.planes() * s.F, width);
-    cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, begin, width), stream);
+    cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, begin, width), stream,
+                  drops(config));
     told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * width);
   });
 }

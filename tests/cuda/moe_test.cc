@@ -21,12 +21,13 @@ namespace {
 struct LayerCase {
   std::int64_t tokens;
   MoEConfig config;
+  std::string name = "";  // what is unusual
 
   friend void PrintTo(const LayerCase& c, std::ostream* out) {
     const MoEConfig& m = c.config;
     *out << "T " << c.tokens << ", D " << m.d_model << ", F " << m.d_ffn << ", E " << m.num_experts
          << ", K " << m.top_k << ", " << ::testing::PrintToString(m.activation)
-         << (m.glu ? " GLU" : "") << ", normalize_p " << m.route.normalize_p;
+         << (m.glu ? " GLU" : "") << ", normalize_p " << m.route.normalize_p << " " << c.name;
   }
 };
 
@@ -54,7 +55,7 @@ std::string case_name(const ::testing::TestParamInfo<MoECuda::ParamType>& info) 
   std::string name = "T" + std::to_string(layer.tokens);
   name += "_D" + std::to_string(c.d_model) + "_F" + std::to_string(c.d_ffn);
   name += "_E" + std::to_string(c.num_experts) + "_K" + std::to_string(c.top_k);
-  return name + "_" + dtype_name(dtype) + (bias ? "_bias" : "");
+  return name + "_" + dtype_name(dtype) + (bias ? "_bias" : "") + layer.name;
 }
 
 // Partial row tiles, partial column tiles, partial slices of k, one token, one expert, K = E, more
@@ -77,6 +78,45 @@ INSTANTIATE_TEST_SUITE_P(, MoECuda,
                          ::testing::Combine(::testing::ValuesIn(kShapes),
                                             ::testing::Values(DType::kBFloat16, DType::kFloat16),
                                             ::testing::Bool()),
+                         case_name);
+
+MoEConfig routed(MoEConfig config, const RouteConfig& route, double capacity_factor = 0,
+                 bool selection_bias = false) {
+  config.route = route;
+  config.capacity_factor = capacity_factor;
+  config.selection_bias = selection_bias;
+  return config;
+}
+
+// Scores, selections and capacities; experts too many for a warp's first registers, groups of one.
+const LayerCase kRouters[] = {
+    {300, routed(config_of(16, 4, 64, 40), {.score = RouteScore::kSigmoid}), "_sigmoid"},
+    {200,
+     routed(config_of(256, 8, 64, 40),
+            {.score = RouteScore::kSigmoid,
+             .num_groups = 8,
+             .group_top_k = 4,
+             .normalize_p = 1,
+             .scaling_factor = 2.5},
+            0, true),
+     "_deepseek"},
+    {150, routed(config_of(300, 5, 64, 24), {.num_groups = 300, .group_top_k = 7}),
+     "_groups_of_one"},
+    {257, routed(config_of(6, 2, 64, 40), {.normalize_p = 2, .scaling_factor = 0.5}, 0, true),
+     "_selection_bias"},
+    {300, routed(config_of(7, 3, 64, 40), {.selection = RouteSelection::kUniform}), "_uniform"},
+    {300,
+     routed(config_of(9, 3, 64, 40),
+            {.selection = RouteSelection::kGiven, .normalize_p = 0.5, .scaling_factor = 3}),
+     "_given"},
+    {513, routed(config_of(8, 2, 72, 40), {.normalize_p = 1}, 1.0), "_capacity_1"},
+    {513, routed(config_of(8, 4, 264, 2056), {}, 0.3), "_capacity_0_3"},
+    {90, routed(config_of(64, 1, 64, 40), {}, 0.01), "_capacity_none"},
+};
+INSTANTIATE_TEST_SUITE_P(Routers, MoECuda,
+                         ::testing::Combine(::testing::ValuesIn(kRouters),
+                                            ::testing::Values(DType::kBFloat16),
+                                            ::testing::Values(true)),
                          case_name);
 
 class MoECudaLayer : public ::testing::Test {
@@ -177,6 +217,26 @@ TEST_F(MoECudaLayer, TellsItsParts) {
   EXPECT_DOUBLE_EQ(flops, layer + router);
 }
 
+// On a GPU nobody can look at given indices before they are used.
+TEST_F(MoECudaLayer, GivenIndicesOfNoExpertHaveNoRow) {
+  MoECase c(routed(config_of(8, 2, 64, 48), {.selection = RouteSelection::kGiven}), 300,
+            DType::kBFloat16, 5);
+  for (const std::int64_t bad : {-1, 8, 1 << 30}) {
+    c.indices_TK.set(14, static_cast<double>(bad));
+    c.indices_TK.set(15, static_cast<double>(bad));
+    GpuLayer gpu(c);
+    gpu.forward();
+    gpu.backward();
+    gpu.download();
+    for (std::int64_t i = 0; i < c.rows_TK.numel(); ++i) {
+      ASSERT_EQ(c.rows_TK.get(i) == -1, i == 14 || i == 15);
+    }
+    for (std::int64_t d = 0; d < 64; ++d) EXPECT_EQ(c.out_TD.get(7 * 64 + d), 0);
+    EXPECT_EQ(c.offsets_E1.get(8), 598);
+    EXPECT_TRUE(gpu.canaries_intact());
+  }
+}
+
 TEST_F(MoECudaLayer, LossesAndTheirGradientsMayBeAbsent) {
   MoECase c(config_of(8, 2, 64, 48), 300, DType::kBFloat16, 5);
   MoECase reference = c.to(DType::kFloat64);
@@ -208,13 +268,14 @@ TEST_F(MoECudaLayer, SaysWhatItDoesNotSupport) {
   EXPECT_THAT(moe_unsupported(good, DType::kFloat32, kGpu), ::testing::HasSubstr("float32"));
   EXPECT_THAT(moe_unsupported(odd, DType::kBFloat16, kGpu), ::testing::HasSubstr("d_ffn 44"));
   EXPECT_THAT(moe_unsupported(reference, DType::kBFloat16, kGpu), ::testing::HasSubstr("CPU"));
-  MoEConfig sigmoid = good, biased = good;
-  sigmoid.route.score = RouteScore::kSigmoid;
-  biased.selection_bias = true;
   EXPECT_EQ(moe_unsupported(with_bias(good), DType::kFloat16, kGpu), "");
-  for (const MoEConfig& routed : {sigmoid, biased}) {
-    EXPECT_THAT(moe_unsupported(routed, DType::kBFloat16, kGpu), ::testing::HasSubstr("router"));
-  }
+  EXPECT_EQ(moe_unsupported(routed(good, {.score = RouteScore::kSigmoid}, 1, true), DType::kFloat16,
+                            kGpu),
+            "");
+  MoEConfig shared = good;
+  shared.shared_d_ffn = 48;
+  EXPECT_THAT(moe_unsupported(shared, DType::kBFloat16, kGpu),
+              ::testing::HasSubstr("shared expert"));
   EXPECT_NE(moe_unsupported(good, DType::kBFloat16, {DeviceType::kCuda, 99}), "");
   MoECase c(good, 10, DType::kFloat32, 1);
   const OnGpu x(c.x_TD);

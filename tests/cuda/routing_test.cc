@@ -65,28 +65,26 @@ double relative(const std::vector<float>& actual, const std::vector<float>& expe
   return std::sqrt(difference / (norm > 0.0 ? norm : 1.0));
 }
 
-TEST_P(RoutingCuda, RouterMatchesTheCpu) {
-  const auto [T, E, K, q] = GetParam();
-  std::vector<float> logits = random_floats(T * E, 1);
-  // Ties: the lowest expert wins.
-  for (std::int64_t t = 0; t + 1 < T; t += 3) {
-    for (std::int64_t e = 0; e < E; ++e) logits[t * E + e] = std::floor(logits[t * E + e]);
-  }
+// Both directions of a router beside the CPU's.
+void expect_router_matches(const RoutingCase& sizes, const RouteConfig& config,
+                           const std::vector<float>& logits, const std::vector<float>& bias) {
+  const std::int64_t T = sizes.tokens, E = sizes.experts, K = sizes.top_k;
   std::vector<float> weights(T * K), losses(2);
   std::vector<std::int32_t> indices(T * K), counts(E);
   std::vector<Line> workspace(dropless::route_workspace_bytes(T, E, DType::kFloat32) / 64 + 1);
   dropless::route_forward(
-      {.normalize_p = q}, {logits.data(), DType::kFloat32, {T, E}}, {},
+      config, {logits.data(), DType::kFloat32, {T, E}},
+      bias.empty() ? ConstTensorView() : ConstTensorView(bias.data(), DType::kFloat32, {E}),
       {weights.data(), DType::kFloat32, {T, K}}, {indices.data(), DType::kInt32, {T, K}},
       {losses.data(), DType::kFloat32, {2}}, {counts.data(), DType::kInt32, {E}}, workspace.data(),
       64 * workspace.size());
 
-  const DeviceBuffer g_logits = on_device(logits);
+  const DeviceBuffer g_logits = on_device(logits), g_bias = on_device(bias);
   DeviceBuffer g_weights(T * K * 4), g_indices(T * K * 4), g_losses(8), g_counts(E * 4),
       g_workspace(route_workspace_bytes(T, E));
-  route_forward(g_logits.as<float>(), E, T, E, K, q, g_weights.as<float>(),
-                g_indices.as<std::int32_t>(), g_losses.as<float>(), g_counts.as<std::int32_t>(),
-                g_workspace.get(), nullptr);
+  route_forward(config, bias.empty() ? nullptr : g_bias.as<float>(), g_logits.as<float>(), E, T, E,
+                K, g_weights.as<float>(), g_indices.as<std::int32_t>(), g_losses.as<float>(),
+                g_counts.as<std::int32_t>(), g_workspace.get(), nullptr);
   dropless::testing::synchronize();
   EXPECT_EQ(g_indices.download<std::int32_t>(T * K), indices);
   EXPECT_EQ(g_counts.download<std::int32_t>(E), counts);
@@ -96,17 +94,53 @@ TEST_P(RoutingCuda, RouterMatchesTheCpu) {
   const std::vector<float> d_weights = random_floats(T * K, 2), d_losses{0.7f, -0.3f};
   std::vector<float> d_logits(T * E);
   dropless::route_backward(
-      {.normalize_p = q}, {logits.data(), DType::kFloat32, {T, E}},
-      {indices.data(), DType::kInt32, {T, K}}, {counts.data(), DType::kInt32, {E}},
-      {d_weights.data(), DType::kFloat32, {T, K}}, {d_losses.data(), DType::kFloat32, {2}},
-      {d_logits.data(), DType::kFloat32, {T, E}});
+      config, {logits.data(), DType::kFloat32, {T, E}}, {indices.data(), DType::kInt32, {T, K}},
+      {counts.data(), DType::kInt32, {E}}, {d_weights.data(), DType::kFloat32, {T, K}},
+      {d_losses.data(), DType::kFloat32, {2}}, {d_logits.data(), DType::kFloat32, {T, E}});
   const DeviceBuffer g_d_weights = on_device(d_weights), g_d_losses = on_device(d_losses);
   DeviceBuffer g_d_logits(T * E * 4);
-  route_backward(g_logits.as<float>(), E, T, E, K, q, g_indices.as<std::int32_t>(),
+  route_backward(config, g_logits.as<float>(), E, T, E, K, g_indices.as<std::int32_t>(),
                  g_counts.as<std::int32_t>(), g_d_weights.as<float>(), g_d_losses.as<float>(),
                  g_d_logits.as<float>(), nullptr);
   dropless::testing::synchronize();
   EXPECT_LE(relative(g_d_logits.download<float>(T * E), d_logits), 1e-4);
+}
+
+TEST_P(RoutingCuda, RouterMatchesTheCpu) {
+  const auto [T, E, K, q] = GetParam();
+  std::vector<float> logits = random_floats(T * E, 1);
+  // Ties: the lowest expert wins.
+  for (std::int64_t t = 0; t + 1 < T; t += 3) {
+    for (std::int64_t e = 0; e < E; ++e) logits[t * E + e] = std::floor(logits[t * E + e]);
+  }
+  expect_router_matches(GetParam(), {.normalize_p = q}, logits, {});
+}
+
+// Sigmoid scores, a bias, groups and a factor; ties where the logits alone decide.
+TEST_P(RoutingCuda, GeneralRoutersMatchTheCpu) {
+  const auto [T, E, K, q] = GetParam();
+  const std::vector<float> bias = random_floats(E, 7);
+  std::vector<float> logits = random_floats(T * E, 1);
+  // Ties: the lowest expert wins.
+  for (std::int64_t t = 0; t + 1 < T; t += 3) {
+    for (std::int64_t e = 0; e < E; ++e) logits[t * E + e] = std::floor(logits[t * E + e]);
+  }
+  for (const RouteScore score : {RouteScore::kSoftmax, RouteScore::kSigmoid}) {
+    RouteConfig config{.score = score, .normalize_p = q, .scaling_factor = 2.5};
+    expect_router_matches(GetParam(), config, logits, {});
+    config.selection = RouteSelection::kUniform;
+    expect_router_matches(GetParam(), config, logits, {});
+    config.selection = RouteSelection::kTopK;
+    const std::vector<float> distinct = random_floats(T * E, 3);
+    expect_router_matches(GetParam(), config, distinct, bias);
+    for (const std::int64_t groups : {2, 4, 8}) {
+      if (E % groups != 0 || E / groups * (groups / 2) < K) continue;
+      config.num_groups = groups;
+      config.group_top_k = groups / 2;
+      expect_router_matches(GetParam(), config, distinct, {});
+      expect_router_matches(GetParam(), config, distinct, bias);
+    }
+  }
 }
 
 TEST_P(RoutingCuda, NanRowsStillGetDistinctExperts) {
@@ -114,17 +148,22 @@ TEST_P(RoutingCuda, NanRowsStillGetDistinctExperts) {
   const std::vector<float> logits(T * E, std::numeric_limits<float>::quiet_NaN());
   const DeviceBuffer g_logits = on_device(logits);
   DeviceBuffer g_weights(T * K * 4), g_indices(T * K * 4), g_workspace(route_workspace_bytes(T, E));
-  route_forward(g_logits.as<float>(), E, T, E, K, q, g_weights.as<float>(),
-                g_indices.as<std::int32_t>(), nullptr, nullptr, g_workspace.get(), nullptr);
-  dropless::testing::synchronize();
-  const auto indices = g_indices.download<std::int32_t>(T * K);
-  for (std::int64_t t = 0; t < T; ++t) {
-    std::vector<bool> seen(E, false);
-    for (std::int64_t k = 0; k < K; ++k) {
-      const auto e = indices[t * K + k];
-      ASSERT_TRUE(e >= 0 && e < E);
-      ASSERT_FALSE(seen[e]);
-      seen[e] = true;
+  RouteConfig grouped{.score = RouteScore::kSigmoid, .normalize_p = q};
+  if (E % 2 == 0 && K <= E / 2) grouped.num_groups = 2;
+  for (const RouteConfig& config : {RouteConfig{.normalize_p = q}, grouped}) {
+    g_indices.poison();
+    route_forward(config, nullptr, g_logits.as<float>(), E, T, E, K, g_weights.as<float>(),
+                  g_indices.as<std::int32_t>(), nullptr, nullptr, g_workspace.get(), nullptr);
+    dropless::testing::synchronize();
+    const auto indices = g_indices.download<std::int32_t>(T * K);
+    for (std::int64_t t = 0; t < T; ++t) {
+      std::vector<bool> seen(E, false);
+      for (std::int64_t k = 0; k < K; ++k) {
+        const auto e = indices[t * K + k];
+        ASSERT_TRUE(e >= 0 && e < E);
+        ASSERT_FALSE(seen[e]);
+        seen[e] = true;
+      }
     }
   }
 }
