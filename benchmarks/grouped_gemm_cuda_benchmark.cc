@@ -11,19 +11,17 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <random>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "benchmarks/cublas.h"
+#include "benchmarks/cuda_benchmark.h"
 #include "dropless/activation.h"
 #include "dropless/error.h"
-#include "src/cuda/check.h"
 #include "src/cuda/kernels.h"
 #include "tests/cuda/gpu_support.h"
 
@@ -34,77 +32,11 @@ using cuda::GemmConfig;
 using testing::DeviceBuffer;
 const Device kGpu{DeviceType::kCuda, 0};
 
-struct Shape {
-  const char* name;
-  std::int64_t tokens, d, f, experts, k;
-  std::int64_t rows() const { return tokens * k; }
-};
-
-constexpr Shape kShapes[] = {
-    {"mb-medium", 16384, 1024, 4096, 64, 1}, {"mixtral", 16384, 4096, 14336, 8, 2},
-    {"dbrx", 8192, 6144, 10752, 16, 4},      {"olmoe", 32768, 2048, 1024, 64, 8},
-    {"qwen3", 32768, 2048, 768, 128, 8},     {"deepseek", 8192, 7168, 2048, 64, 8},
-};
-
 struct Options {
   std::string json, shape, op, routing = "random";
   std::vector<int> widths{8};
   int rounds = 11;
 };
-
-// Rows of each expert.
-std::vector<std::int64_t> route(const Shape& shape, const std::string& routing) {
-  std::vector<std::int64_t> rows(shape.experts, 0);
-  if (routing == "uniform") {
-    for (auto& r : rows) r = shape.rows() / shape.experts;
-    return rows;
-  }
-  // K distinct experts per token, by weight (Gumbel top-k).
-  std::mt19937_64 random(11);
-  std::uniform_real_distribution<double> unit(1e-12, 1.0);
-  std::vector<std::pair<double, int>> keys(shape.experts);
-  for (std::int64_t t = 0; t < shape.tokens; ++t) {
-    for (int e = 0; e < shape.experts; ++e) {
-      const double log_weight = routing == "zipf" ? -std::log(e + 1.0) : 0.0;
-      keys[e] = {log_weight - std::log(-std::log(unit(random))), e};
-    }
-    std::partial_sort(keys.begin(), keys.begin() + shape.k, keys.end(), std::greater<>());
-    for (int i = 0; i < shape.k; ++i) ++rows[keys[i].second];
-  }
-  return rows;
-}
-
-struct Candidate {
-  std::string name;
-  std::function<void()> launch;
-  std::vector<float> ms;
-};
-
-// One launch of each in turn, `rounds` times after two rounds of warm-up; milliseconds.
-void time_interleaved(std::vector<Candidate>& candidates, int rounds) {
-  std::vector<cudaEvent_t> events(candidates.size() * 2 * (rounds + 2));
-  for (auto& event : events) DROPLESS_CUDA_CHECK(cudaEventCreate(&event));
-  std::size_t next = 0;
-  for (int round = 0; round < rounds + 2; ++round) {
-    for (auto& candidate : candidates) {
-      DROPLESS_CUDA_CHECK(cudaEventRecord(events[next++], nullptr));
-      candidate.launch();
-      DROPLESS_CUDA_CHECK(cudaEventRecord(events[next++], nullptr));
-    }
-  }
-  DROPLESS_CUDA_CHECK(cudaDeviceSynchronize());
-  next = 0;
-  for (int round = 0; round < rounds + 2; ++round) {
-    for (auto& candidate : candidates) {
-      float ms = 0.0f;
-      DROPLESS_CUDA_CHECK(cudaEventElapsedTime(&ms, events[next], events[next + 1]));
-      next += 2;
-      if (round >= 2) candidate.ms.push_back(ms);
-    }
-  }
-  for (auto& event : events) cudaEventDestroy(event);
-  for (auto& candidate : candidates) std::sort(candidate.ms.begin(), candidate.ms.end());
-}
 
 std::string name_of(const GemmConfig& c) {
   return std::to_string(c.block_m) + "x" + std::to_string(c.block_n) + " s" +

@@ -19,6 +19,13 @@
 // and rounded once. All contiguous. Every sum runs in the order of its index, so that results do
 // not depend on the number of threads. Throws Error(kInvalidArgument) naming the tensor and the
 // shapes, or the first entry of the topology that is wrong.
+//
+// On a GPU (compute capability 9.0) the tensors are bf16 or fp16, blocks are 128 x 128 and the dense
+// sides multiples of 8; the topology lies on the GPU too. A call only queues work on the given
+// stream: it never waits and can be captured into a CUDA graph, between whose runs the topology may
+// change. Nobody looks at the topology's entries there: they must be right. A topology may have room
+// for more blocks than there are: what lies past the last of `offsets` is left alone. Results are the
+// same from run to run. Throws Error(kUnsupported) for other types and sizes.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +39,7 @@ namespace dropless {
 // Where the blocks stand: the hybrid of blocked CSR and COO of MegaBlocks' stk. Blocks are numbered
 // by row, then column, each position at most once. The column walk lists the same blocks by column,
 // then row; it may be absent where no product needs it: only dsd with transpose_a and dds without
-// transpose_b do. All int32, on the CPU (stk: int16 indices).
+// transpose_b do. All int32, on the tensors' device (stk: int16 indices).
 struct BlockTopology {
   std::int64_t rows = 0, cols = 0;  // elements: multiples of block_size
   std::int64_t block_size = 128;    // 1 to 128; the fast loops are made for 128
@@ -56,30 +63,40 @@ struct ExpertTopologySize {
 ExpertTopologySize expert_topology_size(ConstTensorView offsets_E1, std::int64_t d_ffn,
                                         std::int64_t block_size = 128);
 
+// No `rows` routed rows need more than this, however they fall to the experts: what a topology on a
+// GPU is given room for, since there the offsets are not known to the host.
+ExpertTopologySize expert_topology_bound(std::int64_t rows, std::int64_t num_experts,
+                                         std::int64_t d_ffn, std::int64_t block_size = 128);
+
 // The block-diagonal topology of these experts: expert e has the rows padded_offsets_E1[e] ..
 // padded_offsets_E1[e + 1] and the columns e * d_ffn .. (e + 1) * d_ffn. Writes padded_offsets_E1
 // (int64 [E + 1]) and row_indices, column_indices and offsets of `topology`, whose sizes are those
-// of expert_topology_size.
+// of expert_topology_size; on a GPU those of expert_topology_bound: block rows past the last
+// expert's have no blocks.
 void expert_topology(ConstTensorView offsets_E1, std::int64_t d_ffn, TensorView padded_offsets_E1,
-                     const BlockTopology& topology, Backend backend = Backend::kAuto);
+                     const BlockTopology& topology, Backend backend = Backend::kAuto,
+                     Stream stream = nullptr);
 
 // Writes the column walk: column_indices_t, offsets_t and block_offsets_t of `topology`.
-void transpose_topology(const BlockTopology& topology, Backend backend = Backend::kAuto);
+void transpose_topology(const BlockTopology& topology, Backend backend = Backend::kAuto,
+                        Stream stream = nullptr);
 
-// Bytes for all OpenMP threads that a parallel region started now would use. A smaller workspace is
-// accepted down to one thread's share; fewer threads then work.
+// On the CPU: bytes for all OpenMP threads that a parallel region started now would use. A smaller
+// workspace is accepted down to one thread's share; fewer threads then work.
 std::size_t block_sparse_workspace_bytes();
+// Of every product with a topology of this size, on the device of its row_indices.
+std::size_t block_sparse_workspace_bytes(const BlockTopology& topology);
 
 void sdd(ConstTensorView a, bool transpose_a, ConstTensorView b, bool transpose_b,
          const BlockTopology& topology, TensorView out_data, void* workspace,
-         std::size_t workspace_bytes, Backend backend = Backend::kAuto);
+         std::size_t workspace_bytes, Backend backend = Backend::kAuto, Stream stream = nullptr);
 
 void dsd(ConstTensorView a_data, bool transpose_a, const BlockTopology& a_topology,
          ConstTensorView b, bool transpose_b, TensorView out, void* workspace,
-         std::size_t workspace_bytes, Backend backend = Backend::kAuto);
+         std::size_t workspace_bytes, Backend backend = Backend::kAuto, Stream stream = nullptr);
 
 void dds(ConstTensorView a, bool transpose_a, ConstTensorView b_data, bool transpose_b,
          const BlockTopology& b_topology, TensorView out, void* workspace,
-         std::size_t workspace_bytes, Backend backend = Backend::kAuto);
+         std::size_t workspace_bytes, Backend backend = Backend::kAuto, Stream stream = nullptr);
 
 }  // namespace dropless

@@ -13,6 +13,7 @@
 
 #include "dropless/activation.h"
 #include "dropless/backend.h"
+#include "dropless/block_sparse.h"
 #include "dropless/route.h"
 #include "dropless/view.h"
 #include "src/cuda/gemm_config.h"
@@ -106,6 +107,24 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_T
                                   const float* scores_R, const void* row_tiles, TensorView gate_RF,
                                   TensorView up_RF, TensorView act_RF, float* d_scores_NR,
                                   Stream stream);
+
+// ---- block-sparse products and topologies: semantics in include/dropless/block_sparse.h
+// ---- Blocks of 128 x 128, bf16 or fp16. The topologies' arrays too are device memory; offsets may
+// end below the number of blocks that there is room for.
+
+std::size_t block_sparse_workspace_bytes(std::int64_t block_rows, std::int64_t block_columns,
+                                         std::int64_t blocks);
+void sdd(ConstTensorView a, bool transpose_a, ConstTensorView b, bool transpose_b,
+         const BlockTopology& topology, TensorView out_data, void* workspace, Stream stream);
+void dsd(ConstTensorView a_data, bool transpose_a, const BlockTopology& a_topology,
+         ConstTensorView b, bool transpose_b, TensorView out, void* workspace, Stream stream);
+void dds(ConstTensorView a, bool transpose_a, ConstTensorView b_data, bool transpose_b,
+         const BlockTopology& b_topology, TensorView out, void* workspace, Stream stream);
+
+// Of any block size. Rows for which the topology has no room are left out.
+void expert_topology(const std::int64_t* offsets_E1, std::int64_t num_experts, std::int64_t d_ffn,
+                     std::int64_t* padded_offsets_E1, const BlockTopology& topology, Stream stream);
+void transpose_topology(const BlockTopology& topology, Stream stream);
 
 // ---- router products
 // ---------------------------------------------------------------------------------

@@ -75,6 +75,27 @@ void grouped_gemm_activation_grad(Activation, ConstTensorView, const std::int32_
   unavailable("grouped_gemm_activation_grad");
 }
 
+std::size_t block_sparse_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
+  unavailable("block_sparse_workspace_bytes");
+}
+void sdd(ConstTensorView, bool, ConstTensorView, bool, const BlockTopology&, TensorView, void*,
+         Stream) {
+  unavailable("sdd");
+}
+void dsd(ConstTensorView, bool, const BlockTopology&, ConstTensorView, bool, TensorView, void*,
+         Stream) {
+  unavailable("dsd");
+}
+void dds(ConstTensorView, bool, ConstTensorView, bool, const BlockTopology&, TensorView, void*,
+         Stream) {
+  unavailable("dds");
+}
+void expert_topology(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t*,
+                     const BlockTopology&, Stream) {
+  unavailable("expert_topology");
+}
+void transpose_topology(const BlockTopology&, Stream) { unavailable("transpose_topology"); }
+
 std::size_t router_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
   unavailable("router_logits");
 }

@@ -205,6 +205,7 @@ class Consumer {
       }
       float acc[Tile::kTilesM][Tile::kBlockN / 2];
       if (Schedule::kRaggedK && k_length < kBlockK) zero(acc);
+      if (Schedule::kEmptyK && k_length == 0) zero(acc);
       const int row = row0 + warp_ * 16;
       if constexpr (Epilogue::kExtraStages > 0) epilogue.prepare(work, row);
       multiply(acc, k_length, lead, epilogue);
@@ -324,9 +325,20 @@ class Consumer {
   int lane_;
 };
 
-template <class Tile, class Schedule, class Epilogue>
+// How the loading thread fills the stages of a work.
+template <class Tile, class Epilogue>
+struct DenseLoader {
+  using Params = Operands;
+  static __device__ __forceinline__ void run(const Pipeline<Tile>& pipeline, const WorkRing& works,
+                                             const typename Epilogue::Params& epilogue,
+                                             const Operands& operands, int rank) {
+    produce<Tile, Epilogue>(pipeline, works, epilogue, operands, rank);
+  }
+};
+
+template <class Tile, class Schedule, class Epilogue, class Loader = DenseLoader<Tile, Epilogue>>
 __global__ void __launch_bounds__(kGemmThreads, 1)
-    gemm_kernel(const __grid_constant__ Operands operands,
+    gemm_kernel(const __grid_constant__ typename Loader::Params operands,
                 const __grid_constant__ typename Schedule::Params schedule_params,
                 const __grid_constant__ typename Epilogue::Params epilogue_params) {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
@@ -353,11 +365,13 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (warpgroup == 0) {
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
-      produce<Tile, Epilogue>(pipeline, works, epilogue_params, operands, rank);
+      Loader::run(pipeline, works, epilogue_params, operands, rank);
     } else if (warp == 1 && ptx::elect_one()) {
       works.announce(Schedule(schedule_params, rank));
-    } else if (Tile::kGathersA && warp >= 4 - kGatherWarps) {
-      gather<Tile, Epilogue>(pipeline, works, operands, warp - (4 - kGatherWarps), lane);
+    } else if constexpr (Tile::kGathersA) {
+      if (warp >= 4 - kGatherWarps) {
+        gather<Tile, Epilogue>(pipeline, works, operands, warp - (4 - kGatherWarps), lane);
+      }
     }
     __syncwarp();
   } else {

@@ -97,6 +97,34 @@ __device__ __forceinline__ void tma_load_multicast(const CUtensorMap* map, std::
       : "memory");
 }
 
+// L2 may drop first what a load with this policy brings.
+__device__ __forceinline__ std::uint64_t evict_first() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Both loads of what nobody else wants soon.
+__device__ __forceinline__ void tma_load_once(const CUtensorMap* map, std::uint32_t barrier,
+                                              std::uint32_t destination, int c0, int c1, int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(destination),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "l"(evict_first())
+      : "memory");
+}
+__device__ __forceinline__ void tma_load_multicast_once(const CUtensorMap* map,
+                                                        std::uint32_t barrier,
+                                                        std::uint32_t destination, int c0, int c1,
+                                                        int c2, std::uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%4, %5, %6}], [%2], %3, %7;" ::"r"(
+          destination),
+      "l"(map), "r"(barrier), "h"(mask), "r"(c0), "r"(c1), "r"(c2), "l"(evict_first())
+      : "memory");
+}
+
 // 16 bytes from global to shared memory, without the copy engine; zeros with `bytes` = 0.
 __device__ __forceinline__ void copy_async16(std::uint32_t destination, const void* source,
                                              int bytes) {
@@ -232,6 +260,16 @@ __device__ __forceinline__ void stmatrix_x4(std::uint32_t address, std::uint32_t
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(r0), "r"(r1), "r"(r2), "r"(r3)
                : "memory");
+}
+
+// The same, each matrix transposed.
+__device__ __forceinline__ void stmatrix_x4_transposed(std::uint32_t address, std::uint32_t r0,
+                                                       std::uint32_t r1, std::uint32_t r2,
+                                                       std::uint32_t r3) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(r0), "r"(r1), "r"(r2), "r"(r3)
+      : "memory");
 }
 
 __device__ __forceinline__ void ldmatrix_x4(std::uint32_t address, std::uint32_t (&r)[4]) {

@@ -52,6 +52,7 @@ class RowTileSchedule {
     int width;  // of the raster's bands, in clusters
   };
   static constexpr bool kRaggedK = false;
+  static constexpr bool kEmptyK = false;  // k_length may be 0; kRaggedK includes it
 
   __device__ __forceinline__ RowTileSchedule(const Params& params, int rank)
       : params_(params),
@@ -113,6 +114,7 @@ class RaggedKSchedule {
     int width;
   };
   static constexpr bool kRaggedK = true;
+  static constexpr bool kEmptyK = false;
 
   __device__ __forceinline__ RaggedKSchedule(const Params& params, int rank)
       : params_(params),
