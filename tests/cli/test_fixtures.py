@@ -62,7 +62,7 @@ class FixturesTest(unittest.TestCase):
         self.maxDiff = None
         self.assertEqual(
             yaml_page.PAGE.read_text(), expected,
-            "renew it: python tests/cli/yaml_page.py build/dev/bin/dropless > docs/yaml.md",
+            "renew it: python tests/cli/yaml_page.py build/cpu/bin/dropless > docs/yaml.md",
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ LLM Foundry's YAML is read as it is: its keys, its defaults. This page is writte
 so it lists what this version reads and nothing else; after a change of a key it is renewed by
 
 ```
-python tests/cli/yaml_page.py build/dev/bin/dropless > docs/yaml.md
+python tests/cli/yaml_page.py build/cpu/bin/dropless > docs/yaml.md
 ```
 
 Of each key there is one of three things to say. *Implemented*: it does what it does in LLM Foundry. *No effect*: it may stand

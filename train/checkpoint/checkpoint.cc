@@ -151,6 +151,23 @@ void CheckpointWriter::add_text(const std::string& file, std::string_view text) 
   files_.push_back({file, text.size(), xxh3_hex(text)});
 }
 
+namespace {
+
+// What stands at a checkpoint's name and is none is somebody's: it steps aside, and is kept.
+void keep_foreign(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path, error))) return;
+  if (is_real_folder(path) && has_manifest(path)) return;
+  std::string aside = path + ".kept";
+  for (int number = 2; path_exists(aside); ++number) {
+    aside = fmt::format("{}.kept-{}", path, number);
+  }
+  rename_path(path, aside);
+  log_warning("{} was no checkpoint; it is now {}", path, aside);
+}
+
+}  // namespace
+
 std::string CheckpointWriter::commit() {
   std::int64_t sequence = 0;
   for (const Candidate& other : candidates(run_folder_)) {
@@ -160,6 +177,7 @@ std::string CheckpointWriter::commit() {
   fsync_path(temporary_);
 
   const std::string final_path = join_path(run_folder_, step_folder_name(step_));
+  keep_foreign(final_path);
   // sweep_stale knows what to do with either after a crash.
   const std::string replaced = publish_folder(temporary_, final_path, final_path + kReplaced);
   committed_ = true;

@@ -237,6 +237,11 @@ void load_optimizer(const std::string& checkpoint, Optimizer& optimizer) {
   generator.set_state(rng);
 }
 
+OptimizerType load_optimizer_type(const std::string& checkpoint) {
+  const YamlDocument document = load_config(checkpoint);
+  return OptimizerConfig::from_yaml(document.root().map("optimizer")).type;
+}
+
 nlohmann::json load_training_state(const std::string& checkpoint) {
   const std::string path = join_path(checkpoint, kStateFile);
   return parse_json(read_file(path, 64 << 20), path, ErrorKind::kDamaged);

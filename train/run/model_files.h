@@ -65,6 +65,7 @@ void load_some_weights(const std::string& folder, Transformer& model,
 // Throws Error(kInvalidArgument) for a checkpoint that was saved with save_weights_only.
 void require_resumable(const std::string& checkpoint);
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);
+OptimizerType load_optimizer_type(const std::string& checkpoint);  // of the run that saved it
 nlohmann::json load_training_state(const std::string& checkpoint);
 
 // A model ready to run, from a checkpoint folder, a run folder (its latest) or a Hugging Face

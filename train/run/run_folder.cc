@@ -92,10 +92,13 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
   }
   lock_.emplace(path_);
   check_latest(path_);
-  for (const std::string& log : {metrics_path(path_), samples_path(path_)}) {
-    if (!path_exists(log) || (!is_folder(log) && ::access(log.c_str(), R_OK | W_OK) == 0)) continue;
+  for (const std::string& log :
+       {metrics_path(path_), samples_path(path_), join_path(path_, "events.jsonl")}) {
+    if (!path_exists(log)) continue;
+    const bool regular = std::filesystem::is_regular_file(log);
+    if (regular && ::access(log.c_str(), R_OK | W_OK) == 0) continue;
     throw Error(ErrorKind::kInvalidArgument,
-                is_folder(log) ? log + " is a folder" : "no right to read and write " + log,
+                regular ? "no right to read and write " + log : log + " is not a regular file",
                 "mend that, or name another save_folder");
   }
   for (const std::string& line : sweep_stale(path_)) log_warning("{}", line);

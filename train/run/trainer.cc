@@ -13,6 +13,7 @@
 #include "train/base/fs.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
+#include "train/base/suggest.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/convert/convert.h"
@@ -134,8 +135,10 @@ void Trainer::open_data() {
     tokenizer_ = source.locate("tokenizer.name", [&] { return make_tokenizer(config_.tokenizer); });
   } else {
     // LLM Foundry's files name tokenizers of the Hugging Face hub; stored token ids do without.
-    log_warning("{}: tokenizer '{}' is not here: only sets of token ids can be read",
-                source.where("tokenizer.name"), config_.tokenizer);
+    const std::string nearest = nearest_word(config_.tokenizer, {"bytes"});
+    log_warning("{}: tokenizer '{}' is not here: only sets of token ids can be read{}",
+                source.where("tokenizer.name"), config_.tokenizer,
+                nearest.empty() ? "" : "; did you mean \"" + nearest + "\"?");
   }
   if (config_.callbacks.generate) {
     if (!tokenizer_) {
@@ -240,6 +243,10 @@ void Trainer::restore_from(const std::string& checkpoint) {
     throw Error(ErrorKind::kInvalidArgument, *difference, hint);
   }
   load_model_weights(checkpoint, *model_);
+  if (load_optimizer_type(checkpoint) != config_.optimizer.type) {
+    log_warning("{} was saved by another optimizer: what it kept of its steps is not used",
+                checkpoint);
+  }
   load_optimizer(checkpoint, *optimizer_);
   const nlohmann::json state = load_training_state(checkpoint);
   try {

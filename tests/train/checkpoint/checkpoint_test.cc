@@ -179,6 +179,17 @@ TEST_F(Checkpoint, LatestThatIsNoLink) {
   EXPECT_THAT(hint_of([&] { check_latest(run_); }), HasSubstr("move " + run_ + "/latest away"));
 }
 
+TEST_F(Checkpoint, NothingElseIsReplaced) {
+  make_folders(run_ + "/step-1");
+  write_file_durable(run_ + "/step-1/notes", "mine");
+  write_file_durable(run_ + "/step-2", "mine too");
+  for (const int step : {1, 2}) EXPECT_EQ(content(save(run_, step, 3)), 3);
+  EXPECT_EQ(read_file(run_ + "/step-1.kept/notes"), "mine");
+  EXPECT_EQ(read_file(run_ + "/step-2.kept"), "mine too");
+  save(run_, 2, 4);
+  EXPECT_FALSE(path_exists(run_ + "/step-2.kept-2")) << "a checkpoint is replaced";
+}
+
 TEST_F(Checkpoint, DamageNamesTheLastGoodOne) {
   for (const int step : {1, 2, 3}) save(run_, step, 1);
   const std::string newest = run_ + "/step-3";
