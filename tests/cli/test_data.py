@@ -278,7 +278,7 @@ class DataTest(CommandTest):
         """Every case of tests/data/make_order_cases.py: all shuffles, batching and sampling methods, weights, worlds."""
         path = pathlib.Path(__file__).parent.parent / "data" / "order_cases.jsonl"
         cases = [json.loads(line) for line in path.read_text().splitlines()]
-        self.assertGreaterEqual(sum("sha256" in want for _, want in cases), 400)
+        self.assertGreaterEqual(sum("sha256" in want for _, want in cases), 600)
         specs = "".join(json.dumps(spec) + "\n" for spec, _ in cases)
         answers = [
             json.loads(line) for line in self.check_command("data", "order", "--digest", input=specs).splitlines()

@@ -1,7 +1,7 @@
 """Writes tests/data/order_cases.jsonl: random specs of `dropless data order` and what mosaicml-streaming==0.13.0 makes of
 them, as its own functions give it: the SHA-256 of the flat order as little-endian int64, or "error".
 
-python tests/data/make_order_cases.py tests/data 700
+python tests/data/make_order_cases.py tests/data 1000
 """
 
 import hashlib
