@@ -45,7 +45,10 @@ verb_test() {
   fi
   build_all "$preset"
   run_tests "$preset" "$@"
-  [[ $# != 0 ]] || check_text
+  if [[ $# == 0 ]]; then
+    check_text
+    run_fuzzers "${nightly:+600}"
+  fi
   [[ -n $nightly ]] || return 0
   # libgomp is not instrumented and torch is not built with sanitizers: what lies in them is not ours.
   export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1

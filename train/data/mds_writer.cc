@@ -27,7 +27,7 @@ std::vector<MdsColumn> make_columns(
     const std::vector<std::pair<std::string, std::string>>& columns) {
   std::vector<MdsColumn> out;
   for (const auto& [name, encoding] : columns) {
-    const auto refuse = [&](const std::string& why) {
+    const auto refuse = [&name = name](const std::string& why) {
       throw Error(ErrorKind::kInvalidArgument, fmt::format("column '{}': {}", name, why));
     };
     if (find_invalid_utf8(name) != std::string_view::npos) refuse("the name is not valid UTF-8");

@@ -27,9 +27,8 @@ using nlohmann::json;
 }
 
 TokenId token_id(const json& json) {
-  const auto id = json.get<std::int64_t>();
-  if (!json.is_number_integer() || id < 0 || id >= 1 << 22)
-    refuse(fmt::format("{} is no token id", json.dump()));
+  const std::int64_t id = whole_number_of(json);
+  if (id < 0 || id >= 1 << 22) refuse(fmt::format("{} is no token id", json.dump()));
   return static_cast<TokenId>(id);
 }
 

@@ -232,18 +232,26 @@ bool is_tekken(const nlohmann::json& json) {
          json["config"].contains("default_num_special_tokens");
 }
 
+std::int64_t whole_number_of(const nlohmann::json& json) {
+  // get() would cast a number beyond 64 bits, which C++ leaves undefined.
+  if (!json.is_number_integer()) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{} is no whole number", json.dump()));
+  }
+  return json.get<std::int64_t>();
+}
+
 std::shared_ptr<const Tokenizer> read_tekken(const std::string& name, const std::string& path,
                                              const nlohmann::json& json) {
   const auto& config = json.at("config");
-  const auto num_special = config.at("default_num_special_tokens").get<std::int64_t>();
-  const auto size = config.at("default_vocab_size").get<std::int64_t>();
+  const auto num_special = whole_number_of(config.at("default_num_special_tokens"));
+  const auto size = whole_number_of(config.at("default_vocab_size"));
   if (num_special < 0 || size < num_special || size >= 1 << 22) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{} special tokens of {} tokens", num_special, size));
   }
   std::vector<std::pair<std::string, TokenId>> ranks;
   for (const auto& entry : json.at("vocab")) {
-    const auto rank = entry.at("rank").get<std::int64_t>();
+    const auto rank = whole_number_of(entry.at("rank"));
     if (rank < 0 || rank >= size - num_special) continue;  // the file may hold more than are in use
     auto bytes = decode_base64(entry.at("token_bytes").get<std::string>());
     if (!bytes) throw Error(ErrorKind::kInvalidArgument, fmt::format("rank {} is no base64", rank));
@@ -252,7 +260,7 @@ std::shared_ptr<const Tokenizer> read_tekken(const std::string& name, const std:
   std::vector<Special> specials;
   if (json.contains("special_tokens") && json["special_tokens"].is_array()) {
     for (const auto& entry : json["special_tokens"]) {
-      const auto id = entry.at("rank").get<std::int64_t>();
+      const auto id = whole_number_of(entry.at("rank"));
       if (id < 0 || id >= num_special) {
         throw Error(ErrorKind::kInvalidArgument,
                     fmt::format("special token {} of {}", id, num_special));

@@ -14,4 +14,7 @@ bool is_tekken(const nlohmann::json& json);
 std::shared_ptr<const Tokenizer> read_tekken(const std::string& name, const std::string& path,
                                              const nlohmann::json& json);
 
+// A whole number of 64 bits. Anything else, 1e99 too: Error(kInvalidArgument).
+std::int64_t whole_number_of(const nlohmann::json& json);
+
 }  // namespace dropless::train
