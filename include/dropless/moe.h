@@ -25,9 +25,9 @@
 // Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K
 // rows.
 //
-// On a GPU (compute capability 9.0) the tensors are bf16, the widths multiples of 8 and of `route`
-// only normalize_p is free, without bias, capacity and shared expert; a call only queues work on the
-// given stream: it never waits and can be captured into a CUDA graph.
+// On a GPU (compute capability 9.0) the tensors are bf16 or fp16, the widths multiples of 8, without
+// shared expert; a call only queues work on the given stream: it never waits and can be captured into
+// a CUDA graph. Given indices are not checked there: one outside [0, E) is a dropped row.
 //
 // Memory: the caller owns everything. Between forward and backward only x, the pre-activations and
 // 12 bytes per routed row are needed (`MoESaved`); softmax, activations and expert outputs are
