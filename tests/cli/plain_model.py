@@ -81,7 +81,7 @@ def alibi(heads, bias_max):
     """The slopes: those of the next power of two, of which every second one first."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = [2 ** (-bias_max * h / power) for h in range(1, power + 1)]
-    return torch.tensor(slopes if power == heads else (slopes[1::2] + slopes[::2])[:heads])
+    return torch.tensor(slopes if power == heads else (slopes[1::2] + slopes[::2])[:heads], dtype=torch.float64)
 
 
 def visible(tokens, model, layer):
@@ -124,7 +124,8 @@ def attention(x, weights, name, model, seen):
         scores = model["cap"] * torch.tanh(scores / model["cap"])
     if "alibi" in model:
         i = torch.arange(S)
-        scores = scores + alibi(heads, model["alibi"])[:, None, None] * (i[None, :] - i[:, None])
+        bias = alibi(heads, model["alibi"])[:, None, None] * (i[None, :] - i[:, None])
+        scores = scores + bias.to(scores.dtype)
     scores = scores.masked_fill(~seen, float("-inf"))
     out = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), v).reshape(B, S, heads * d)
     return linear(out, weights, f"{name}.out_proj")
@@ -148,6 +149,8 @@ def moe(x, weights, name, model):
             mask = torch.zeros(grouped.shape[:2]).scatter(1, best, 1).bool()
             eligible = grouped.masked_fill(~mask[:, :, None], float("-inf")).flatten(1)
         chosen = eligible.topk(K, -1).indices
+    if "choices" in model:
+        model["choices"].append(chosen)
     top = scores.gather(1, chosen)
     if model["normalize"]:
         top = top / top.sum(-1, keepdim=True)

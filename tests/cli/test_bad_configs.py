@@ -97,7 +97,7 @@ NAMES = [
     ("  name: mpt_causal_lm", "  name: @@hf_t5", "model.name: hf_t5", "mpt_causal_lm"),
     ("  no_bias: true", "  no_bias: true\n  init_config: {name: @@normal}", "model.init_config.name: unknown initialisation normal", "kaiming_normal_"),
     ("clipping_type: norm", "clipping_type: @@l2", "algorithms.gradient_clipping.clipping_type: unknown clipping_type l2", "one of: norm, value, adaptive"),
-    ("precision: fp32", "precision: @@fp8", "precision: precision fp8 is not supported", "one of: fp32, amp_bf16, amp_fp16"),
+    ("precision: fp32", "precision: @@fp8", "precision: precision fp8 is not supported", "one of: fp32, amp_bf16, amp_fp16, fp64"),
     ("device: cpu", "device: @@tpu", "device: ", ""),
     ("shuffle: true", "shuffle: true, shuffle_algo: @@py3", "train_loader.dataset.shuffle_algo: ", "py1e"),
     ("shuffle: true", "shuffle: true, validate_hash: @@sha0", "train_loader.dataset.validate_hash: unknown hash 'sha0'", "one of: "),

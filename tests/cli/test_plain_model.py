@@ -1,4 +1,4 @@
-"""Loss and gradients equal those of a plain PyTorch model that reads our checkpoint.
+"""Loss and gradients equal those of a plain PyTorch model that reads our checkpoint, to 1e-5 in fp32 and 1e-12 in fp64.
 
 One step with beta1 = beta2 = 0 leaves the gradients themselves in the saved first moments, and a
 learning rate of 1e-30 leaves the weights as they were."""
@@ -145,13 +145,13 @@ class PlainModelTest(CommandTest):
     def relative(self, ours, theirs) -> float:
         return ((ours - theirs).norm() / theirs.norm()).item()
 
-    def check(self, name: str, overrides: list, changes: dict):
+    def check(self, name: str, overrides: list, changes: dict, precision: str, bound: float):
         # Unless a case says otherwise, uneven microbatches: 3 + 3 + 2 samples. Only the load-balancing
         # loss depends on the cut, so it is off there.
         whole = any("microbatch" in o for o in overrides)
         if not whole and changes.get("experts") != 0:
             overrides = overrides + ["model.ffn_config.moe_loss_weight=0"]
-        self.check_command("train", "config.yaml", f"save_folder={name}", *ONE_STEP, *overrides)
+        self.check_command("train", "config.yaml", f"save_folder={name}", f"precision={precision}", *ONE_STEP, *overrides)
         model = BASE | changes
         folder = self.folder / name / "latest"
         weights = plain_model.tensors(read_safetensors(folder / "model.safetensors"))
@@ -164,8 +164,8 @@ class PlainModelTest(CommandTest):
         total.backward()
 
         (line,) = self.metrics(name)
-        self.assertLess(abs(line["loss/train/loss"] / cross_entropy.item() - 1), 1e-5)
-        self.assertLess(abs(line["loss/train/total"] / total.item() - 1), 1e-5)
+        self.assertLess(abs(line["loss/train/loss"] / cross_entropy.item() - 1), bound)
+        self.assertLess(abs(line["loss/train/total"] / total.item() - 1), bound)
         moments = plain_model.tensors(read_safetensors(folder / "optimizer.safetensors"))
         ours, theirs = [], []
         for parameter, weight in weights.items():
@@ -174,15 +174,16 @@ class PlainModelTest(CommandTest):
                 self.assertEqual(gradient.abs().max().item(), 0, parameter)
                 continue
             # Per tensor a looser bound: some of these gradients are small sums of large terms.
-            self.assertLess(self.relative(gradient, weight.grad), 1e-4, parameter)
+            self.assertLess(self.relative(gradient, weight.grad), 10 * bound, parameter)
             ours.append(gradient.flatten())
             theirs.append(weight.grad.flatten())
-        self.assertLess(self.relative(torch.cat(ours), torch.cat(theirs)), 1e-5)
+        self.assertLess(self.relative(torch.cat(ours), torch.cat(theirs)), bound)
 
     def test_cases(self):
         for name, (overrides, changes) in CASES.items():
-            with self.subTest(name):
-                self.check(name, overrides, changes)
+            for precision, bound in [("fp32", 1e-5), ("fp64", 1e-12)]:
+                with self.subTest(name, precision=precision):
+                    self.check(f"{name}-{precision}", overrides, changes, precision, bound)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ SavedTensors make_saved(const MoEConfig& config, const at::Tensor& x_TD) {
   const std::int64_t tokens = x_TD.size(0);
   const std::int64_t rows = tokens * config.top_k;
   const auto ints = x_TD.options().dtype(at::kInt);
-  const auto probability = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto probability = sum_type(x_TD.scalar_type());
   SavedTensors saved;
   saved.gate_RF = at::empty({rows, config.d_ffn}, x_TD.options());
   if (config.glu) saved.up_RF = at::empty({rows, config.d_ffn}, x_TD.options());

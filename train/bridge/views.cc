@@ -49,6 +49,10 @@ at::ScalarType scalar_type_of(DType dtype) {
   throw Error(ErrorKind::kInternal, "unknown dropless element type");
 }
 
+at::ScalarType sum_type(at::ScalarType type) {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 Device device_of(const at::Device& device) {
   if (!device.is_cuda()) return {};
   return {DeviceType::kCuda, device.has_index() ? device.index() : 0};

@@ -14,4 +14,7 @@ DType dtype_of(at::ScalarType type);
 Device device_of(const at::Device& device);
 at::ScalarType scalar_type_of(DType dtype);
 
+// In which sums, softmaxes and losses of tensors of `type` are taken: fp32, and fp64 of fp64.
+at::ScalarType sum_type(at::ScalarType type);
+
 }  // namespace dropless::train

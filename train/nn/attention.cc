@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "dropless/error.h"
+#include "train/bridge/views.h"
 
 namespace dropless::train {
 namespace {
@@ -170,11 +171,11 @@ Attention::Attention(const AttentionConfig& config, const std::string& name, Par
     k_norm_.emplace(config.norm, name + ".k_ln", whole ? kv_width : config.head_dim, maker);
   }
   if (config.rope) {
-    rope_.emplace(config.head_dim, config.rope_theta, config.rope_scaling, device);
+    rope_.emplace(config.head_dim, config.rope_theta, config.rope_scaling, device, maker.type());
   }
   if (config.alibi) {
     slopes_H11_ = alibi_slopes(config.n_heads, config.alibi_bias_max)
-                      .to(at::kFloat)
+                      .to(maker.type())
                       .view({config.n_heads, 1, 1})
                       .to(device);
   }
@@ -219,7 +220,7 @@ at::Tensor Attention::make_mask(std::int64_t past, std::int64_t first_key, std::
     seen = seen & ((key >= pass.pads_B.view({-1, 1, 1, 1})) | (distance == 0));
   }
   if (!config_.alibi) return seen;
-  const at::Tensor bias = (distance.to(at::kFloat) * slopes_H11_).unsqueeze(0);
+  const at::Tensor bias = (distance.to(slopes_H11_.scalar_type()) * slopes_H11_).unsqueeze(0);
   return bias.masked_fill(~seen, -std::numeric_limits<double>::infinity());
 }
 
@@ -239,7 +240,8 @@ at::Tensor Attention::attend(const at::Tensor& q, const at::Tensor& k, const at:
   };
   const double scale = config_.softmax_scale.value_or(1 / std::sqrt(double(config_.head_dim)));
   const double cap = config_.logit_softcap;
-  at::Tensor scores = at::matmul(q, shared(k).transpose(2, 3)).to(at::kFloat) * (scale / cap);
+  const at::Tensor products = at::matmul(q, shared(k).transpose(2, 3));
+  at::Tensor scores = products.to(sum_type(products.scalar_type())) * (scale / cap);
   scores = at::tanh(scores) * cap;
   if (mask.defined() && mask.scalar_type() == at::kBool) {
     scores = scores.masked_fill(~mask, -std::numeric_limits<double>::infinity());

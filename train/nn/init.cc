@@ -125,12 +125,14 @@ InitConfig InitConfig::from_yaml(const YamlMap& map) {
 }
 
 ParameterMaker::ParameterMaker(const InitConfig& config, std::int64_t d_model,
-                               std::int64_t n_layers, std::uint64_t seed, at::Device device)
+                               std::int64_t n_layers, std::uint64_t seed, at::Device device,
+                               at::ScalarType type)
     : config_(config),
       d_model_(static_cast<double>(d_model)),
       residual_divisor_(config.residual_divisor),
       generator_(at::detail::createCPUGenerator(seed)),
-      device_(device) {
+      device_(device),
+      type_(type) {
   if (residual_divisor_ != 0) return;
   const auto layers = static_cast<double>(n_layers);
   residual_divisor_ =
@@ -162,7 +164,7 @@ at::Tensor ParameterMaker::draw(const std::string& name, std::int64_t rows, std:
                                 bool expert) {
   at::Tensor value;
   if (device_.is_meta()) {
-    value = at::empty({rows, columns}, at::TensorOptions(at::kFloat).device(device_));
+    value = at::empty({rows, columns}, at::TensorOptions(type_).device(device_));
   } else {
     value = at::empty({rows, columns}, at::kFloat);
     std::int64_t first = 0;
@@ -175,7 +177,7 @@ at::Tensor ParameterMaker::draw(const std::string& name, std::int64_t rows, std:
         part.normal_(0.0, spread.std, generator_);
       }
     }
-    value = value.to(device_);
+    value = value.to(device_, type_);
   }
   value.set_requires_grad(true);
   parameters_.push_back({name, value, expert});
@@ -221,7 +223,7 @@ at::Tensor ParameterMaker::experts(const std::string& name, std::int64_t num_exp
 
 at::Tensor ParameterMaker::constant(const std::string& name, std::int64_t size, double value,
                                     bool trained) {
-  at::Tensor tensor = at::full({size}, value, at::TensorOptions(at::kFloat).device(device_));
+  at::Tensor tensor = at::full({size}, value, at::TensorOptions(type_).device(device_));
   tensor.set_requires_grad(trained);
   parameters_.push_back({name, tensor, false});
   return tensor;

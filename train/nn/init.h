@@ -2,8 +2,8 @@
 //
 // The schemes are LLM Foundry's `init_config`: a spread per matrix from its fans, and the projections
 // that write into the residual stream divided by sqrt(2 n_layers). Each expert, and each part of a
-// fused projection, is a matrix of its own. Values are drawn on the CPU from one generator in the
-// order of construction, so that they depend on the seed alone.
+// fused projection, is a matrix of its own. Values are drawn on the CPU in fp32 from one generator in
+// the order of construction, so that they depend on the seed alone.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +52,7 @@ struct InitConfig {
 class ParameterMaker {
  public:
   ParameterMaker(const InitConfig& config, std::int64_t d_model, std::int64_t n_layers,
-                 std::uint64_t seed, at::Device device);
+                 std::uint64_t seed, at::Device device, at::ScalarType type = at::kFloat);
 
   // [out, in]; `residual`: it writes into the residual stream.
   at::Tensor linear(const std::string& name, std::int64_t out, std::int64_t in,
@@ -68,6 +68,7 @@ class ParameterMaker {
   at::Tensor constant(const std::string& name, std::int64_t size, double value,
                       bool trained = true);
 
+  at::ScalarType type() const { return type_; }
   std::vector<Parameter> take() { return std::move(parameters_); }
 
  private:
@@ -86,6 +87,7 @@ class ParameterMaker {
   double residual_divisor_;
   at::Generator generator_;
   at::Device device_;
+  at::ScalarType type_;
   std::vector<Parameter> parameters_;
 };
 

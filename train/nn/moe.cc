@@ -7,6 +7,7 @@
 
 #include "dropless/error.h"
 #include "train/bridge/moe.h"
+#include "train/bridge/views.h"
 #include "train/nn/ffn.h"
 #include "train/nn/moe_torch.h"
 #include "train/nn/precision.h"
@@ -211,7 +212,8 @@ const char* moe_backend_name(MoEBackend backend) {
 
 at::Tensor router_entropy(const at::Tensor& x_TD, const at::Tensor& router_ED) {
   at::NoGradGuard no_grad;
-  const at::Tensor log_p_TE = at::log_softmax(at::matmul(x_TD, router_ED.t()).to(at::kFloat), 1);
+  const at::Tensor logits_TE = at::matmul(x_TD, router_ED.t());
+  const at::Tensor log_p_TE = at::log_softmax(logits_TE.to(sum_type(logits_TE.scalar_type())), 1);
   // One expert: 0, not 0 / 0.
   const double most = std::log(static_cast<double>(std::max<std::int64_t>(router_ED.size(0), 2)));
   return (log_p_TE.exp() * log_p_TE).sum(1).mean() / -most;

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "train/bridge/views.h"
 #include "train/nn/ffn.h"
 #include "train/nn/precision.h"
 
@@ -130,7 +131,7 @@ MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
   const std::int64_t T = x_TD.size(0), D = x_TD.size(1), E = config.num_experts, K = config.top_k;
   // The router and the combination are fp32 whatever autocast says; fp64 stays fp64.
   const NoAutocastGuard no_autocast(x_TD.device());
-  const auto type = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto type = sum_type(x_TD.scalar_type());
   const at::Tensor router_x_TD =
       jitter_eps > 0 ? x_TD * at::empty_like(x_TD).uniform_(1 - jitter_eps, 1 + jitter_eps) : x_TD;
   const Routing routing = route(config, router_x_TD, router_ED, selection_bias_E, type);

@@ -12,6 +12,8 @@ const char* precision_name(Precision precision) {
       return "amp_bf16";
     case Precision::kAmpFp16:
       return "amp_fp16";
+    case Precision::kFp64:
+      return "fp64";
   }
   return "unknown";
 }
@@ -24,8 +26,14 @@ at::ScalarType compute_type(Precision precision) {
       return at::kBFloat16;
     case Precision::kAmpFp16:
       return at::kHalf;
+    case Precision::kFp64:
+      return at::kDouble;
   }
   return at::kFloat;
+}
+
+at::ScalarType weight_type(Precision precision) {
+  return precision == Precision::kFp64 ? at::kDouble : at::kFloat;
 }
 
 AutocastState AutocastState::of(at::Device device) {
@@ -34,7 +42,7 @@ AutocastState AutocastState::of(at::Device device) {
 }
 
 AutocastState AutocastState::of(Precision precision) {
-  return {precision != Precision::kFp32, compute_type(precision)};
+  return {compute_type(precision) != weight_type(precision), compute_type(precision)};
 }
 
 AutocastGuard::AutocastGuard(const AutocastState& state, at::Device device)

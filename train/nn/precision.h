@@ -1,4 +1,6 @@
 // Mixed precision: fp32 master weights, matrix products in bf16 or fp16 under libtorch's autocast.
+// fp64 is no mixture: weights, gradients, moments and every product are, for comparisons in which
+// rounding must not hide an error.
 #pragma once
 
 #include <string>
@@ -7,11 +9,13 @@
 
 namespace dropless::train {
 
-enum class Precision { kFp32, kAmpBf16, kAmpFp16 };
+enum class Precision { kFp32, kAmpBf16, kAmpFp16, kFp64 };
 
 const char* precision_name(Precision precision);
 // The element type of matrix products.
 at::ScalarType compute_type(Precision precision);
+// That of weights, gradients and moments.
+at::ScalarType weight_type(Precision precision);
 
 // Whether autocast is on for a device, and to which type.
 struct AutocastState {
@@ -21,7 +25,7 @@ struct AutocastState {
   static AutocastState of(Precision precision);
 };
 
-// Autocast on `device` for the life of the guard; fp32 leaves it off. Its cache of cast weights is
+// Autocast on `device` for the life of the guard; fp32 and fp64 leave it off. Its cache of cast weights is
 // cleared at the end, so that the next step sees the updated weights.
 class AutocastGuard {
  public:

@@ -171,8 +171,9 @@ at::Tensor rope_frequencies(std::int64_t head_dim, double theta, const RopeScali
   }
 }
 
-Rope::Rope(std::int64_t head_dim, double theta, const RopeScaling& scaling, at::Device device)
-    : head_dim_(head_dim), theta_(theta), scaling_(scaling), device_(device) {}
+Rope::Rope(std::int64_t head_dim, double theta, const RopeScaling& scaling, at::Device device,
+           at::ScalarType type)
+    : head_dim_(head_dim), theta_(theta), scaling_(scaling), device_(device), type_(type) {}
 
 void Rope::fill(std::int64_t positions) {
   const std::int64_t have = cos_.defined() ? cos_.size(0) : 0;
@@ -186,7 +187,7 @@ void Rope::fill(std::int64_t positions) {
   const at::Tensor f = rope_frequencies(head_dim_, theta_, scaling_, positions);
   const at::Tensor angle = at::arange(rows, at::kDouble).unsqueeze(1) * f.unsqueeze(0);
   const auto table = [&](const at::Tensor& values) {
-    return (values * scaling_.attention_factor).to(at::kFloat).unsqueeze(1).to(device_);
+    return (values * scaling_.attention_factor).to(type_).unsqueeze(1).to(device_);
   };
   cos_ = table(angle.cos());
   sin_ = table(angle.sin());

@@ -53,7 +53,9 @@ at::Tensor rope_frequencies(std::int64_t head_dim, double theta, const RopeScali
 
 class Rope {
  public:
-  Rope(std::int64_t head_dim, double theta, const RopeScaling& scaling, at::Device device);
+  // `type`: of its tables.
+  Rope(std::int64_t head_dim, double theta, const RopeScaling& scaling, at::Device device,
+       at::ScalarType type = at::kFloat);
   // x [B, S, heads, head_dim] of tokens at positions first, first + 1, ...
   at::Tensor forward(const at::Tensor& x, std::int64_t first);
 
@@ -64,8 +66,9 @@ class Rope {
   double theta_;
   RopeScaling scaling_;
   at::Device device_;
+  at::ScalarType type_;
   std::int64_t filled_for_ = 0;  // positions whose frequencies the tables have
-  at::Tensor cos_, sin_;         // [positions, 1, head_dim / 2], fp32
+  at::Tensor cos_, sin_;         // [positions, 1, head_dim / 2]
 };
 
 }  // namespace dropless::train

@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "dropless/error.h"
+#include "train/bridge/views.h"
 #include "train/nn/recompute.h"
 
 namespace dropless::train {
@@ -47,9 +48,10 @@ std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t stream) {
   return z ^ (z >> 31);
 }
 
-Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device)
+Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device,
+                         at::ScalarType weight_type)
     : config_(config), device_(device) {
-  ParameterMaker maker(config.init, config.d_model, config.n_layers, seed, device);
+  ParameterMaker maker(config.init, config.d_model, config.n_layers, seed, device, weight_type);
   wte_ = maker.embedding("transformer.wte.weight", config.vocab_size, config.d_model);
   if (config.learned_pos_emb) {
     wpe_ = maker.embedding("transformer.wpe.weight", config.max_seq_len, config.d_model);
@@ -212,8 +214,7 @@ ParameterCount Transformer::count() const {
 
 at::Tensor cross_entropy_sum(const at::Tensor& logits_BSV, const at::Tensor& labels_BS) {
   const at::Tensor logits =
-      logits_BSV.reshape({-1, logits_BSV.size(-1)})
-          .to(logits_BSV.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+      logits_BSV.reshape({-1, logits_BSV.size(-1)}).to(sum_type(logits_BSV.scalar_type()));
   return at::cross_entropy_loss(logits, labels_BS.reshape({-1}), {}, at::Reduction::Sum,
                                 /*ignore_index=*/-100);
 }

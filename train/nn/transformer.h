@@ -50,8 +50,9 @@ std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t stream);
 
 class Transformer {
  public:
-  // Weights drawn from `seed`.
-  Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device);
+  // Weights drawn from `seed`, the same values in fp32 and fp64.
+  Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device,
+              at::ScalarType weight_type = at::kFloat);
   ~Transformer();
 
   // tokens_BS int64 -> logits [B, S, V]. With a cache, the tokens follow those it holds. Throws

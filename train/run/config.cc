@@ -17,11 +17,12 @@ namespace {
 
 Precision precision_at(const YamlMap& map) {
   const std::string name = map.get<std::string>("precision", "amp_bf16");
-  for (const Precision precision : {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16}) {
+  for (const Precision precision :
+       {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16, Precision::kFp64}) {
     if (name == precision_name(precision)) return precision;
   }
   map.fail("precision", "precision " + name + " is not supported by this version",
-           "one of: fp32, amp_bf16, amp_fp16");
+           "one of: fp32, amp_bf16, amp_fp16, fp64");
 }
 
 // Rows, batches and what is read ahead are counted in 32 bits, so that no product overflows 64.
@@ -277,6 +278,10 @@ void check_precision(const TrainConfig& config, at::Device device) {
   if (config.precision == Precision::kAmpFp16 && device.is_cpu()) {
     config.source.fail("precision", "precision amp_fp16 needs a GPU",
                        "use amp_bf16 or fp32 on a CPU");
+  }
+  if (config.precision == Precision::kFp64 && !device.is_cpu()) {
+    config.source.fail("precision", "precision fp64 is for comparisons on a CPU",
+                       "set device: cpu, or use fp32");
   }
 }
 

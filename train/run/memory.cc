@@ -64,8 +64,9 @@ std::optional<double> available_bytes(at::Device device) {
   return host_bytes();
 }
 
-double training_bytes_per_parameter(const OptimizerConfig& optimizer) {
-  return 4.0 * (2 + optimizer.moments());
+double training_bytes_per_parameter(const OptimizerConfig& optimizer, Precision precision) {
+  const double size = static_cast<double>(c10::elementSize(weight_type(precision)));
+  return size * (2 + optimizer.moments());
 }
 
 bool is_out_of_memory(const std::exception& error) {

@@ -11,13 +11,14 @@
 
 #include "dropless/error.h"
 #include "train/nn/model_config.h"
+#include "train/nn/precision.h"
 #include "train/optim/optimizer_config.h"
 
 namespace dropless::train {
 
 inline constexpr double kWeightBytesPerParameter = 4;
-// Of weight, gradient and the optimizer's moments, all fp32.
-double training_bytes_per_parameter(const OptimizerConfig& optimizer);
+// Of weight, gradient and the optimizer's moments, all of one type.
+double training_bytes_per_parameter(const OptimizerConfig& optimizer, Precision precision);
 
 // What this process could get at most: of a CPU, free memory and swap within the control group's
 // limit; of a GPU, its whole memory. nullopt where the system does not say.

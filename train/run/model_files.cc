@@ -27,6 +27,10 @@ constexpr const char* kRngName = "rng/cpu";
 constexpr const char* kAnotherModel =
     "the checkpoint is of another model; check the `model` block of the config";
 
+constexpr const char* kAnotherPrecision =
+    "a run goes on in fp64 only where it began in it: give `precision` its former value, or start "
+    "from the weights alone with load_path and load_weights_only=true";
+
 // Reads tensor `name` into `target`, which must have its shape and type.
 void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target) {
   const TensorInfo* info = file.find(name);
@@ -41,7 +45,7 @@ void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tenso
                             storage_type_name(info->dtype), fmt::join(info->shape, ", "),
                             dtype_name(dtype_of(target.scalar_type())),
                             fmt::join(target.sizes().vec(), ", ")),
-                kAnotherModel);
+                info->shape == target.sizes().vec() ? kAnotherPrecision : kAnotherModel);
   }
   at::NoGradGuard no_grad;
   at::Tensor host = target.is_cpu() && target.is_contiguous()

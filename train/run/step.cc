@@ -47,14 +47,15 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
 
 // Backward over all microbatches. Every scored token of the batch weighs the same, however the
 // batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
-// rule). Returns fp32 [4] on the device: cross-entropy, load-balancing loss, z-loss, as in the
+// rule). Returns [4] on the device: cross-entropy, load-balancing loss, z-loss, as in the
 // total, and in every kLogInterval-th step the routers' entropy.
 at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number,
                                          StepResult& result) {
   const std::int64_t scored = batch.scored_tokens();
   const bool want_entropy = number % kLogInterval == 0;
   const MoELayerConfig* moe = model_.config().moe();
-  at::Tensor sums = at::zeros({4}, at::TensorOptions(at::kFloat).device(model_.device()));
+  at::Tensor sums =
+      at::zeros({4}, at::TensorOptions(weight_type(precision_)).device(model_.device()));
   at::Tensor tokens_per_expert;
   for (std::int64_t first = 0; first < batch.batch; first += microbatch_) {
     const std::int64_t rows = std::min(microbatch_, batch.batch - first);

@@ -81,7 +81,7 @@ std::string training_summary(const TrainConfig& config, const Transformer& model
   text += fmt::format("           {} parameters, {} active per token\n",
                       format_count(static_cast<double>(count.total)),
                       format_count(static_cast<double>(count.active)));
-  const double bytes = training_bytes_per_parameter(config.optimizer);
+  const double bytes = training_bytes_per_parameter(config.optimizer, config.precision);
   text += fmt::format("  memory   {} of weights, gradients and moments; activations come on top\n",
                       format_bytes(bytes * static_cast<double>(count.total)));
   text += fmt::format("  data     {}: {} samples of up to {} tokens, {} batches an epoch\n",

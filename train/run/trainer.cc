@@ -94,7 +94,8 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
   source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
   source.locate("model." + estimate_parameters(config_.model).cause, [&] {
-    require_memory(config_.model, device_, training_bytes_per_parameter(config_.optimizer));
+    require_memory(config_.model, device_,
+                   training_bytes_per_parameter(config_.optimizer, config_.precision));
   });
   with_torch_errors("make the model smaller", [&] { build_model(); });
   const RunFolder::Policy policy{.overwrite = config_.save_overwrite,
@@ -185,7 +186,8 @@ void Trainer::open_tasks() {
 void Trainer::build_model() {
   // Nothing draws from it yet, but it is saved: equal runs must have equal states.
   at::manual_seed(config_.seed);
-  model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_);
+  model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_,
+                                         weight_type(config_.precision));
   NamedParameters named;
   for (const Parameter& parameter : model_->parameters()) {
     named.emplace_back(parameter.name, parameter.value);
