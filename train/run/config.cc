@@ -158,7 +158,6 @@ void accept_without_effect(const YamlMap& root) {
   root.no_effect("spin_dataloaders",
                  "loaders resume at the sample without reading what came before");
   root.no_effect("compile_config", "nothing is compiled at run time");
-  root.no_effect("profiler", "nothing is profiled");
   root.no_effect("metadata", "it is not stored");
   root.no_effect("flatten_metadata", "it is not stored");
 }
@@ -336,6 +335,9 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   std::vector<std::string> labels;
   for (const TextDatasetConfig& loader : config.eval_loaders) labels.push_back(loader.label);
   config.callbacks = CallbackConfig::from_yaml(root, config.model, config.run_name, labels);
+  if (const auto profiler = root.find_map("profiler")) {
+    config.profiler = ProfilerConfig::from_yaml(*profiler, config.run_name);
+  }
   config.skip_nonfinite_steps = root.non_negative<std::int64_t>("skip_nonfinite_steps", 0);
   config.progress_bar = root.get<bool>("progress_bar", true);
   config.log_to_console = root.get<bool>("log_to_console", true);

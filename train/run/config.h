@@ -20,6 +20,7 @@
 #include "train/optim/schedule.h"
 #include "train/run/callbacks.h"
 #include "train/run/interval.h"
+#include "train/run/profiler.h"
 
 namespace dropless::train {
 
@@ -68,6 +69,7 @@ struct TrainConfig {
   bool autoresume = false;
 
   CallbackConfig callbacks;
+  std::optional<ProfilerConfig> profiler;
 
   bool progress_bar = true;
   bool log_to_console = true;

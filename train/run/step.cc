@@ -1,5 +1,6 @@
 #include "train/run/step.h"
 
+#include <ATen/record_function.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -63,6 +64,7 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number
     if (tensors.scored == 0) continue;
     at::Tensor loss;
     {
+      RECORD_USER_SCOPE("forward");
       AutocastGuard autocast(precision_, model_.device());
       RouterRecord record;
       record.want_entropy = want_entropy;
@@ -85,6 +87,7 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number
       }
     }
     if (loss_scale_.enabled()) loss = loss * loss_scale_.scale();
+    RECORD_USER_SCOPE("backward");
     loss.backward();
   }
   if (tokens_per_expert.defined()) result.tokens_per_expert_LE = tokens_per_expert.cpu();
@@ -151,6 +154,7 @@ StepResult Stepper::step(const Batch& batch, std::int64_t number, double multipl
 }
 
 void Stepper::apply_gradients(StepResult& result, std::int64_t number, double multiplier) {
+  RECORD_USER_SCOPE("optimizer");
   if (loss_scale_.enabled()) {
     at::NoGradGuard no_grad;
     for (const at::Tensor& parameter : parameters_) {

@@ -1,6 +1,7 @@
 #include "train/run/trainer.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/record_function.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -118,6 +119,10 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   saver_.emplace(folder_->path(), config_.save_async);
   warn_of_full_disk();
   report_ = std::make_unique<ReportWriter>(folder_->path(), config_yaml_, step_);
+  if (config_.profiler) {
+    profiler_ = std::make_unique<Profiler>(*config_.profiler, folder_->path(), device_, step_,
+                                           length_.batches_per_epoch);
+  }
 }
 
 // A save may be hours away. Only a warning: space may be freed until then.
@@ -350,6 +355,7 @@ void Trainer::loop() {
   std::string stop_reason;
   while (step_ < length_.max_batches && stop_signal() == 0 && stop_reason.empty()) {
     const auto start = std::chrono::steady_clock::now();
+    if (profiler_) profiler_->begin_step(step_);
     if (!take_batch(batch)) break;
     data_seconds_ = seconds_since(start);
     const double multiplier = schedule_->multiplier(step_);
@@ -373,7 +379,9 @@ void Trainer::loop() {
     if (export_is_due) export_to_hf();
     if (samples_log_ && (last || due(config_.callbacks.generate->interval))) write_samples();
     report_->update();
+    if (profiler_) profiler_->end_step(step_);
   }
+  if (profiler_) profiler_->finish(step_);
   progress_.reset();
   if (stop_signal() != 0 && step_ > first_step_) save(batch);
   finish_save();
@@ -418,6 +426,7 @@ void Trainer::save_if_it_fails(const Batch& batch, const std::function<void()>& 
 }
 
 bool Trainer::take_batch(Batch& batch) {
+  RECORD_USER_SCOPE("data");
   Batch next;
   bool more = false;
   save_if_it_fails(batch, [&] { more = next_batch(next); });
@@ -483,6 +492,7 @@ void Trainer::export_to_hf() {
 
 void Trainer::log_step(const StepResult& result, double multiplier, const Batch& batch,
                        double seconds) {
+  RECORD_USER_SCOPE("log");
   const std::int64_t tokens = batch.tokens, samples = batch.batch;
   train_seconds_ += seconds;
   const double tokens_per_second = static_cast<double>(tokens) / seconds;
@@ -555,6 +565,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
 
 void Trainer::evaluate_all() {
   if ((eval_loaders_.empty() && task_runs_.empty()) || evaluated_step_ == step_) return;
+  RECORD_USER_SCOPE("evaluate");
   nlohmann::ordered_json line;
   line["step"] = step_;
   for (std::size_t i = 0; i < eval_loaders_.size(); ++i) {
@@ -596,6 +607,7 @@ void Trainer::evaluate_all() {
 
 void Trainer::save(const Batch& batch) {
   if (saved_step_ == step_) return;
+  RECORD_USER_SCOPE("save");
   if (stepper_->nonfinite_in_row() > 0) {
     log_warning("step {} is not saved: the last {} steps were not finite", step_,
                 stepper_->nonfinite_in_row());

@@ -82,6 +82,7 @@ class Trainer {
   double flops_per_token_ = 0, peak_flops_ = 0;               // peak_flops_: 0 where it is unknown
   std::unique_ptr<ReportWriter> report_;
   std::unique_ptr<ProgressLine> progress_;
+  std::unique_ptr<Profiler> profiler_;  // null: nothing is profiled
 
   std::int64_t step_ = 0;  // optimiser steps done
   std::int64_t samples_ = 0, tokens_ = 0;

@@ -98,6 +98,7 @@ const std::vector<std::vector<std::string>> kVariants = {
      "model.norm_type=rmsnorm", "model.attn_config={rope: true}",
      "model.ffn_config={ffn_type: mptglu, ffn_act_fn: silu}"},
     {"callbacks={optimizer_monitor: {interval: 1ba}}"},
+    {"profiler={schedule: {}, json_trace_handler: {}}"},
     {"callbacks={layer_freezing: {layer_names: [a]}}"},
     {"train_loader.name=finetuning", "eval_loader.name=finetuning"},
     {"train_loader.dataset.shuffle=true", "eval_loader.dataset.shuffle=true"},
