@@ -41,14 +41,14 @@ void run_train(const TrainOptions& options) {
                 std::string("WORLD_SIZE is ") + world + ", but this version trains in one process",
                 "start it without a launcher, or unset WORLD_SIZE");
   }
-  const YamlDocument document = YamlDocument::load(options.config, options.overrides);
-  TrainConfig config = TrainConfig::from_yaml(document);
+  TrainConfig config =
+      TrainConfig::from_yaml(YamlDocument::load(options.config, options.overrides));
   std::unique_ptr<ReportServer> server;
   if (options.serve) {
-    server = std::make_unique<ReportServer>(config.save_folder, document.dump(), *options.serve);
+    server = std::make_unique<ReportServer>(config.save_folder, config.yaml, *options.serve);
     log_info("the report, as training goes: http://127.0.0.1:{}/", server->port());
   }
-  Trainer trainer(std::move(config), document.dump());
+  Trainer trainer(std::move(config));
   trainer.run();
 }
 

@@ -105,6 +105,16 @@ class CallbacksTest(CommandTest):
         )
         self.assertIn("callbacks.layer_freezing.layer_names: no parameter to freeze is called", err)
 
+    def test_global_lr_scaling_is_another_rate_and_decay(self):
+        groups = "[{param_str_match: wte, lr: 2e-3}]"
+        scaled = f"optimizer={{lr: 1e-3, weight_decay: 0.3, param_groups: {groups}}}"
+        self.train("max_duration=5ba", "save_folder=scaled", scaled, "callbacks={global_lr_scaling: {lr_scale: 0.5, wd_pct: 0.2}}")
+        same = scaled.replace("1e-3", "5e-4").replace("0.3", "1e-4").replace("2e-3", "1e-3, weight_decay: 2e-4")
+        self.train("max_duration=5ba", "save_folder=same", same)
+        self.assertEqual(self.metrics("scaled")[4]["lr-DecoupledAdamW/group1"], self.metrics("same")[4]["lr-DecoupledAdamW/group1"])
+        files = [(self.folder / run / "step-5/model.safetensors").read_bytes() for run in ("scaled", "same")]
+        self.assertEqual(*files)
+
     def test_optimizer_monitor_logs_the_norm_of_each_tensor(self):
         self.train("max_duration=4ba", "callbacks={optimizer_monitor: {batch_log_interval: 2}}")
         lines = self.metrics()

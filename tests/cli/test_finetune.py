@@ -69,6 +69,64 @@ class FinetuneTest(CommandTest):
         self.assertEqual((config["eos_token_id"], config["bos_token_id"]), (256, 255))
         self.assertEqual((self.folder / "tuned/generation_config.json").read_text(), '{"eos_token_id": [256, 10]}')
 
+    def write_hf_block(self, **keys):
+        """The config with the model block that names the folder."""
+        start, end = CONFIG.index("model:"), CONFIG.index("tokenizer:")
+        block = {"name": "hf_causal_lm", "pretrained_model_name_or_path": "released", **keys}
+        self.write_config(content=CONFIG[:start] + f"model: {json.dumps(block)}\n" + CONFIG[end:])
+
+    def timeless(self, run: str) -> list:
+        return [{k: v for k, v in line.items() if k.startswith(("step", "loss", "metrics", "l2"))} for line in self.metrics(run)]
+
+    def test_a_model_block_names_the_folder(self):
+        result = self.train("load_path=released", "model.ffn_config.moe_loss_weight=0.02", "save_folder=written_out")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        # The folder's config.json says what MODEL says; its loss weight is transformers' default, times top_k.
+        self.write_hf_block(init_device="mixed", use_flash_attention_2=True, config_overrides={"router_aux_loss_coef": 0.01})
+        result = self.train("save_folder=named")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("model.init_device has no effect", result.stderr)
+        self.assertEqual(self.timeless("named"), self.timeless("written_out"))
+        # Its checkpoints stand without the folder.
+        (self.folder / "released").rename(self.folder / "moved")
+        greedy = ("--prompt-ids", "[[5, 80]]", "--json", "--temperature", 0, "--max-new-tokens", 8)
+        self.assertEqual(self.check_command("generate", "named", *greedy), self.check_command("generate", "written_out", *greedy))
+        self.assertNotIn("hf_causal_lm", (self.folder / "named/latest/config.yaml").read_text())
+        self.write_hf_block(pretrained_model_name_or_path="moved", config_overrides={"router_aux_loss_coef": 0.01})
+        result = self.train("save_folder=named", "autoresume=true", "max_duration=8ba")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("resumed from", result.stderr)
+        self.assertEqual(self.timeless("named")[-1]["step"], 8)
+
+    def test_a_model_block_takes_the_architecture_alone(self):
+        self.write_hf_block(pretrained=False, config_overrides={"initializer_range": 0.05, "num_hidden_layers": 3})
+        result = self.train("save_folder=fresh", "optimizer=null", "optimizer={name: no_op}", "max_duration=1ba", "scheduler.t_warmup=0ba")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        weights = read_safetensors(self.folder / "fresh/latest/model.safetensors")
+        self.assertIn("transformer.blocks.2.attn.Wqkv.weight", weights)
+        for name, (_, shape, data) in weights.items():
+            if len(shape) == 2:
+                std = torch.frombuffer(bytearray(data), dtype=torch.float32).std().item()
+                self.assertLess(abs(std / 0.05 - 1), 0.1, name)
+
+    def test_what_a_model_block_cannot_have(self):
+        for keys, words in (
+            ({"peft_config": {"r": 8}}, "model.peft_config: not supported"),
+            ({"load_in_8bit": True}, "model.load_in_8bit: not supported"),
+            ({"pretrained_model_name_or_path": "data"}, "data is no Hugging Face folder"),
+            ({"pretrained_model_name_or_path": "gpt2"}, "gpt2 is no folder here, and nothing is fetched"),
+            ({"config_overrides": {"n_positions": 5}}, "released/config.json with config_overrides: unknown key n_positions"),
+            ({"config_overrides": {"model_type": "gpt2"}}, "model_type gpt2 is not supported"),
+            ({"d_model": 48}, "model.d_model: unknown key"),
+        ):
+            with self.subTest(words):
+                self.write_hf_block(**keys)
+                result = self.train("save_folder=refused")
+                self.assertEqual(result.returncode, 2, result.stderr)
+                self.assertRegex(result.stderr, r"error: config.yaml:\d+:\d+: model")
+                self.assertIn(words, result.stderr)
+                self.assertFalse((self.folder / "refused").exists())
+
     def test_companions_outlive_a_resume(self):
         self.assertEqual(self.train("load_path=released", "max_duration=6ba").returncode, 0)
         result = self.train("load_path=released", "autoresume=true", "max_duration=8ba")

@@ -13,8 +13,8 @@ from command import BINARY
 HUB = "nothing is fetched from the Hugging Face hub"
 # What refuses the files that do not run: the key and words of the message.
 REFUSED = {
-    "finetune/1b_local_data_sft.yaml": ("train_loader.dataset.hf_name", HUB),
-    "finetune/7b_dolly_sft.yaml": ("train_loader.dataset.hf_name", HUB),
+    "finetune/1b_local_data_sft.yaml": ("train_loader.dataset.hf_name", "no folder here, and " + HUB),
+    "finetune/7b_dolly_sft.yaml": ("train_loader.dataset.hf_name", "no folder here, and " + HUB),
     "finetune/dbrx-full-ft.yaml": ("model.pretrained_model_name_or_path", "databricks/dbrx-instruct is no folder here, and " + HUB),
     "finetune/dbrx-lora-ft.yaml": ("model.pretrained_model_name_or_path", "databricks/dbrx-instruct is no folder here, and " + HUB),
     "finetune/gpt2-arc-easy-cpu-streaming-dataset.yaml": ("model.pretrained_model_name_or_path", "gpt2 is no folder here, and " + HUB),
@@ -28,6 +28,12 @@ REFUSED = {
     "pretrain/hf-llama-3.1-8B.yaml": ("model.pretrained_model_name_or_path", "Meta-Llama-3.1-8B is no folder here, and " + HUB),
     "pretrain/opt-3b.yaml": ("model.pretrained_model_name_or_path", "facebook/opt-2.7b is no folder here, and " + HUB),
 }  # fmt: skip
+# With folders in the place of what is on the hub.
+REFUSED_WITH_A_FOLDER = {
+    "finetune/dbrx-lora-ft.yaml": "model.peft_config",
+    "finetune/mpt-30b-instruct.yaml": "icl_tasks.0.dataset_uri: must not be null",
+    "finetune/1b_local_data_sft.yaml": "dataset: unknown key",
+}
 
 
 class FixturesTest(unittest.TestCase):
@@ -37,18 +43,30 @@ class FixturesTest(unittest.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.fates = yaml_page.fates(BINARY, pathlib.Path(folder.name))
 
+    def check_runs(self, fate, evaluates=True):
+        self.assertTrue(fate.runs, fate.error)
+        lines = [json.loads(line) for line in (fate.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        steps = [line["loss/train/total"] for line in lines if "loss/train/total" in line]
+        self.assertEqual(len(steps), 2)
+        self.assertTrue(all(math.isfinite(loss) for loss in steps))
+        self.assertEqual(any("metrics/eval/LanguageCrossEntropy" in line for line in lines), evaluates)
+
+    def check_local(self, fate):
+        if fate.name in REFUSED_WITH_A_FOLDER:
+            self.assertEqual(fate.code, 2, fate.error)
+            self.assertIn(REFUSED_WITH_A_FOLDER[fate.name], fate.error)
+            return
+        self.check_runs(fate, evaluates="\neval_loader:" in (fate.folder / pathlib.Path(fate.name).name).read_text())
+
     def test_each_file(self):
         self.assertEqual(len(self.fates), 26)
         for fate in self.fates:
             with self.subTest(fate.name):
                 if fate.name not in REFUSED:
-                    self.assertTrue(fate.runs, fate.error)
-                    lines = [json.loads(line) for line in (fate.folder / "run" / "metrics.jsonl").read_text().splitlines()]
-                    steps = [line["loss/train/total"] for line in lines if "loss/train/total" in line]
-                    self.assertEqual(len(steps), 2)
-                    self.assertTrue(all(math.isfinite(loss) for loss in steps))
-                    self.assertTrue(any("metrics/eval/LanguageCrossEntropy" in line for line in lines))
+                    self.check_runs(fate)
                     continue
+                if fate.local:
+                    self.check_local(fate.local)
                 key, words = REFUSED[fate.name]
                 self.assertEqual(fate.code, 2, fate.error)
                 file = re.escape(pathlib.Path(fate.name).name)

@@ -16,10 +16,14 @@ bool is_hf_folder(const std::string& path) {
          !path_exists(join_path(path, kManifestName));
 }
 
-HfModel read_hf_folder_config(const std::string& folder) {
+nlohmann::json read_hf_json(const std::string& folder) {
   constexpr std::uint64_t kMaxBytes = 16 << 20;
   const std::string path = join_path(folder, kHfConfigFile);
-  return read_hf_config(parse_json(read_file(path, kMaxBytes), path), path);
+  return parse_json(read_file(path, kMaxBytes), path);
+}
+
+HfModel read_hf_folder_config(const std::string& folder) {
+  return read_hf_config(read_hf_json(folder), join_path(folder, kHfConfigFile));
 }
 
 namespace {

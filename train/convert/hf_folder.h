@@ -14,6 +14,8 @@ inline constexpr const char* kHfConfigFile = "config.json";
 // Holds config.json, and no manifest of ours.
 bool is_hf_folder(const std::string& path);
 
+// What config.json holds.
+nlohmann::json read_hf_json(const std::string& folder);
 HfModel read_hf_folder_config(const std::string& folder);
 
 struct HfFolder {

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "dropless/error.h"
+#include "train/base/fs.h"
 #include "train/base/json.h"
 
 namespace dropless::train {
@@ -29,10 +30,22 @@ bool holds_text(const MdsColumn& column) {
 
 FinetuningConfig FinetuningConfig::from_yaml(const YamlMap& dataset) {
   FinetuningConfig config;
-  if (dataset.has("hf_name")) {
-    dataset.fail("hf_name", "nothing is fetched from the Hugging Face hub",
-                 "make a set of JSON Lines with `dropless data json`, and name it as local");
+  if (const auto name = dataset.find<std::string>("hf_name")) {
+    if (!is_folder(*name)) {
+      dataset.fail("hf_name",
+                   *name + " is no folder here, and nothing is fetched from the Hugging Face hub",
+                   "make a set of JSON Lines with `dropless data json`, and name its folder");
+    }
+    if (dataset.has("local")) {
+      dataset.fail("hf_name", "hf_name and local exclude each other", "keep one of them");
+    }
+    config.folder = *name;
   }
+  dataset.refuse("preprocessing_fn", dataset.has("preprocessing_fn"),
+                 "there is no Python to run: write the samples as they shall be read");
+  dataset.refuse("hf_kwargs", dataset.has("hf_kwargs"),
+                 "nothing is fetched from the Hugging Face hub");
+  dataset.no_effect("safe_load", "shards hold no code");
   if (!dataset.get<bool>("decoder_only_format", true)) {
     dataset.fail("decoder_only_format", "models here are decoders only", "set it to true");
   }
@@ -66,6 +79,7 @@ FinetuningConfig FinetuningConfig::from_yaml(const YamlMap& dataset) {
       dataset.fail("packing_ratio", "it is neither a number nor auto");
     }
   }
+  dataset.skip("packing_ratio");
   for (const char* key : {"allow_pad_trimming", "pad_to_longest"})
     dataset.no_effect(key, "rows are padded to the longest of their batch");
   dataset.no_effect("max_leftover_bins_to_keep", "no sample is left over: a batch gets more rows");

@@ -23,6 +23,7 @@
 namespace dropless::train {
 
 struct FinetuningConfig {
+  std::string folder;  // hf_name, where it is the folder of a set; else empty
   // target_prompts: learned are none, all, or those of at least so many tokens.
   std::optional<std::int64_t> least_prompt;  // nullopt: none; 0: all
   bool all_responses = false;                // target_responses: all, else the last

@@ -159,6 +159,9 @@ TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
   const YamlMap dataset = loader.map("dataset");
   if (name == "finetuning") config.finetuning = FinetuningConfig::from_yaml(dataset);
   config.local = dataset.get<std::string>("local", "");
+  if (config.finetuning && !config.finetuning->folder.empty()) {
+    config.local = config.finetuning->folder;
+  }
   config.remote = dataset.get<std::string>("remote", "");
   config.split = dataset.get<std::string>("split", "");
   read_store(dataset, config.store);

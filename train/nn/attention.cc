@@ -127,7 +127,7 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, const AttentionSh
   read_scores(map, config);
   read_rope(map, config, shape.max_seq_len);
   map.no_effect("attn_impl", "libtorch picks the fused attention kernel");
-  map.refuse("kv_dim");
+  map.refuse("kv_dim", map.has("kv_dim"), "keys and values are made of what queries are: d_model");
   map.finish();
   return config;
 }

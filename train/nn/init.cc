@@ -85,6 +85,11 @@ InitConfig InitConfig::from_yaml(const YamlMap& map) {
     config.scheme = scheme;
     found = true;
   }
+  if (name == "default_") {
+    map.fail("name", "default_ is what PyTorch's modules do, and there are none",
+             "kaiming_uniform_ with init_nonlinearity leaky_relu, init_gain 2.2360679775 and "
+             "init_div_is_residual false draws matrices alike");
+  }
   if (!found) {
     map.fail("name", "unknown initialisation " + name,
              fmt::format("one of: {}", fmt::join(known, ", ")));

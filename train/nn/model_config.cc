@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -181,6 +180,10 @@ void accept_without_effect(const YamlMap& map) {
   map.no_effect("loss_fn", "there is one cross-entropy");
   map.no_effect("init_device", "weights are drawn on the CPU");
   map.no_effect("fc_type", "there is one linear layer");
+  for (const char* key :
+       {"use_train_metrics", "additional_train_metrics", "additional_eval_metrics"}) {
+    map.no_effect(key, "cross-entropy and perplexity are always logged");
+  }
   map.no_effect("use_cache", "generation always uses a key/value cache");
   map.no_effect("verbose", "nothing more is printed");
   map.no_effect("fuse_norm_attn_norm",
@@ -193,23 +196,14 @@ void refuse_unsupported(const YamlMap& map) {
              "weights are float32; `precision` says in which type products run");
 }
 
-// LLM Foundry's other models are named by folder, or by a name of the Hugging Face hub.
 void check_name(const YamlMap& map) {
   const std::string name = map.get<std::string>("name", "mpt_causal_lm");
   if (name == "mpt_causal_lm") return;
+  const char* known = "one of: mpt_causal_lm, hf_causal_lm";
   if (name == "hf_t5") {
-    map.fail("name", "hf_t5, an encoder with a decoder, is not supported", "one of: mpt_causal_lm");
+    map.fail("name", "hf_t5, an encoder with a decoder, is not supported", known);
   }
-  if (name != "hf_causal_lm") map.fail("name", "unknown model " + name, "one of: mpt_causal_lm");
-  const std::string key = "pretrained_model_name_or_path";
-  const std::string model = map.get<std::string>(key);
-  const std::string way =
-      "write out its model with mpt_causal_lm's keys, and give the folder to load_path";
-  if (std::filesystem::is_directory(model)) {
-    map.fail("name", "hf_causal_lm is not supported by this version", way);
-  }
-  map.fail(key, model + " is no folder here, and nothing is fetched from the Hugging Face hub",
-           "download it, " + way);
+  map.fail("name", "unknown model " + name, known);
 }
 
 std::int64_t at_most(const YamlMap& map, const char* key, std::int64_t fallback,

@@ -151,6 +151,15 @@ OptimizerConfig OptimizerConfig::from_yaml(const YamlMap& map) {
   return config;
 }
 
+void OptimizerConfig::scale(double lr_scale, double wd_pct) {
+  const auto scale_group = [&](GroupConfig& group) {
+    group.lr *= lr_scale;
+    group.weight_decay = group.lr * wd_pct;
+  };
+  scale_group(all);
+  for (NamedGroup& group : groups) scale_group(group.config);
+}
+
 int OptimizerConfig::moments() const {
   const auto has_momentum = [](const GroupConfig& group) { return group.momentum > 0; };
   switch (type) {

@@ -52,6 +52,9 @@ struct OptimizerConfig {
   // Throws Error(kInvalidArgument).
   static OptimizerConfig from_yaml(const YamlMap& map);
 
+  // Learning rates times lr_scale, and of each group weight_decay = wd_pct times its new rate.
+  void scale(double lr_scale, double wd_pct);
+
   // How many tensors of a parameter's size the optimizer keeps.
   int moments() const;
   // For each name the group it belongs to, -1 where disable_grad or frozen takes it. Throws

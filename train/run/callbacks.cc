@@ -99,6 +99,11 @@ void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const st
   if (const auto map = callbacks.find_map("optimizer_monitor")) {
     config.monitor_interval = read_optimizer_monitor(*map);
   }
+  if (const auto map = callbacks.find_map("global_lr_scaling")) {
+    config.lr_scale = map->positive<double>("lr_scale");
+    config.wd_pct = map->non_negative<double>("wd_pct", 0.0);
+    map->finish();
+  }
   for (const char* name : {"speed_monitor", "lr_monitor", "runtime_estimator"}) {
     callbacks.no_effect(name, "its figures are always in metrics.jsonl and on the console");
   }
@@ -115,10 +120,14 @@ void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const st
                            "loss_perp_v_len", "fdiff_metrics"}) {
     callbacks.no_effect(name, "it only logs, and this version does not have it");
   }
-  for (const char* name : {"global_lr_scaling", "mono_checkpoint_saver", "load_checkpoint",
-                           "async_eval", "curriculum_learning", "dataset_swap"}) {
-    callbacks.refuse(name);
-  }
+  const std::pair<const char*, const char*> refused[] = {
+      {"mono_checkpoint_saver", "checkpoints are whole; hf_checkpointer writes them elsewhere too"},
+      {"load_checkpoint", "load_path loads one"},
+      {"async_eval", "there is no service that evaluates; eval_interval does it here"},
+      {"curriculum_learning",
+       "train in stages: each run with a train_loader of its own, load_path"},
+      {"dataset_swap", "train in stages: each run with a train_loader of its own, load_path"}};
+  for (const auto& [name, way] : refused) callbacks.refuse(name, callbacks.has(name), way);
 }
 
 }  // namespace

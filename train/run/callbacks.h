@@ -39,7 +39,10 @@ struct CallbackConfig {
   std::optional<HfExportConfig> hf_export;
   std::vector<std::string> frozen_parameters;    // layer_freezing.layer_names
   std::optional<std::int64_t> monitor_interval;  // optimizer_monitor: every so many batches
-  bool tensorboard = false;                      // loggers.tensorboard
+  // global_lr_scaling: OptimizerConfig::scale's arguments.
+  double lr_scale = 1;
+  std::optional<double> wd_pct;  // absent: there is no such callback
+  bool tensorboard = false;      // loggers.tensorboard
 
   // Reads both blocks out of the document's root. Throws Error(kInvalidArgument).
   static CallbackConfig from_yaml(const YamlMap& root, const ModelConfig& model,

@@ -10,6 +10,7 @@
 
 #include "dropless/error.h"
 #include "train/bridge/device.h"
+#include "train/run/hf_block.h"
 #include "train/run/run_folder.h"
 
 namespace dropless::train {
@@ -284,6 +285,25 @@ void check_precision(const TrainConfig& config, at::Device device) {
   }
 }
 
+namespace {
+
+void read_model(const YamlDocument& document, TrainConfig& config) {
+  const YamlMap model = document.root().map("model");
+  config.yaml = document.dump();
+  if (!is_hf_block(model)) {
+    config.model = ModelConfig::from_yaml(model);
+    return;
+  }
+  HfBlock hf = read_hf_block(model);
+  config.model = std::move(hf.model);
+  config.pretrained = std::move(hf.weights);
+  // The folder may move; a checkpoint's config must go on saying what its weights are.
+  config.yaml =
+      YamlDocument::parse(config.yaml, "config", {"model=null", "model=" + hf.block}).dump();
+}
+
+}  // namespace
+
 std::string tokenizer_from_yaml(const YamlMap& map) {
   const std::string name = map.get<std::string>("name");
   if (const auto arguments = map.find_map("kwargs")) {
@@ -309,7 +329,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   root.locate("device", [&] { check_device_name(config.device); });
   config.precision = precision_at(root);
   if (config.device == "cpu") check_precision(config, at::kCPU);
-  config.model = ModelConfig::from_yaml(root.map("model"));
+  read_model(document, config);
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = OptimizerConfig::from_yaml(root.map("optimizer"));
   config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
@@ -335,6 +355,9 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   std::vector<std::string> labels;
   for (const TextDatasetConfig& loader : config.eval_loaders) labels.push_back(loader.label);
   config.callbacks = CallbackConfig::from_yaml(root, config.model, config.run_name, labels);
+  if (const auto wd_pct = config.callbacks.wd_pct) {
+    config.optimizer.scale(config.callbacks.lr_scale, *wd_pct);
+  }
   if (const auto profiler = root.find_map("profiler")) {
     config.profiler = ProfilerConfig::from_yaml(*profiler, config.run_name);
   }

@@ -28,6 +28,8 @@ struct TrainConfig {
   explicit TrainConfig(YamlMap root) : source(std::move(root)) {}
 
   YamlMap source;  // the document's root: the places of what only shows later to be wrong
+  // The resolved document, whose `model` block stands without other files: what checkpoints keep.
+  std::string yaml;
 
   std::string run_name;
   std::uint64_t seed = 17;
@@ -40,6 +42,7 @@ struct TrainConfig {
   std::int64_t device_eval_batch_size = 0;
 
   ModelConfig model;
+  std::string pretrained;  // hf_causal_lm's folder, where training starts from its weights
   std::string tokenizer;
   OptimizerConfig optimizer;
   ScheduleConfig scheduler;

@@ -71,9 +71,8 @@ std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDataset
 
 }  // namespace
 
-Trainer::Trainer(TrainConfig config, std::string config_yaml)
+Trainer::Trainer(TrainConfig config)
     : config_(std::move(config)),
-      config_yaml_(std::move(config_yaml)),
       device_(config_.source.locate("device", [&] { return choose_device(config_.device); })) {
   const YamlMap& source = config_.source;
   check_precision(config_, device_);
@@ -88,8 +87,10 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   }
   if (!config_.load_path.empty()) {
     source.locate("load_path", [&] { load_from_ = resolve_model(config_.load_path); });
-    verify_model(load_from_);
+  } else {
+    load_from_ = config_.pretrained;
   }
+  if (!load_from_.empty()) verify_model(load_from_);
   open_data();
   open_tasks();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
@@ -118,7 +119,7 @@ Trainer::Trainer(TrainConfig config, std::string config_yaml)
   }
   saver_.emplace(folder_->path(), config_.save_async);
   warn_of_full_disk();
-  report_ = std::make_unique<ReportWriter>(folder_->path(), config_yaml_, step_);
+  report_ = std::make_unique<ReportWriter>(folder_->path(), config_.yaml, step_);
   if (config_.profiler) {
     profiler_ = std::make_unique<Profiler>(*config_.profiler, folder_->path(), device_, step_,
                                            length_.batches_per_epoch);
@@ -631,7 +632,7 @@ void Trainer::save(const Batch& batch) {
   state["threads"] = at::get_num_threads();
   state["data"] = train_loader_->record_position();
   std::vector<Companion> texts = companions_;
-  texts.push_back({kConfigFile, config_yaml_});
+  texts.push_back({kConfigFile, config_.yaml});
   finish_save();
   saver_->save(step_, *model_, config_.save_weights_only ? nullptr : optimizer_.get(), state,
                std::move(texts));

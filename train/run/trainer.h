@@ -30,8 +30,7 @@ class Trainer {
  public:
   // Opens the data, builds the model and loads what load_path or autoresume ask for. What is wrong
   // with config, paths, data files or memory is thrown as Error before the run folder is made.
-  // `config_yaml`: the resolved config, for checkpoints.
-  Trainer(TrainConfig config, std::string config_yaml);
+  explicit Trainer(TrainConfig config);
 
   // Trains to max_duration, or to SIGTERM or Ctrl-C (saves, then returns). Throws Error:
   // kNonFinite, kResource (disk full), kDamaged (data); the hint names the last good checkpoint.
@@ -62,7 +61,6 @@ class Trainer {
   std::string what_still_stands() const;
 
   TrainConfig config_;
-  std::string config_yaml_;
   at::Device device_;
   std::shared_ptr<const Tokenizer> tokenizer_;  // null where its files are not here
   std::unique_ptr<TextLoader> train_loader_;
@@ -73,7 +71,7 @@ class Trainer {
   std::optional<Stepper> stepper_;
   TrainingLength length_;
   std::optional<Schedule> schedule_;
-  std::string load_from_;  // the checkpoint that load_path means, verified; may be empty
+  std::string load_from_;  // what load_path or hf_causal_lm name, verified; may be empty
   std::optional<RunFolder> folder_;
   std::optional<CheckpointSaver> saver_;
   std::unique_ptr<StepLog> metrics_, samples_log_;

@@ -242,6 +242,17 @@ TEST(OptimizerConfig, DefaultsAreLlmFoundrys) {
   EXPECT_EQ(parse("{name: sgd, momentum: 0.5}").moments(), 1);
 }
 
+TEST(OptimizerConfig, IsScaledAsAWhole) {
+  OptimizerConfig config = parse(
+      "{name: decoupled_adamw, lr: 0.5, weight_decay: 0.1, param_groups: "
+      "[{param_str_match: a, lr: 0.25}]}");
+  config.scale(/*lr_scale=*/0.1, /*wd_pct=*/0.2);
+  EXPECT_DOUBLE_EQ(config.all.lr, 0.05);
+  EXPECT_DOUBLE_EQ(config.all.weight_decay, 0.01);
+  EXPECT_DOUBLE_EQ(config.groups[0].config.lr, 0.025);
+  EXPECT_DOUBLE_EQ(config.groups[0].config.weight_decay, 0.005);
+}
+
 TEST(OptimizerConfig, RefusesNonsenseWithItsPlace) {
   for (const char* text :
        {"{name: adam}", "{lr: 0}", "{betas: [0.9]}", "{betas: [0.9, 1.0]}", "{eps: -1}",

@@ -8,6 +8,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -98,6 +101,7 @@ const std::vector<std::vector<std::string>> kVariants = {
      "model.norm_type=rmsnorm", "model.attn_config={rope: true}",
      "model.ffn_config={ffn_type: mptglu, ffn_act_fn: silu}"},
     {"callbacks={optimizer_monitor: {interval: 1ba}}"},
+    {"callbacks={global_lr_scaling: {lr_scale: 1}}"},
     {"profiler={schedule: {}, json_trace_handler: {}}"},
     {"callbacks={layer_freezing: {layer_names: [a]}}"},
     {"train_loader.name=finetuning", "eval_loader.name=finetuning"},
@@ -335,9 +339,28 @@ void print_page(const Page& page) {
   }
 }
 
+// hf_causal_lm reads a folder.
+std::string make_hf_folder() {
+  std::string folder = (std::filesystem::temp_directory_path() / "config_keys.XXXXXX").string();
+  if (::mkdtemp(folder.data()) == nullptr) throw Error(ErrorKind::kResource, "no temporary folder");
+  std::ofstream(folder + "/config.json")
+      << R"({"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 8,
+             "num_hidden_layers": 1, "max_position_embeddings": 16, "intermediate_size": 16,
+             "hidden_act": "silu"})";
+  return folder;
+}
+
 int run() {
   Page page;
-  for (const std::vector<std::string>& overrides : kVariants) {
+  const std::string folder = make_hf_folder();
+  std::vector<std::vector<std::string>> variants = kVariants;
+  variants.push_back({"model=null",
+                      "model={name: hf_causal_lm, config_overrides: {}, "
+                      "pretrained_model_name_or_path: " +
+                          folder + "}"});
+  const auto remove_folder = [](const std::string* path) { std::filesystem::remove_all(*path); };
+  const std::unique_ptr<const std::string, decltype(remove_folder)> removed(&folder, remove_folder);
+  for (const std::vector<std::string>& overrides : variants) {
     try {
       add_variant(overrides, page);
     } catch (const Error& error) {
