@@ -272,6 +272,19 @@ class BadInputTest(CommandTest):
         shutil.rmtree(self.folder / "copied" / "latest")
         self.check_command(*again)
 
+    def test_full_disk_of_the_logs(self):
+        """A limit that the logs reach long before anything is saved."""
+        limit = 8192
+        for log, overrides in [("metrics.jsonl", []), ("events.out.tfevents", ["loggers={tensorboard: {}}"])]:
+            with self.subTest(log):
+                result = self.run_command(
+                    "train", self.config, f"save_folder={log}", "save_interval=1000ba", *overrides,
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+                )  # fmt: skip
+                self.assertEqual(result.returncode, 1, result.stderr)
+                self.assertRegex(result.stderr, r"error: cannot write \S*: ")
+                self.assertIn("no checkpoint was saved", result.stderr)
+
     def test_generate_arguments(self):
         self.check_command("train", self.config, "max_duration=2ba", "scheduler.t_warmup=0ba")
         for arguments, message in [

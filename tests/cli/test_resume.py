@@ -73,6 +73,19 @@ class ResumeTest(CommandTest):
         self.check_command("train", self.config, "save_folder=stopped", "autoresume=true")
         self.assert_equal_runs("stopped")
 
+    def test_a_request_to_save_is_met_and_the_run_goes_on(self):
+        process = self.start("save_folder=asked", "save_interval=1000ba")
+        self.wait_for_step(process, "asked", 10)
+        process.send_signal(signal.SIGUSR1)
+        self.assertEqual(process.wait(timeout=60), 0)
+        events = [json.loads(line) for line in (self.folder / "asked" / "events.jsonl").read_text().splitlines()]
+        saves = [event["step"] for event in events if event["event"] == "save"]
+        self.assertEqual(len(saves), 2)
+        self.assertGreaterEqual(saves[0], 10)
+        self.assertLess(saves[0], 40, "the signal came too late to test anything")
+        self.assertTrue((self.folder / "asked" / f"step-{saves[0]}" / "manifest.json").exists())
+        self.assert_equal_runs("asked")
+
     def test_a_terminal_that_is_gone_saves_too(self):
         process = self.start("save_folder=hangup", "save_interval=1000ba")
         self.wait_for_step(process, "hangup", 5)

@@ -32,7 +32,7 @@ precision: fp32
 struct Training {
   explicit Training(const std::vector<std::string>& overrides = {})
       : config(TrainConfig::from_yaml(YamlDocument::parse(kConfig, "t.yaml", overrides))),
-        model(config.model, config.seed, at::kCPU) {
+        model(config.model, config.seed, at::kCPU, weight_type(config.precision)) {
     std::vector<std::pair<std::string, at::Tensor>> named;
     for (const Parameter& parameter : model.parameters()) {
       named.emplace_back(parameter.name, parameter.value);
@@ -74,6 +74,65 @@ TEST(Stepper, TheCutDoesNotChangeTheStep) {
   EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-5);
   EXPECT_NEAR(a.grad_norm, b.grad_norm, 1e-5);
   EXPECT_GT(a.grad_norm, 0);
+}
+
+// Microbatches of 1 to all rows, uneven ones too, of a mixture: in fp64 nothing is left but what the
+// cut does. With SGD at rate 1 the update is the gradient.
+TEST(Stepper, GradientsDoNotDependOnTheCut) {
+  const auto gradients = [](int rows) {
+    Training run({"precision=fp64", "optimizer=null", "optimizer={name: sgd, lr: 1}",
+                  "model.ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, "
+                  "moe_top_k: 2, moe_loss_weight: 0}",
+                  "device_train_microbatch_size=" + std::to_string(rows)});
+    std::vector<at::Tensor> before;
+    for (const Parameter& parameter : run.model.parameters()) {
+      before.push_back(parameter.value.detach().clone());
+    }
+    run.stepper->step(uneven_batch(), 1, 1.0);
+    std::vector<at::Tensor> all;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      all.push_back((before[i] - run.model.parameters()[i].value.detach()).flatten());
+    }
+    return at::cat(all);
+  };
+  const at::Tensor whole = gradients(4);
+  EXPECT_GT(whole.norm().item<double>(), 0.1);
+  for (const int rows : {1, 2, 3}) {
+    EXPECT_LT(((gradients(rows) - whole).norm() / whole.norm()).item<double>(), 1e-12) << rows;
+  }
+}
+
+TEST(Stepper, AStepThatIsNotFiniteLeavesEveryBit) {
+  Training run({"skip_nonfinite_steps=2"});
+  run.stepper->step(uneven_batch(), 1, 1.0);
+  const at::Tensor table = run.model.parameters()[0].value.detach();
+  const at::Tensor good = table[4].clone();
+  table[4].fill_(std::numeric_limits<float>::quiet_NaN());
+  const auto state = [&] {
+    std::vector<at::Tensor> all;
+    for (const Parameter& parameter : run.model.parameters())
+      all.push_back(parameter.value.clone());
+    for (const auto& [name, moment] : run.optimizer->state()) all.push_back(moment.clone());
+    return all;
+  };
+  const std::vector<at::Tensor> before = state();
+  for (const std::int64_t skipped : {1, 2}) {
+    EXPECT_TRUE(run.stepper->step(uneven_batch(), 1 + skipped, 1.0).skipped);
+    EXPECT_EQ(run.stepper->nonfinite_in_row(), skipped);
+    const std::vector<at::Tensor> after = state();
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      EXPECT_TRUE(at::allclose(before[i], after[i], 0, 0, /*equal_nan=*/true)) << i;
+    }
+  }
+  EXPECT_EQ(run.optimizer->steps(), 1);
+  // What is finite again goes on, and the count begins anew.
+  table[4].copy_(good);
+  EXPECT_FALSE(run.stepper->step(uneven_batch(), 4, 1.0).skipped);
+  EXPECT_EQ(run.stepper->nonfinite_in_row(), 0);
+  table[4].fill_(std::numeric_limits<float>::infinity());
+  run.stepper->step(uneven_batch(), 5, 1.0);
+  run.stepper->step(uneven_batch(), 6, 1.0);
+  EXPECT_THROW(run.stepper->step(uneven_batch(), 7, 1.0), Error);
 }
 
 // libtorch's CPU memory, of which there is only so much. Each block has its size in front of it:
