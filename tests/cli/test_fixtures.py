@@ -32,7 +32,8 @@ REFUSED = {
 REFUSED_WITH_A_FOLDER = {
     "finetune/dbrx-lora-ft.yaml": "model.peft_config",
     "finetune/mpt-30b-instruct.yaml": "icl_tasks.0.dataset_uri: must not be null",
-    "finetune/1b_local_data_sft.yaml": "dataset: unknown key",
+    "finetune/1b_local_data_sft.yaml": "eval_loader.dataset.hf_name: json is no folder here",
+    "finetune/7b_dolly_sft.yaml": "load_path: no such checkpoint: oci://",
 }
 
 
