@@ -1,4 +1,5 @@
-// The experts of a small batch: one persistent kernel, device/small_batch.cuh, behind the router's.
+// The experts of a small batch: one persistent kernel, device/small_batch.cuh says how it works, behind
+// the router's.
 #include "src/cuda/small_batch.h"
 
 #include <cuda_runtime.h>
@@ -9,9 +10,11 @@
 #include "src/common/math.h"
 #include "src/common/workspace.h"
 #include "src/cuda/check.h"
+#include "src/cuda/device/small_batch_feed.cuh"
+#include "src/cuda/device/small_batch_multiply.cuh"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/small_batch_parts.h"
-#include "src/cuda/tensor_map.h"
+#include "src/cuda/streamed_tensor_map.h"
 
 namespace dropless::cuda {
 namespace {
@@ -33,6 +36,10 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
       ptx::mbarrier_init(ptx::shared_address(&shared.empty[s]), kSmallConsumerWarps);
       ptx::mbarrier_init(ptx::shared_address(&shared.announced[s]), 1);
     }
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(ptx::shared_address(&shared.signal_full[i]), 1);
+      ptx::mbarrier_init(ptx::shared_address(&shared.signal_empty[i]), 1);
+    }
     ptx::fence_mbarrier_init();
     ptx::prefetch_tensor_map(&w1);
     ptx::prefetch_tensor_map(&v1);
@@ -42,12 +49,14 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   ptx::dependency_wait();
   ptx::launch_dependents();
   if (warp < kSmallConsumerWarps) {
-    SmallMultiplier<Tile> multiplier{p, stages + kSmallStages * Tile::kStageBytes, warp, lane, {}};
-    multiplier.run(shared, stages);
+    SmallMultiplier<Tile>{p, stages + kSmallStages * Tile::kStageBytes, warp, lane, shared, stages}
+        .run();
   } else if (warp == kSmallConsumerWarps) {
     if (lane == 0) SmallWeights<Tile>{p, w1, v1, w2, shared, stages}.run();
-  } else {
+  } else if (warp == kSmallConsumerWarps + 1) {
     small_rows_warp<Tile>(p, shared, stages);
+  } else {
+    if (lane == 0) small_signal_thread(shared);
   }
 }
 
@@ -57,36 +66,32 @@ using TileOf = SmallTile<kRows, small_batch_tile(kRows).up, small_batch_tile(kRo
 
 template <class Launch>
 void for_tile(int rows, Launch launch) {
-  switch (rows) {
-    case 8:
-      return launch(TileOf<8>{});
-    case 16:
-      return launch(TileOf<16>{});
-    case 32:
-      return launch(TileOf<32>{});
-    default:
-      return launch(TileOf<64>{});
-  }
+  if (rows == 16) return launch(TileOf<16>{});
+  launch(TileOf<32>{});
 }
 
 CUtensorMap weights_map(const ConstTensorView& w, int box_rows) {
-  return make_tensor_map({.data = w.data,
-                          .dims = {w.shape[2], w.shape[1], w.shape[0]},
-                          .row_pitch = w.stride[1],
-                          .batch_pitch = w.stride[0],
-                          .box = {64, box_rows}});
+  return make_streamed_tensor_map({.data = w.data,
+                                   .dims = {w.shape[2], w.shape[1], w.shape[0]},
+                                   .row_pitch = w.stride[1],
+                                   .batch_pitch = w.stride[0],
+                                   .box = {64, box_rows}});
+}
+
+std::int64_t max_items(const SmallBatchPlan& plan, std::int64_t rows, std::int64_t experts) {
+  return std::min(experts, rows) + rows / plan.rows;
 }
 
 SmallBatchBuffers carve(WorkspaceCarver& carver, const SmallBatchPlan& plan, std::int64_t tokens,
                         std::int64_t top_k, std::int64_t d, std::int64_t f, std::int64_t experts) {
   const std::int64_t rows = tokens * top_k;
-  const std::int64_t max_items = std::min(experts, rows) + rows / plan.rows;
+  const std::int64_t items = max_items(plan, rows, experts);
   return {.control = carver.take<SmallControl>(1),
-          .up_done = carver.take<int>(max_items),
-          .items = carver.take<SmallItem>(max_items),
+          .up_done = carver.take<int>(items),
+          .items = carver.take<SmallItem>(items),
           .tokens_R = carver.take<int>(rows),
           .h_RF = carver.take<__nv_bfloat16>(rows * f),
-          .y_SRD = carver.take<float>(plan.splits * rows * d)};
+          .y_RD = carver.take<float>(rows * d)};
 }
 
 DeviceActivation device_activation(Activation activation) {
@@ -108,33 +113,29 @@ SmallParams make_params(const SmallBatchPlan& plan, const SmallBatch& layer,
                         const SmallBatchBuffers& buffers) {
   const SmallBatchTile tile = small_batch_tile(plan.rows);
   const std::int64_t d = layer.d_model, f = layer.d_ffn;
-  // Whole slices; where there are fewer than ranges, fewer ranges.
-  const std::int64_t split_k =
-      round_up(ceil_div(f, static_cast<std::int64_t>(plan.splits)), tile.down_k);
-  return {.tokens = static_cast<int>(layer.tokens),
-          .top_k = static_cast<int>(layer.top_k),
-          .d = static_cast<int>(d),
-          .f = static_cast<int>(f),
-          .rows = layer.tokens * layer.top_k,
-          .glu = layer.glu,
-          .activation = device_activation(layer.activation),
-          .up_blocks = static_cast<int>(ceil_div(f, (layer.glu ? 1 : 2) * tile.up)),
-          .down_blocks = static_cast<int>(ceil_div(d, tile.down)),
-          .splits = static_cast<int>(ceil_div(f, split_k)),
-          .split_k = static_cast<int>(split_k),
-          .combine_units = static_cast<int>(ceil_div(layer.tokens * d / 4, kSmallConsumers)),
-          .control = buffers.control,
-          .items = buffers.items,
-          .up_done = buffers.up_done,
-          .x_TD = static_cast<const __nv_bfloat16*>(layer.x_TD.data),
-          .tokens_R = buffers.tokens_R,
-          .rows_TK = layer.rows_TK,
-          .weights_TK = layer.weights_TK,
-          .gate_RF = static_cast<__nv_bfloat16*>(layer.gate_RF.data),
-          .up_RF = static_cast<__nv_bfloat16*>(layer.up_RF.data),
-          .h_RF = buffers.h_RF,
-          .y_SRD = buffers.y_SRD,
-          .out_TD = static_cast<__nv_bfloat16*>(layer.out_TD.data)};
+  return {
+      .tokens = static_cast<int>(layer.tokens),
+      .top_k = static_cast<int>(layer.top_k),
+      .d = static_cast<int>(d),
+      .f = static_cast<int>(f),
+      .glu = layer.glu,
+      .activation = device_activation(layer.activation),
+      .up_blocks = static_cast<int>(ceil_div(f, (layer.glu ? 1 : 2) * tile.up)),
+      .down_blocks = static_cast<int>(ceil_div(d, tile.down)),
+      .combine_units = static_cast<int>(ceil_div(layer.tokens * d / 4, kSmallConsumers)),
+      .max_items = static_cast<int>(max_items(plan, layer.tokens * layer.top_k, layer.num_experts)),
+      .control = buffers.control,
+      .items = buffers.items,
+      .up_done = buffers.up_done,
+      .x_TD = static_cast<const __nv_bfloat16*>(layer.x_TD.data),
+      .tokens_R = buffers.tokens_R,
+      .rows_TK = layer.rows_TK,
+      .weights_TK = layer.weights_TK,
+      .gate_RF = static_cast<__nv_bfloat16*>(layer.gate_RF.data),
+      .up_RF = static_cast<__nv_bfloat16*>(layer.up_RF.data),
+      .h_RF = buffers.h_RF,
+      .y_RD = buffers.y_RD,
+      .out_TD = static_cast<__nv_bfloat16*>(layer.out_TD.data)};
 }
 
 }  // namespace
@@ -149,7 +150,7 @@ std::size_t small_batch_workspace_bytes(const SmallBatchPlan& plan, std::int64_t
 
 void small_batch_forward(const SmallBatchPlan& plan, const SmallBatch& layer, void* workspace,
                          Stream stream) {
-  if (!small_batch_fits(layer.tokens, layer.num_experts)) {
+  if (!small_batch_fits(layer.tokens, layer.num_experts, layer.top_k)) {
     throw Error(ErrorKind::kInvalidArgument,
                 "small_batch: " + std::to_string(layer.tokens) + " tokens of " +
                     std::to_string(layer.num_experts) + " experts",

@@ -26,8 +26,8 @@ struct SmallBatch {
   TensorView out_TD = {};
 };
 
-// Whether the router's kernel has the memory for so many logits.
-bool small_batch_fits(std::int64_t tokens, std::int64_t num_experts);
+// Whether the router's kernel has the memory for so many logits and rows.
+bool small_batch_fits(std::int64_t tokens, std::int64_t num_experts, std::int64_t top_k);
 
 std::size_t small_batch_workspace_bytes(const SmallBatchPlan& plan, std::int64_t tokens,
                                         std::int64_t top_k, std::int64_t d_model,

@@ -15,7 +15,7 @@ struct SmallBatchBuffers {
   SmallItem* items;  // at most max_items
   int* tokens_R;
   __nv_bfloat16* h_RF;
-  float* y_SRD;
+  float* y_RD;
 };
 
 // `grid`: CTAs of the second kernel.

@@ -2,9 +2,10 @@
 // dispatch order and the list of work for small_batch.cu. Formulas and tie rules:
 // include/dropless/route.h.
 //
-//   logits    each CTA has an eighth of d_model; experts are M, tokens N of mma.sync m16n8k16
-//   tokens    a warp each: adds the eight parts of its logits in order, out of the CTAs' shared
-//             memory, and chooses; an expert's tokens are a set of bits in the first CTA
+//   logits    each CTA has an eighth of d_model; experts are M, tokens N of mma.sync m16n8k16. The
+//             parts of a token's logits go to the shared memory of the CTA that has the token
+//   tokens    a warp each: adds the parts in order and chooses; the choice goes to the first CTA,
+//             where an expert's tokens are a set of bits
 //   order     the first CTA counts bits: a row's place is the number of tokens before it
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -31,19 +32,22 @@ constexpr int kMaxShared = 220 * 1024;
 struct Layout {
   int parts;  // of a CTA's range of k, where there are fewer products than warps
   int pitch;  // of a token's logits
+  int slots;  // tokens of a CTA: every eighth
   int words;  // of an expert's set of tokens
-  int logits, p_warps, p_ctas, sets, starts, end;
-  __host__ __device__ Layout(int tokens, int experts) {
+  int logits, p_warps, p_ctas, sets, starts, choices, end;
+  __host__ __device__ Layout(int tokens, int experts, int top_k) {
     const int jobs = (experts + 15) / 16 * ((tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles));
     parts = jobs >= kWarps ? 1 : kWarps / jobs;
     pitch = (experts + 15) / 16 * 16;
+    slots = (tokens + kCluster - 1) / kCluster;
     words = (tokens + 31) / 32;
     logits = 0;
-    p_warps = logits + parts * tokens * pitch;
+    p_warps = logits + kCluster * parts * slots * pitch;
     p_ctas = p_warps + kWarps * experts;
     sets = p_ctas + kCluster * experts;
     starts = sets + experts * words;
-    end = starts + experts;
+    choices = starts + experts;  // 16 bits each
+    end = choices + (tokens * top_k + 1) / 2;
   }
 };
 
@@ -69,13 +73,11 @@ __device__ __forceinline__ std::uint32_t at_rank(const void* pointer, int rank) 
       : "r"(ptx::shared_address(pointer)), "r"(rank));
   return remote;
 }
-__device__ __forceinline__ float load_cluster(std::uint32_t address) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
-}
 __device__ __forceinline__ void store_cluster(std::uint32_t address, float value) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+__device__ __forceinline__ void store_cluster(std::uint32_t address, std::uint16_t value) {
+  asm volatile("st.shared::cluster.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
 }
 __device__ __forceinline__ void or_cluster(std::uint32_t address, unsigned bits) {
   asm volatile("red.relaxed.cluster.shared::cluster.or.b32 [%0], %1;" ::"r"(address), "r"(bits)
@@ -90,50 +92,75 @@ __device__ __forceinline__ uint4 load_eight(const __nv_bfloat16* matrix, int row
   return *reinterpret_cast<const uint4*>(matrix + static_cast<std::int64_t>(row) * d + k);
 }
 
-// Logits of 16 experts and up to 32 tokens over one range of k.
-__device__ __forceinline__ void multiply(const Params& p, const Layout& layout, float* shared,
-                                         int job, int part, int begin, int end) {
+// Logits of 16 experts and up to 8 kTiles tokens over one range of k, kBlocks times 32 at a time: all
+// loads of those before the first product.
+template <int kTiles, int kBlocks>
+__device__ __forceinline__ void multiply(const Params& p, int expert, int token, int begin, int end,
+                                         float (&acc)[kTokenTiles][4]) {
   const int lane = threadIdx.x % 32;
-  const int expert_tiles = layout.pitch / 16;
-  const int expert = job % expert_tiles * 16 + lane / 4;
-  const int token = job / expert_tiles * 8 * kTokenTiles;
-  float acc[kTokenTiles][4] = {};
-#pragma unroll 4
-  for (int block = begin; block < end; ++block) {
-    const int k = block * 32 + lane % 4 * 8;
-    const uint4 low = load_eight(p.router_ED, expert, p.experts, k, p.d);
-    const uint4 high = load_eight(p.router_ED, expert + 8, p.experts, k, p.d);
-    const std::uint32_t a[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
+  for (int first = begin; first < end; first += kBlocks) {
+    uint4 low[kBlocks], high[kBlocks], b[kBlocks][kTiles];
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      if (token + 8 * j >= p.tokens) break;
-      const uint4 b = load_eight(p.x_TD, token + 8 * j + lane / 4, p.tokens, k, p.d);
-      mma_bf16(acc[j], a[0], b.x, b.y);
-      mma_bf16(acc[j], a[1], b.z, b.w);
+    for (int i = 0; i < kBlocks; ++i) {
+      const int k = first + i < end ? (first + i) * 32 + lane % 4 * 8 : p.d;
+      low[i] = load_eight(p.router_ED, expert, p.experts, k, p.d);
+      high[i] = load_eight(p.router_ED, expert + 8, p.experts, k, p.d);
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+        b[i][j] = load_eight(p.x_TD, token + 8 * j + lane / 4, p.tokens, k, p.d);
+      }
     }
-  }
-  float* logits = shared + layout.logits + part * p.tokens * layout.pitch;
 #pragma unroll
-  for (int j = 0; j < kTokenTiles; ++j) {
+    for (int i = 0; i < kBlocks; ++i) {
+      const std::uint32_t a[2][4] = {{low[i].x, high[i].x, low[i].y, high[i].y},
+                                     {low[i].z, high[i].z, low[i].w, high[i].w}};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int t = token + 8 * j + lane % 4 * 2 + i % 2;
-      if (t < p.tokens) logits[t * layout.pitch + expert + i / 2 * 8] = acc[j][i];
+      for (int j = 0; j < kTiles; ++j) {
+        mma_bf16(acc[j], a[0], b[i][j].x, b[i][j].y);
+        mma_bf16(acc[j], a[1], b[i][j].z, b[i][j].w);
+      }
     }
   }
 }
 
+// This CTA's part of all logits, to those that have the tokens.
 __device__ __forceinline__ void all_logits(const Params& p, const Layout& layout, float* shared,
                                            int rank) {
   const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
   const int blocks = (p.d + 31) / 32;
-  const int jobs = layout.pitch / 16 * ((p.tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles));
+  const int expert_tiles = layout.pitch / 16;
+  const int jobs = expert_tiles * ((p.tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles));
   const int ranges = kCluster * layout.parts;
-  for (int i = warp; i < jobs * layout.parts; i += kWarps) {
-    const int part = i / jobs;
-    const int range = rank * layout.parts + part;
-    multiply(p, layout, shared, i - part * jobs, part, blocks * range / ranges,
-             blocks * (range + 1) / ranges);
+  bool all_started = false;
+  for (int i = warp; i < jobs * layout.parts || !all_started; i += kWarps) {
+    const int job = i % jobs;
+    const int range = rank * layout.parts + i / jobs;
+    const int expert = job % expert_tiles * 16 + lane / 4;
+    const int token = job / expert_tiles * 8 * kTokenTiles;
+    float acc[kTokenTiles][4] = {};
+    const bool any = i < jobs * layout.parts;
+    const int begin = blocks * range / ranges;
+    const int end = any ? blocks * (range + 1) / ranges : 0;
+    if (p.tokens <= 8) {
+      multiply<1, 8>(p, expert, token, begin, end, acc);
+    } else {
+      multiply<kTokenTiles, 4>(p, expert, token, begin, end, acc);
+    }
+    if (!all_started) ptx::cluster_wait();  // nobody's shared memory is there before it has started
+    all_started = true;
+    if (!any) break;
+    const float* parts = shared + layout.logits + range * layout.slots * layout.pitch + expert;
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const int t = token + 8 * j + lane % 4 * 2 + m % 2;
+        if (t >= p.tokens) continue;
+        store_cluster(at_rank(parts + t / kCluster * layout.pitch + m / 2 * 8, t % kCluster),
+                      acc[j][m]);
+      }
+    }
   }
 }
 
@@ -142,16 +169,12 @@ template <int kPerLane>
 __device__ __forceinline__ void route_token(const Params& p, const Layout& layout, float* shared,
                                             int token, float (&p_sum)[kPerLane], float& z_sum) {
   const int lane = threadIdx.x % 32;
+  const float* parts = shared + layout.logits + token / kCluster * layout.pitch;
   const auto logit = [&](int expert) {
     float sum = 0.0f;
-    for (int part = 0; part < layout.parts; ++part) {
-      const float* place =
-          shared + layout.logits + (part * p.tokens + token) * layout.pitch + expert;
-      float value[kCluster];
-#pragma unroll
-      for (int rank = 0; rank < kCluster; ++rank) value[rank] = load_cluster(at_rank(place, rank));
-#pragma unroll
-      for (int rank = 0; rank < kCluster; ++rank) sum += value[rank];
+#pragma unroll 8
+    for (int range = 0; range < kCluster * layout.parts; ++range) {
+      sum += parts[range * layout.slots * layout.pitch + expert];
     }
     return sum;
   };
@@ -161,72 +184,81 @@ __device__ __forceinline__ void route_token(const Params& p, const Layout& layou
   const float z = softmax.max + logf(softmax.sum);
   z_sum += z * z;
 
-  const std::uint32_t sets = at_rank(shared + layout.sets, 0);
+  // Lane k has the k-th choice of a round of 32.
+  const std::uint32_t sets = at_rank(shared + layout.sets + token / 32, 0);
+  const std::uint32_t choices = at_rank(shared + layout.choices, 0) + 2 * token * p.top_k;
+  float* weights = p.weights_TK + token * p.top_k;
   unsigned taken = 0;
   float norm = 0.0f;
-  for (int k = 0; k < p.top_k; ++k) {
-    const int expert = next_expert(softmax.logit, taken, p.experts, lane);
-    const float s = softmax.of(expert, lane);
-    norm += p.q == 1.0f ? s : p.q > 0.0f ? powf(s, p.q) : 0.0f;
-    if (lane == 0) {
-      p.weights_TK[token * p.top_k + k] = s;
-      p.indices_TK[token * p.top_k + k] = expert;
-      or_cluster(sets + 4 * (expert * layout.words + token / 32), 1u << (token % 32));
+  float first_weight = 0.0f;
+  for (int first = 0; first < p.top_k; first += 32) {
+    int expert = 0;
+    for (int k = 0; k < min(32, p.top_k - first); ++k) {
+      const int next = next_expert(softmax.logit, taken, p.experts, lane);
+      expert = lane == k ? next : expert;
     }
+    float weight = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const float of_owner = __shfl_sync(0xffffffff, softmax.p[j], expert % 32);
+      weight = expert / 32 == j ? of_owner : weight;
+    }
+    const bool chosen = first + lane < p.top_k;
+    if (chosen) {
+      weights[first + lane] = weight;
+      p.indices_TK[token * p.top_k + first + lane] = expert;
+      store_cluster(choices + 2 * (first + lane), static_cast<std::uint16_t>(expert));
+      or_cluster(sets + 4 * expert * layout.words, 1u << (token % 32));
+    }
+    if (p.q > 0.0f) norm += warp_sum(!chosen ? 0.0f : p.q == 1.0f ? weight : powf(weight, p.q));
+    if (first == 0) first_weight = weight;
   }
   if (p.q > 0.0f) {
-    __syncwarp();
     const float scale = p.q == 1.0f ? norm : powf(norm, 1.0f / p.q);
-    for (int k = lane; k < p.top_k; k += 32) p.weights_TK[token * p.top_k + k] /= scale;
+    for (int k = lane; k < p.top_k; k += 32) {
+      weights[k] = (k == lane ? first_weight : weights[k]) / scale;
+    }
   }
 }
 
-// The sum over the CTA's threads, to thread 0, in a fixed order.
-__device__ __forceinline__ float cta_sum(float value, float* scratch) {
-  value = warp_sum(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  for (int w = 0; w < kWarps; ++w) sum += scratch[w];
-  return sum;
-}
-
-// The first CTA, all sets being complete: counts, losses, offsets, rows and items.
+// The first CTA, all choices being there: counts, losses, offsets, rows and items.
 __device__ __forceinline__ void finish(const Params& p, const Layout& layout, float* shared,
                                        const float* z_ctas) {
   __shared__ int scan_scratch[kWarps];
-  __shared__ float sum_scratch[kWarps];
+  __shared__ float balance_warps[kWarps];
   const auto* sets = reinterpret_cast<const unsigned*>(shared + layout.sets);
   int* starts = reinterpret_cast<int*>(shared + layout.starts);
   const int per_thread = (p.experts + kThreads - 1) / kThreads;
-  const int first = static_cast<int>(threadIdx.x) * per_thread;
-  const int last = min(first + per_thread, p.experts);
+  const int begin = static_cast<int>(threadIdx.x) * per_thread;
+  const int end = min(begin + per_thread, p.experts);
   const auto count_of = [&](int expert) {
     int count = 0;
     for (int w = 0; w < layout.words; ++w) count += __popc(sets[expert * layout.words + w]);
     return count;
   };
   const auto items_of = [&](int count) { return (count + p.rows_per_item - 1) / p.rows_per_item; };
-  int rows = 0, items = 0;
+  int own = 0;  // rows, and items in the high half: neither passes 16 bits
   float balance = 0.0f;
-  for (int expert = first; expert < last; ++expert) {
+  for (int expert = begin; expert < end; ++expert) {
     const int count = count_of(expert);
-    rows += count;
-    items += items_of(count);
+    own += count + (items_of(count) << 16);
     if (p.tokens_per_expert_E != nullptr) p.tokens_per_expert_E[expert] = count;
     if (p.losses_2 != nullptr) {
       float sum = 0.0f;
+#pragma unroll
       for (int rank = 0; rank < kCluster; ++rank) {
         sum += shared[layout.p_ctas + rank * p.experts + expert];
       }
       balance += sum * static_cast<float>(count);
     }
   }
-  int all_rows, all_items;
-  int row = exclusive_scan<kThreads>(rows, scan_scratch, all_rows);
-  int item = exclusive_scan<kThreads>(items, scan_scratch, all_items);
-  for (int expert = first; expert < last; ++expert) {
+  balance = warp_sum(balance);
+  if (threadIdx.x % 32 == 0) balance_warps[threadIdx.x / 32] = balance;
+  int all;
+  const auto before = static_cast<unsigned>(exclusive_scan<kThreads>(own, scan_scratch, all));
+  int row = static_cast<int>(before & 0xffff);
+  int item = static_cast<int>(before >> 16);
+  for (int expert = begin; expert < end; ++expert) {
     const int count = count_of(expert);
     starts[expert] = row;
     p.offsets_E1[expert] = row;
@@ -238,28 +270,31 @@ __device__ __forceinline__ void finish(const Params& p, const Layout& layout, fl
     item += items_of(count);
   }
   if (threadIdx.x == 0) {
-    p.offsets_E1[p.experts] = all_rows;
-    *p.control = {.ticket = p.grid, .items = all_items, .down_done = 0, .unused = 0};
+    p.offsets_E1[p.experts] = all & 0xffff;
+    *p.control = {.ticket = p.grid,
+                  .items = static_cast<int>(static_cast<unsigned>(all) >> 16),
+                  .down_done = 0,
+                  .unused = 0};
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < p.tokens * p.top_k; i += kThreads) {
-    const int token = i / p.top_k;
-    const int expert = p.indices_TK[i];
-    const unsigned* set = sets + expert * layout.words;
-    int before = __popc(set[token / 32] & ((1u << (token % 32)) - 1));
-    for (int w = 0; w < token / 32; ++w) before += __popc(set[w]);
-    const int at = starts[expert] + before;
-    p.rows_TK[i] = at;
-    p.tokens_R[at] = token;
-  }
-  if (p.losses_2 == nullptr) return;
-  balance = cta_sum(balance, sum_scratch);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 32 && p.losses_2 != nullptr) {
     const auto t = static_cast<float>(p.tokens);
+    float sum = 0.0f;
+    for (int w = 0; w < kWarps; ++w) sum += balance_warps[w];
     float z = 0.0f;
     for (int rank = 0; rank < kCluster; ++rank) z += z_ctas[rank];
-    p.losses_2[0] = balance * static_cast<float>(p.experts) / (t * static_cast<float>(p.top_k)) / t;
+    p.losses_2[0] = sum * static_cast<float>(p.experts) / (t * static_cast<float>(p.top_k)) / t;
     p.losses_2[1] = z / t;
+  }
+  __syncthreads();
+  const auto* choices = reinterpret_cast<const std::uint16_t*>(shared + layout.choices);
+  for (int i = threadIdx.x; i < p.tokens * p.top_k; i += kThreads) {
+    const int token = i / p.top_k;
+    const int expert = choices[i];
+    const unsigned* set = sets + expert * layout.words;
+    int place = starts[expert] + __popc(set[token / 32] & ((1u << (token % 32)) - 1));
+    for (int w = 0; w < token / 32; ++w) place += __popc(set[w]);
+    p.rows_TK[i] = place;
+    p.tokens_R[place] = token;
   }
 }
 
@@ -268,9 +303,10 @@ __global__ void __launch_bounds__(kThreads, 1) small_route_kernel(const Params p
   extern __shared__ float shared[];
   __shared__ float z_warps[kWarps];
   __shared__ float z_ctas[kCluster];
+  ptx::cluster_arrive();
   ptx::dependency_wait();
   ptx::launch_dependents();
-  const Layout layout(p.tokens, p.experts);
+  const Layout layout(p.tokens, p.experts, p.top_k);
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -303,7 +339,6 @@ __global__ void __launch_bounds__(kThreads, 1) small_route_kernel(const Params p
       store_cluster(at_rank(z_ctas + rank, 0), sum);
     }
   }
-  // Also: nobody leaves while others still read its logits.
   ptx::cluster_sync();
   if (rank == 0) finish(p, layout, shared, z_ctas);
 }
@@ -318,16 +353,18 @@ void for_experts(std::int64_t experts, Launch launch) {
   launch(small_route_kernel<32>);
 }
 
-std::int64_t shared_bytes(std::int64_t tokens, std::int64_t experts) {
-  return 4 *
-         static_cast<std::int64_t>(Layout(static_cast<int>(tokens), static_cast<int>(experts)).end);
+std::int64_t shared_bytes(std::int64_t tokens, std::int64_t experts, std::int64_t top_k) {
+  return 4 * static_cast<std::int64_t>(Layout(static_cast<int>(tokens), static_cast<int>(experts),
+                                              static_cast<int>(top_k))
+                                           .end);
 }
 
 }  // namespace
 
-bool small_batch_fits(std::int64_t tokens, std::int64_t num_experts) {
-  return tokens >= 1 && tokens <= kSmallBatchTokens && num_experts <= 1024 &&
-         shared_bytes(tokens, num_experts) <= kMaxShared;
+bool small_batch_fits(std::int64_t tokens, std::int64_t num_experts, std::int64_t top_k) {
+  constexpr std::int64_t kMaxRows = 1 << 14;  // rows and items are counted in 16 bits
+  return tokens >= 1 && tokens <= kSmallBatchTokens && num_experts <= 1024 && top_k >= 1 &&
+         tokens * top_k <= kMaxRows && shared_bytes(tokens, num_experts, top_k) <= kMaxShared;
 }
 
 void small_batch_route(const SmallBatch& layer, int rows_per_item, int grid,
@@ -351,7 +388,7 @@ void small_batch_route(const SmallBatch& layer, int rows_per_item, int grid,
                       .up_done = buffers.up_done,
                       .items = buffers.items,
                       .tokens_R = buffers.tokens_R};
-  const auto bytes = static_cast<int>(shared_bytes(layer.tokens, layer.num_experts));
+  const auto bytes = static_cast<int>(shared_bytes(layer.tokens, layer.num_experts, layer.top_k));
   for_experts(layer.num_experts, [&](auto kernel) {
     launch_dependent(kernel, kCluster, kThreads, bytes, kCluster, stream, params);
   });

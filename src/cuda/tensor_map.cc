@@ -7,6 +7,7 @@
 
 #include "dropless/error.h"
 #include "src/cuda/check.h"
+#include "src/cuda/streamed_tensor_map.h"
 
 namespace dropless::cuda {
 namespace {
@@ -46,9 +47,7 @@ CUtensorMapDataType data_type(DType dtype) {
   }
 }
 
-}  // namespace
-
-CUtensorMap make_tensor_map(const TensorMapSpec& spec) {
+CUtensorMap encode(const TensorMapSpec& spec, CUtensorMapL2promotion promotion) {
   const auto bytes = static_cast<std::int64_t>(dtype_bytes(spec.dtype));
   // A dimension of size 1 never steps, but its pitch must still be one that the hardware accepts.
   const std::int64_t row_bytes = std::max<std::int64_t>(spec.row_pitch * bytes, 16);
@@ -73,7 +72,7 @@ CUtensorMap make_tensor_map(const TensorMapSpec& spec) {
   const CUresult result =
       encode_tiled()(&map, data_type(spec.dtype), 3, const_cast<void*>(spec.data), dims, pitches,
                      box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                     promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw Error(ErrorKind::kInternal,
                 "cuTensorMapEncodeTiled failed with " + std::to_string(static_cast<int>(result)) +
@@ -82,6 +81,16 @@ CUtensorMap make_tensor_map(const TensorMapSpec& spec) {
                 "", __FILE__, __LINE__);
   }
   return map;
+}
+
+}  // namespace
+
+CUtensorMap make_tensor_map(const TensorMapSpec& spec) {
+  return encode(spec, CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
+}
+
+CUtensorMap make_streamed_tensor_map(const TensorMapSpec& spec) {
+  return encode(spec, CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
 }
 
 }  // namespace dropless::cuda

@@ -170,7 +170,7 @@ std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, st
   const bool plain = config.route == RouteConfig{.normalize_p = config.route.normalize_p} &&
                      !config.selection_bias && config.capacity_factor == 0 && !config.expert_bias;
   if (dtype != DType::kBFloat16 || !plain) return std::nullopt;
-  if (!cuda::small_batch_fits(tokens, config.num_experts)) return std::nullopt;
+  if (!cuda::small_batch_fits(tokens, config.num_experts, config.top_k)) return std::nullopt;
   return cuda::choose_small_batch(tokens, config.num_experts, config.top_k);
 }
 

@@ -1,5 +1,4 @@
-// The layer for few tokens: every compiled tile and every cut of d_ffn against the layer in double on
-// the CPU; the layer as moe_forward chooses; skewed and empty routings; the same bits on every run.
+// The layer for few tokens: every compiled tile against the layer in double on the CPU; the layer as moe_forward chooses; skewed and empty routings; the same bits on every run.
 #include "src/cuda/small_batch.h"
 
 #include <gmock/gmock.h>
@@ -60,19 +59,17 @@ bool run_plan(const SmallBatchPlan& plan, const MoECase& c, const GpuLayer& gpu)
   return GpuLayer::intact(space, bytes);
 }
 
-// Every tile, d_ffn in one, two and three ranges (more than there are slices for the widest).
+// By every compiled tile.
 void expect_all_plans_match_double(MoECase& c) {
   MoECase reference = c.to(DType::kFloat64);
   ASSERT_TRUE(reference.forward());
   GpuLayer gpu(c);
   for (const int rows : cuda::kSmallBatchRows) {
-    for (const int splits : {1, 2, 3}) {
-      SCOPED_TRACE(::testing::Message() << rows << " rows, " << splits << " splits");
-      gpu.poison();
-      EXPECT_TRUE(run_plan({rows, splits}, c, gpu));
-      gpu.download();
-      expect_forward_matches(c, reference);
-    }
+    SCOPED_TRACE(::testing::Message() << rows << " rows a pass");
+    gpu.poison();
+    EXPECT_TRUE(run_plan({rows}, c, gpu));
+    gpu.download();
+    expect_forward_matches(c, reference);
   }
 }
 
@@ -93,7 +90,7 @@ MoECase random_case(std::mt19937& random) {
 
 TEST_F(SmallBatchCuda, RandomLayersMatchDouble) {
   std::mt19937 random(20261128);
-  const int cases = std::getenv("DROPLESS_NIGHTLY") != nullptr ? 100 : 8;
+  const int cases = std::getenv("DROPLESS_NIGHTLY") != nullptr ? 200 : 16;
   for (int i = 0; i < cases; ++i) {
     MoECase c = random_case(random);
     SCOPED_TRACE(::testing::Message()
@@ -177,10 +174,11 @@ TEST_F(SmallBatchCuda, EveryRunAndAGraphGiveTheSameBits) {
 }
 
 TEST_F(SmallBatchCuda, RefusesWhatItHasNoMemoryFor) {
-  EXPECT_TRUE(cuda::small_batch_fits(1, 1024));
-  EXPECT_FALSE(cuda::small_batch_fits(0, 8));
-  EXPECT_FALSE(cuda::small_batch_fits(257, 8));
-  EXPECT_FALSE(cuda::small_batch_fits(256, 1024));
+  EXPECT_TRUE(cuda::small_batch_fits(1, 1024, 1024));
+  EXPECT_FALSE(cuda::small_batch_fits(0, 8, 1));
+  EXPECT_FALSE(cuda::small_batch_fits(257, 8, 1));
+  EXPECT_FALSE(cuda::small_batch_fits(256, 1024, 1));
+  EXPECT_FALSE(cuda::small_batch_fits(32, 1024, 1024));
   EXPECT_THROW(cuda::small_batch_forward({}, {.tokens = 257, .top_k = 1, .num_experts = 8}, nullptr,
                                          nullptr),
                Error);
