@@ -81,6 +81,9 @@ void RunFolder::check_name(const std::string& path) {
 }
 
 RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path), policy_(policy) {
+  for (std::string part = path_; !path_exists(part); part = parent_folder(part)) {
+    made_.push_back(part);
+  }
   try {
     make_folders(path_);
   } catch (const Error& error) {
@@ -118,6 +121,12 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
     }
     rename_path(metrics, aside);
     log_warning("{} is of a run that saved no checkpoint; it is now {}", metrics, aside);
+  }
+}
+
+RunFolder::~RunFolder() {
+  for (const std::string& folder : made_) {
+    if (::rmdir(folder.c_str()) != 0) return;  // holds something
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "train/base/fs.h"
 
@@ -25,6 +26,10 @@ class RunFolder {
   // Another run's checkpoints in it, which the policy neither replaces nor resumes, are
   // kInvalidArgument; the metrics of a run that saved none are renamed to metrics.jsonl.old (.old-2 ...).
   RunFolder(const std::string& path, const Policy& policy);
+  // Removes what the constructor made and nobody has filled.
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
 
   const std::string& path() const { return path_; }
   bool holds(const std::string& checkpoint) const { return parent_folder(checkpoint) == path_; }
@@ -47,6 +52,8 @@ class RunFolder {
   void check_old_run() const;
 
   std::string path_;
+  std::vector<std::string>
+      made_;  // the folder and those above it that were not there, deepest first
   Policy policy_;
   std::optional<FolderLock> lock_;
   std::string kept_;

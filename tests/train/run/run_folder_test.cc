@@ -54,7 +54,12 @@ TEST_F(RunFolderTest, NamesThatNoFolderCanHave) {
 TEST_F(RunFolderTest, AnotherRunIsReplacedOrResumedOnlyWhenAsked) {
   const std::string run = path("run");
   { const RunFolder first(run, {}); }
+  EXPECT_FALSE(path_exists(run)) << "a run that left nothing leaves no folder";
+  { const RunFolder deeper(path("a/b/c"), {}); }
+  EXPECT_FALSE(path_exists(path("a")));
+  std::filesystem::create_directory(run);
   { const RunFolder empty(run, {}); }
+  EXPECT_TRUE(path_exists(run)) << "it was there before";
   write_file_durable(metrics_path(run), "{}\n");
   std::filesystem::create_directory(run + "/step-5");
   EXPECT_THROW(RunFolder(run, {}), Error);
