@@ -19,7 +19,7 @@
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
-#include "train/convert/hf_folder.h"
+#include "train/convert/released_folder.h"
 #include "train/data/mini_text.h"
 #include "train/run/config.h"
 #include "train/run/evaluate.h"
@@ -140,7 +140,7 @@ void run_eval(EvalVerb verb) {
     const char* key = config->load_path.empty() ? "save_folder" : "load_path";
     return config->source.locate(key, [&] { return verb.model_options.open(model_path); });
   }();
-  if (config && !is_hf_folder(loaded.folder)) {
+  if (config && !is_released_folder(loaded.folder)) {
     if (const auto difference = maths_difference(loaded.folder, config->model)) {
       log_warning("the checkpoint's own model is evaluated: {}", *difference);
     }

@@ -14,7 +14,7 @@
 #include "train/base/fs.h"
 #include "train/base/signals.h"
 #include "train/checkpoint/checkpoint.h"
-#include "train/convert/hf_folder.h"
+#include "train/convert/released_folder.h"
 #include "train/nn/transformer.h"
 #include "train/run/config.h"
 #include "train/run/model_files.h"
@@ -68,11 +68,11 @@ nlohmann::ordered_json describe_checkpoint(const std::string& path) {
   return json;
 }
 
-// What config.json says; the files may be absent.
-nlohmann::ordered_json describe_hf(const std::string& folder) {
-  nlohmann::ordered_json json = describe(read_hf_folder_config(folder).config);
-  if (path_exists(join_path(folder, kModelFile)) || path_exists(join_path(folder, kIndexFile))) {
-    json["tensors"] = list_tensors(open_hf_folder(folder).weights);
+// What config.json or params.json says; the files may be absent.
+nlohmann::ordered_json describe_released(const std::string& folder) {
+  nlohmann::ordered_json json = describe(read_released_config(folder).config);
+  if (has_weight_files(folder)) {
+    json["tensors"] = list_tensors(open_released_folder(folder).weights);
   }
   return json;
 }
@@ -117,8 +117,8 @@ void print_text(const nlohmann::ordered_json& json) {
 void run_info(const std::string& path, bool as_json) {
   install_signal_handlers(SignalMode::kExit);
   nlohmann::ordered_json json;
-  if (is_hf_folder(path)) {
-    json = describe_hf(path);
+  if (is_released_folder(path)) {
+    json = describe_released(path);
   } else if (is_folder(path)) {
     json = describe_checkpoint(path);
   } else if (path.ends_with(".safetensors")) {

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "train/base/fs.h"
-#include "train/convert/hf_folder.h"
+#include "train/convert/released_folder.h"
 
 namespace dropless::train {
 namespace {
@@ -22,7 +22,7 @@ std::vector<Companion> read_companions(const std::string& folder) {
     const std::string path = join_path(folder, file);
     if (path_exists(path)) found.push_back({name, read_file(path, kMaxBytes)});
   };
-  add(is_hf_folder(folder) ? kHfConfigFile : kKeptConfig, kKeptConfig);
+  add(is_released_folder(folder) ? kHfConfigFile : kKeptConfig, kKeptConfig);
   for (const char* name : kNames) add(name, name);
   return found;
 }

@@ -22,7 +22,10 @@
 #include "train/checkpoint/manifest.h"
 #include "train/convert/companions.h"
 #include "train/convert/folder_writer.h"
-#include "train/convert/hf_folder.h"
+#include "train/convert/mistral_config.h"
+#include "train/convert/mpt_config.h"
+#include "train/convert/peft.h"
+#include "train/convert/released_folder.h"
 
 namespace dropless::train {
 namespace {
@@ -35,9 +38,11 @@ struct Source {
   nlohmann::json kept;      // config.json of the model's origin; null where it is of ours
   TensorFolder weights;
   std::vector<MappedTensor> tensors;  // of the target, in its names
+  Family family{};                    // the target's, for kHf and kPeft
+  std::string base;                   // the model beside which adapters were trained
 };
 
-std::string yaml_of(const HfModel& model, const std::string& folder) {
+std::string yaml_of(const ReleasedModel& model, const std::string& folder) {
   nlohmann::ordered_json config;
   config["max_seq_len"] = model.config.max_seq_len;
   config["model"] = model.block;
@@ -52,14 +57,69 @@ std::string yaml_of(const HfModel& model, const std::string& folder) {
   return YamlDocument::parse(config.dump(), folder).dump();
 }
 
-Source open_hf(const std::string& folder, const ConvertOptions& options) {
-  if (options.to == Layout::kHf) {
-    throw Error(ErrorKind::kInvalidArgument, folder + " is a Hugging Face folder already",
-                "another type of it: convert it --to dropless first");
+Source open_released(const std::string& folder, const ConvertOptions& options) {
+  if (options.to != Layout::kDropless) {
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        folder + " is a released model's folder already, and only --to dropless reads those",
+        "another type or layout of it: convert it --to dropless first");
   }
-  HfFolder hf = open_hf_folder(folder);
-  return {folder,           hf.model.config,       yaml_of(hf.model, folder),
-          nlohmann::json(), std::move(hf.weights), std::move(hf.map.ours)};
+  ReleasedFolder released = open_released_folder(folder);
+  return {folder,
+          released.model.config,
+          yaml_of(released.model, folder),
+          nlohmann::json(),
+          std::move(released.weights),
+          std::move(released.map.ours),
+          {},
+          {}};
+}
+
+// Which family of Hugging Face's a model with adapters is in PEFT's eyes: LLM Foundry's where it is none.
+Family peft_family_of(ModelConfig config, const nlohmann::json& kept) {
+  config.set_lora(std::nullopt);
+  try {
+    return hf_family_of(config, kept);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUnsupported) throw;
+    return Family::kMpt;
+  }
+}
+
+// The tensors of `layout`, out of a model of ours without adapters.
+std::vector<MappedTensor> tensors_of(const Source& source, Layout layout) {
+  if (layout == Layout::kDropless) {
+    std::vector<MappedTensor> tensors;
+    for (const auto& [name, entry] : source.weights.tensors()) {
+      tensors.push_back(same_tensor({name, entry.info.shape}));
+    }
+    return tensors;
+  }
+  Family family = source.family;
+  if (layout == Layout::kFoundry) {
+    make_mpt_config(source.config, "float32", source.kept);  // it says what has no key there
+    family = Family::kMpt;
+  } else if (layout == Layout::kMistral) {
+    make_mistral_params(source.config);
+    family = Family::kMistralNative;
+  }
+  TensorMap map = released_tensor_map(source.config, family, ExpertForm::kEach);
+  std::vector<TensorShape> wanted;
+  for (const MappedTensor& tensor : map.ours) wanted.push_back(tensor.tensor);
+  source.weights.check(wanted, [](const std::string&) { return false; });
+  return std::move(map.theirs);
+}
+
+// Adds the adapters to the weights that are read from now on, and takes them out of the model.
+void merge(Source& source) {
+  const std::vector<std::string> names = adapter_names(source.config);
+  merge_adapters(source.config, source.weights);
+  source.weights.leave_out({names.begin(), names.end()});
+  source.config.set_lora(std::nullopt);
+  source.config_yaml =
+      YamlDocument::parse(source.config_yaml, join_path(source.folder, kConfigFile),
+                          {"model.peft_config=null"})
+          .dump();
 }
 
 Source open_ours(const std::string& path, const ConvertOptions& options) {
@@ -69,24 +129,35 @@ Source open_ours(const std::string& path, const ConvertOptions& options) {
   for (const std::string& file : weight_files(folder)) verify_file(folder, manifest, file);
   const std::string config_path = join_path(folder, kConfigFile);
   const YamlDocument document = YamlDocument::load(config_path).without_warnings();
-  const ModelConfig config = ModelConfig::from_yaml(document.root().map("model"));
   nlohmann::json kept;
   const std::string kept_path = join_path(folder, kKeptConfig);
   if (path_exists(kept_path)) kept = parse_json(read_file(kept_path, 16 << 20), kept_path);
-  TensorFolder weights = TensorFolder::open(folder);
-  std::vector<MappedTensor> tensors;
-  if (options.to == Layout::kHf) {
-    TensorMap map = hf_tensor_map(config, hf_family_of(config, kept), ExpertForm::kEach);
-    std::vector<TensorShape> wanted;
-    for (const MappedTensor& tensor : map.ours) wanted.push_back(tensor.tensor);
-    weights.check(wanted, [](const std::string&) { return false; });
-    tensors = std::move(map.theirs);
-  } else {
-    for (const auto& [name, entry] : weights.tensors()) {
-      tensors.push_back(same_tensor({name, entry.info.shape}));
+  Source source{folder,
+                ModelConfig::from_yaml(document.root().map("model")),
+                read_file(config_path),
+                kept,
+                TensorFolder::open(folder),
+                {},
+                {},
+                {}};
+  source.base = document.root().get<std::string>("load_path", "");
+  const bool adapts = source.config.lora.has_value();
+  if (options.to == Layout::kPeft) {
+    if (!adapts) {
+      throw Error(ErrorKind::kInvalidArgument, folder + " has no adapters",
+                  "--to hf writes the model; model.peft_config trains adapters");
     }
+    source.family = peft_family_of(source.config, kept);
+    source.tensors = peft_tensors(source.config, source.family);
+    return source;
   }
-  return {folder, config, read_file(config_path), kept, std::move(weights), std::move(tensors)};
+  if (options.merge_adapter && !adapts) {
+    throw Error(ErrorKind::kInvalidArgument, folder + " has no adapters to merge");
+  }
+  if (adapts && (options.merge_adapter || options.to != Layout::kDropless)) merge(source);
+  if (options.to == Layout::kHf) source.family = hf_family_of(source.config, kept);
+  source.tensors = tensors_of(source, options.to);
+  return source;
 }
 
 // A target inside its own source, or the other way round, would be read while it is replaced.
@@ -129,7 +200,9 @@ std::vector<Planned> plan(const Source& source, const ConvertOptions& options) {
 // All that decides the files' bytes: what is read, and how it is written.
 std::string plan_of(const Source& source, const std::vector<Planned>& tensors,
                     const ConvertOptions& options) {
-  nlohmann::json plan{{"to", static_cast<int>(options.to)}, {"shard_bytes", options.shard_bytes}};
+  nlohmann::json plan{{"to", static_cast<int>(options.to)},
+                      {"shard_bytes", options.shard_bytes},
+                      {"merge", options.merge_adapter}};
   for (const auto& file : source.weights.files()) {
     const auto changed = std::filesystem::last_write_time(file->path()).time_since_epoch().count();
     plan["files"].push_back({file->path(), file_bytes(file->path()), changed});
@@ -178,7 +251,7 @@ class TensorWriter {
 
   // `tensors` in files of at most `limit` bytes, greedily and in order; a tensor above the limit has
   // a file of its own. With more than one file, an index says which tensor is where.
-  void write(std::vector<Planned> tensors, std::uint64_t limit) {
+  void write(std::vector<Planned> tensors, const FileNames& names, std::uint64_t limit) {
     std::vector<std::vector<Planned>> shards;
     std::uint64_t filled = 0, total = 0;
     for (Planned& tensor : tensors) {
@@ -193,13 +266,11 @@ class TensorWriter {
     nlohmann::ordered_json index;
     index["metadata"]["total_size"] = total;
     for (std::size_t i = 0; i < shards.size(); ++i) {
-      const std::string name = shards.size() == 1 ? kModelFile
-                                                  : fmt::format("model-{:05}-of-{:05}.safetensors",
-                                                                i + 1, shards.size());
+      const std::string name = shards.size() == 1 ? names.single() : names.shard(i, shards.size());
       if (!folder_.has(name)) folder_.add_tensors(name, write_file(name, shards[i]));
       for (const Planned& tensor : shards[i]) index["weight_map"][tensor.named.name] = name;
     }
-    if (shards.size() > 1) folder_.add_text(kIndexFile, index.dump(2) + "\n");
+    if (shards.size() > 1) folder_.add_text(names.index(), index.dump(2) + "\n");
     progress_->finish();
   }
 
@@ -259,6 +330,32 @@ std::string dtype_of_matrices(const std::vector<Planned>& tensors) {
   return dtype;
 }
 
+const FileNames& file_names(Layout layout) {
+  if (layout == Layout::kMistral) return kMistralFiles;
+  return layout == Layout::kPeft ? kAdapterFiles : kModelFiles;
+}
+
+void write_config(const Source& source, const ConvertOptions& options, const std::string& dtype,
+                  FolderWriter& folder) {
+  const auto add = [&](const char* name, const nlohmann::ordered_json& json) {
+    folder.add_text(name, json.dump(2) + "\n");
+  };
+  switch (options.to) {
+    case Layout::kDropless:
+      folder.add_text(kConfigFile, source.config_yaml);
+      folder.add_manifest();
+      return;
+    case Layout::kHf:
+      return add(kHfConfigFile, make_hf_config(source.config, dtype, source.kept));
+    case Layout::kFoundry:
+      return add(kHfConfigFile, make_mpt_config(source.config, dtype, source.kept));
+    case Layout::kMistral:
+      return add(kMistralConfigFile, make_mistral_params(source.config));
+    case Layout::kPeft:
+      return add(kAdapterConfig, make_adapter_config(source.config, source.family, source.base));
+  }
+}
+
 }  // namespace
 
 void convert_model(const std::string& path, const std::string& target,
@@ -266,7 +363,8 @@ void convert_model(const std::string& path, const std::string& target,
   if (!path_exists(path)) {
     throw Error(ErrorKind::kInvalidArgument, fmt::format("no such model: {}", path));
   }
-  const Source source = is_hf_folder(path) ? open_hf(path, options) : open_ours(path, options);
+  const Source source =
+      is_released_folder(path) ? open_released(path, options) : open_ours(path, options);
   require_apart(path, target);
   const std::vector<Planned> tensors = plan(source, options);
   std::uint64_t bytes = 0;
@@ -277,19 +375,15 @@ void convert_model(const std::string& path, const std::string& target,
   }
   require_free(folder.folder(), bytes - std::min(bytes, folder.finished_bytes()), target);
   TensorWriter writer(source, folder, bytes, options.progress);
-  writer.write(tensors, options.shard_bytes);
+  // PEFT looks for one file.
+  const bool one_file = options.to == Layout::kPeft;
+  writer.write(tensors, file_names(options.to), one_file ? UINT64_MAX : options.shard_bytes);
   for (const Companion& companion : read_companions(source.folder)) {
-    // config.json says the same.
-    if (options.to == Layout::kHf && companion.name == kKeptConfig) continue;
+    // The target's own config says the same.
+    if (options.to != Layout::kDropless && companion.name == kKeptConfig) continue;
     folder.add_text(companion.name, companion.content);
   }
-  if (options.to == Layout::kHf) {
-    const auto config = make_hf_config(source.config, dtype_of_matrices(tensors), source.kept);
-    folder.add_text(kHfConfigFile, config.dump(2) + "\n");
-  } else {
-    folder.add_text(kConfigFile, source.config_yaml);
-    folder.add_manifest();
-  }
+  write_config(source, options, dtype_of_matrices(tensors), folder);
   folder.publish();
 }
 

@@ -14,13 +14,12 @@
 
 #include "dropless/error.h"
 #include "train/base/yaml.h"
+#include "train/convert/config_keys.h"
+#include "train/convert/mpt_config.h"
 #include "train/nn/ffn.h"
 
 namespace dropless::train {
 namespace {
-
-using Json = nlohmann::json;
-using OrderedJson = nlohmann::ordered_json;
 
 constexpr std::pair<const char*, Family> kFamilies[] = {
     {"mixtral", Family::kMixtral}, {"olmoe", Family::kOlmoe}, {"qwen3_moe", Family::kQwen3Moe},
@@ -37,91 +36,6 @@ constexpr std::pair<const char*, const char*> kActivations[] = {
     {"gelu_new", "gelu_tanh"},
     {"relu", "relu"},
     {"quick_gelu", "quick_gelu"},
-};
-
-// Keys that say nothing about the logits: origin, storage, token ids (generation's affair), and
-// losses that this reader does not take over.
-constexpr const char* kHarmless[] = {"architectures",
-                                     "auto_map",
-                                     "bos_token_id",
-                                     "dtype",
-                                     "eos_token_id",
-                                     "initializer_range",
-                                     "model_type",
-                                     "output_attentions",
-                                     "output_hidden_states",
-                                     "output_router_logits",
-                                     "pad_token_id",
-                                     "pretraining_tp",
-                                     "return_dict",
-                                     "tokenizer_class",
-                                     "torch_dtype",
-                                     "transformers_version",
-                                     "use_cache",
-                                     "_name_or_path",
-                                     "_attn_implementation"};
-
-// One JSON object, of which every key must be asked for.
-class Keys {
- public:
-  Keys(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object()) fail("not a JSON object");
-  }
-
-  // Present and not null.
-  bool has(const char* key) const {
-    asked_.insert(key);
-    const auto found = object_.find(key);
-    return found != object_.end() && !found->is_null();
-  }
-  template <class T>
-  T get(const char* key) const {
-    if (!has(key)) fail(fmt::format("no key {}", key));
-    const Json& value = object_.at(key);
-    const bool fits = std::is_same_v<T, bool>          ? value.is_boolean()
-                      : std::is_same_v<T, std::string> ? value.is_string()
-                      : std::is_same_v<T, double>      ? value.is_number()
-                                                       : value.is_number_integer();
-    if (!fits) fail(fmt::format("{} is {}, of another type than it should be", key, value.dump()));
-    return value.get<T>();
-  }
-  template <class T>
-  T get(const char* key, T fallback) const {
-    return has(key) ? get<T>(key) : fallback;
-  }
-  Keys part(const char* key) const { return Keys(object_.at(key), where_ + ": " + key); }
-  bool is_part(const char* key) const { return has(key) && object_.at(key).is_object(); }
-  // Present, but null.
-  bool is_null(const char* key) const { return !has(key) && object_.contains(key); }
-  const Json& raw(const char* key) const { return object_.at(key); }
-
-  const std::string& where() const { return where_; }
-
-  // `supported`: the values of this key that have a counterpart here.
-  void refuse_unless(const char* key, bool supported) const {
-    if (supported || !has(key)) return;
-    throw Error(ErrorKind::kUnsupported, fmt::format("{}: {} {} is not supported by this version",
-                                                     where_, key, object_.at(key).dump()));
-  }
-  [[noreturn]] void fail(const std::string& message, const std::string& hint = {}) const {
-    throw Error(ErrorKind::kInvalidArgument, where_ + ": " + message, hint);
-  }
-  void finish() const {
-    for (const auto& [key, value] : object_.items()) {
-      const bool harmless =
-          std::any_of(std::begin(kHarmless), std::end(kHarmless),
-                      [&, &name = key](const char* known) { return name == known; });
-      if (harmless || value.is_null() || asked_.contains(key)) continue;
-      fail(fmt::format("unknown key {} ({}), which may change the result", key,
-                       value.dump().substr(0, 80)),
-           "remove it if it does not");
-    }
-  }
-
- private:
-  const Json& object_;
-  std::string where_;
-  mutable std::set<std::string> asked_;
 };
 
 // What a scaled RoPE says beside its type, under the same names on both sides.
@@ -463,14 +377,16 @@ OrderedJson llama_block(const Keys& keys, Family family) {
 
 }  // namespace
 
-HfModel read_hf_config(const Json& json, const std::string& path) {
+ReleasedModel read_hf_config(const Json& json, const std::string& path) {
   const Keys keys(json, path);
   const auto type = keys.get<std::string>("model_type");
+  if (type == family_name(Family::kMpt)) return read_mpt_config(json, path);
   const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
                                     [&](const auto& known) { return type == known.first; });
   if (family == std::end(kFamilies)) {
     std::vector<std::string> names;
     for (const auto& known : kFamilies) names.push_back(known.first);
+    names.push_back(family_name(Family::kMpt));
     throw Error(ErrorKind::kUnsupported,
                 fmt::format("{}: model_type {} is not supported by this version", path, type),
                 fmt::format("one of: {}", fmt::join(names, ", ")));
@@ -487,13 +403,6 @@ HfModel read_hf_config(const Json& json, const std::string& path) {
 // ---- writing ----
 
 namespace {
-
-[[noreturn]] void inexpressible(const std::string& key, const std::string& value,
-                                const std::string& why = {}) {
-  throw Error(ErrorKind::kUnsupported,
-              fmt::format("no family of Hugging Face models that this version writes has {} {}{}",
-                          key, value, why.empty() ? "" : ": " + why));
-}
 
 // Every key of the model that decides its function must be said by config.json or have the one
 // value that all families share. A key that is not listed here is one that this writer does not

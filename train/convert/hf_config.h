@@ -12,7 +12,7 @@
 
 namespace dropless::train {
 
-struct HfModel {
+struct ReleasedModel {
   Family family;
   ModelConfig config;
   nlohmann::ordered_json block;  // the `model` block that gives `config`
@@ -20,7 +20,7 @@ struct HfModel {
 
 // `path` starts the messages. Throws Error: kInvalidArgument for a broken file, an unknown
 // model_type or key; kUnsupported for a value that this version has no counterpart for.
-HfModel read_hf_config(const nlohmann::json& json, const std::string& path);
+ReleasedModel read_hf_config(const nlohmann::json& json, const std::string& path);
 
 // The family whose config.json can say all of `config`; where two can, the one of `kept`, the
 // config.json that the model came with, or null. Throws Error(kUnsupported) naming the key that

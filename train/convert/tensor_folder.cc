@@ -36,8 +36,8 @@ bool is_pickle(const std::string& name) {
                     "'{0}-safetensors')\"",
                     folder));
   }
-  throw Error(ErrorKind::kInvalidArgument,
-              fmt::format("{} holds neither {} nor {}", folder, kModelFile, kIndexFile));
+  throw Error(ErrorKind::kInvalidArgument, fmt::format("{} holds neither {} nor {}", folder,
+                                                       kModelFiles.single(), kModelFiles.index()));
 }
 
 // Tensor name -> file name.
@@ -97,25 +97,60 @@ at::ScalarType type_of(const TensorFolder::Entry& entry) {
 
 }  // namespace
 
+std::string FileNames::shard(std::size_t i, std::size_t n) const {
+  return fmt::format("{}-{:05}-of-{:05}.safetensors", stem, i + 1, n);
+}
+
+namespace {
+
+// The path of the folder's index; empty where there is none, or where another set of files counts.
+std::string index_of(const std::string& folder) {
+  const auto has = [&](const std::string& name) { return path_exists(join_path(folder, name)); };
+  if (has(kModelFiles.index())) return join_path(folder, kModelFiles.index());
+  if (has(kModelFiles.single()) || !has(kMistralFiles.index())) return {};
+  return join_path(folder, kMistralFiles.index());
+}
+
+// The first releases' consolidated.00.safetensors, consolidated.01.safetensors ... have no index.
+std::vector<std::string> files_without_index(const std::string& folder) {
+  if (path_exists(join_path(folder, kModelFiles.single()))) return {kModelFiles.single()};
+  std::vector<std::string> names;
+  for (const std::string& name : list_folder(folder)) {
+    if (name.starts_with(kMistralFiles.stem) && name.ends_with(".safetensors")) {
+      names.push_back(name);
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+bool has_weight_files(const std::string& folder) {
+  return !index_of(folder).empty() || !files_without_index(folder).empty();
+}
+
 std::vector<std::string> weight_files(const std::string& folder) {
-  if (path_exists(join_path(folder, kIndexFile))) {
+  if (const std::string index = index_of(folder); !index.empty()) {
     std::set<std::string> names;
-    for (const auto& [tensor, file] : read_index(join_path(folder, kIndexFile))) names.insert(file);
+    for (const auto& [tensor, file] : read_index(index)) names.insert(file);
     return {names.begin(), names.end()};
   }
-  if (!path_exists(join_path(folder, kModelFile))) no_weights(folder);
-  return {kModelFile};
+  const std::vector<std::string> names = files_without_index(folder);
+  if (names.empty()) no_weights(folder);
+  return names;
 }
 
 TensorFolder TensorFolder::open(const std::string& folder) {
   TensorFolder result;
   result.folder_ = folder;
+  const std::string index_path = index_of(folder), index_name = base_name(index_path);
   std::map<std::string, std::string> index;
-  if (path_exists(join_path(folder, kIndexFile))) index = read_index(join_path(folder, kIndexFile));
+  if (!index_path.empty()) index = read_index(index_path);
   for (const std::string& name : weight_files(folder)) {
     const std::string path = join_path(folder, name);
     if (!path_exists(path)) {
-      throw Error(ErrorKind::kDamaged, fmt::format("{} is missing; {} names it", path, kIndexFile),
+      throw Error(ErrorKind::kDamaged, fmt::format("{} is missing; {} names it", path, index_name),
                   "copy the folder again");
     }
     result.files_.push_back(std::make_unique<SafetensorsFile>(SafetensorsFile::open(path)));
@@ -124,16 +159,19 @@ TensorFolder TensorFolder::open(const std::string& folder) {
       const auto listed = index.find(info.name);
       if (!index.empty() && (listed == index.end() || listed->second != name)) {
         throw Error(ErrorKind::kDamaged,
-                    fmt::format("{} holds {}, which {} has in {}", path, info.name, kIndexFile,
+                    fmt::format("{} holds {}, which {} has in {}", path, info.name, index_name,
                                 listed == index.end() ? "no file" : listed->second));
       }
-      result.tensors_[info.name] = {&file, info};
+      if (!result.tensors_.emplace(info.name, Entry{&file, info}).second) {
+        throw Error(ErrorKind::kDamaged,
+                    fmt::format("{} holds {}, and so does another file", path, info.name));
+      }
     }
   }
   for (const auto& [tensor, file] : index) {
     if (!result.contains(tensor)) {
       throw Error(ErrorKind::kDamaged, fmt::format("{} does not hold {}; {} says so",
-                                                   join_path(folder, file), tensor, kIndexFile));
+                                                   join_path(folder, file), tensor, index_name));
     }
   }
   return result;
@@ -175,6 +213,21 @@ void TensorFolder::check(const std::vector<TensorShape>& wanted,
                           fmt::join(problems, "; ")));
 }
 
+at::Tensor TensorFolder::with_terms(const std::string& name, std::int64_t first_row,
+                                    const at::Tensor& rows) const {
+  const auto found = terms_.find(name);
+  if (found == terms_.end()) return rows;
+  at::Tensor sum = rows.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  for (const LowRankTerm& term : found->second) {
+    const std::int64_t first = std::max(first_row, term.first_row);
+    const std::int64_t end = std::min(first_row + rows.size(0), term.first_row + term.left.size(0));
+    if (first >= end) continue;
+    sum.narrow(0, first - first_row, end - first)
+        .addmm_(term.left.narrow(0, first - term.first_row, end - first), term.right);
+  }
+  return sum;
+}
+
 at::ScalarType common_type(const TensorFolder& source, const MappedTensor& target) {
   std::optional<at::ScalarType> type;
   for (const Piece& piece : target.pieces) {
@@ -209,9 +262,21 @@ void stream_tensor(const TensorFolder& source, const MappedTensor& target, at::S
       const at::Tensor read = buffer.narrow(0, 0, rows);
       entry.file->read_part(entry.info, (piece.first_row + row) * row_bytes,
                             read.mutable_data_ptr(), rows * row_bytes);
-      sink((piece.transpose ? read.t() : read).to(type).contiguous());
+      const at::Tensor whole = source.with_terms(piece.source, piece.first_row + row, read);
+      sink((piece.transpose ? whole.t() : whole).to(type).contiguous());
     }
   }
+}
+
+at::Tensor read_whole(const TensorFolder& source, const std::string& name) {
+  const MappedTensor tensor = same_tensor({name, source.at(name).info.shape});
+  const at::Tensor whole = at::empty(tensor.tensor.shape, at::kFloat);
+  std::int64_t filled = 0;
+  stream_tensor(source, tensor, at::kFloat, [&](const at::Tensor& part) {
+    whole.view({-1}).narrow(0, filled, part.numel()).copy_(part.view({-1}));
+    filled += part.numel();
+  });
+  return whole;
 }
 
 }  // namespace dropless::train

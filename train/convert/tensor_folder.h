@@ -1,11 +1,14 @@
-// The tensors of a folder: model.safetensors, or shards and the index that names them.
+// The tensors of a folder: model.safetensors, or shards and the index that names them; in Mistral's layout
+// consolidated*.safetensors, with an index or without.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "train/bridge/torch.h"
@@ -14,12 +17,27 @@
 
 namespace dropless::train {
 
-inline constexpr const char* kIndexFile = "model.safetensors.index.json";
+// What a folder's tensor files are called: one file STEM.safetensors, or shards and an index of them.
+struct FileNames {
+  std::string stem;
+  std::string single() const { return stem + ".safetensors"; }
+  std::string index() const { return single() + ".index.json"; }
+  std::string shard(std::size_t i, std::size_t n) const;  // i from 0
+};
+inline const FileNames kModelFiles{"model"};
+inline const FileNames kMistralFiles{"consolidated"};
 
-// The files of the tensors, sorted: those that the index names, or model.safetensors. Throws Error:
-// kInvalidArgument where there is neither (for pickles it says how to convert them), kDamaged for a
+bool has_weight_files(const std::string& folder);
+// The files of the tensors, sorted; model.safetensors or its shards before Mistral's. Throws Error:
+// kInvalidArgument where there are none (for pickles it says how to convert them), kDamaged for a
 // broken index.
 std::vector<std::string> weight_files(const std::string& folder);
+
+// Rows first_row ... of a matrix plus left right; left [rows, r], right [r, columns], fp32 on the CPU.
+struct LowRankTerm {
+  std::int64_t first_row = 0;
+  at::Tensor left, right;
+};
 
 class TensorFolder {
  public:
@@ -36,6 +54,18 @@ class TensorFolder {
   const Entry& at(const std::string& name) const;
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
 
+  // From now on it does not have these.
+  void leave_out(const std::set<std::string>& names) {
+    std::erase_if(tensors_, [&](const auto& tensor) { return names.contains(tensor.first); });
+  }
+  // From now on stream_tensor() gives tensor `name`, seen as rows of its last dimension, plus `term`.
+  void add_term(const std::string& name, LowRankTerm term) {
+    terms_[name].push_back(std::move(term));
+  }
+  // `rows`, which are those of tensor `name` from first_row on, plus its terms (then in fp32).
+  at::Tensor with_terms(const std::string& name, std::int64_t first_row,
+                        const at::Tensor& rows) const;
+
   // Throws Error(kInvalidArgument) listing the tensors that are missing, that nothing asks for, or
   // whose shape is another. `optional`: the names of tensors that may be there and are not used.
   void check(const std::vector<TensorShape>& wanted,
@@ -45,7 +75,11 @@ class TensorFolder {
   std::string folder_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Entry> tensors_;
+  std::map<std::string, std::vector<LowRankTerm>> terms_;
 };
+
+// All of tensor `name` in fp32.
+at::Tensor read_whole(const TensorFolder& source, const std::string& name);
 
 // The type in which `target` is stored: that of its pieces. Throws Error(kInvalidArgument) where
 // they have several, or one that no weights have.

@@ -23,9 +23,14 @@ class Linker {
   Linker(const ModelConfig& config, Family family, ExpertForm form)
       : config_(config), family_(family), form_(form) {}
 
-  std::vector<Link> links() {
+  // `ours`: the model's parameters.
+  std::vector<Link> links(const std::vector<TensorShape>& ours) {
     if (family_ == Family::kDbrx) {
       dbrx();
+    } else if (family_ == Family::kMpt || family_ == Family::kMptFusedNorms) {
+      mpt(ours);
+    } else if (family_ == Family::kMistralNative) {
+      mistral();
     } else {
       llama_like();
     }
@@ -161,6 +166,83 @@ class Linker {
     }
   }
 
+  // LLM Foundry's names are ours, but for what fuse_norm_attn_norm renames.
+  void mpt(const std::vector<TensorShape>& ours) {
+    for (const TensorShape& tensor : ours) {
+      std::string theirs = tensor.name;
+      if (family_ == Family::kMptFusedNorms) {
+        for (const char* part : {".norm_1.", ".norm_2.", ".attn."}) {
+          const std::size_t at = theirs.find(part);
+          if (at != std::string::npos) theirs.insert(at, ".norm_attn_norm");
+        }
+      }
+      same(tensor.name, theirs, tensor.shape);
+    }
+  }
+
+  // Mistral turns neighbouring pairs of a head's elements, where everybody else turns i and d / 2 + i:
+  // rows 2 i + h of a head there are rows h d / 2 + i here.
+  void turned_rows(const std::string& ours, std::int64_t first, const std::string& theirs,
+                   std::int64_t heads) {
+    const std::int64_t d = config_.attention.head_dim, D = config_.d_model;
+    for (std::int64_t row = 0; row < heads * d; ++row) {
+      const std::int64_t within = row % d, pair = within % (d / 2), half = within / (d / 2);
+      links_.push_back({ours, first + row, theirs, row - within + 2 * pair + half, 1, D, false});
+    }
+    shapes_[theirs] = {heads * d, D};
+  }
+
+  void mistral() {
+    const AttentionConfig& attention = config_.attention;
+    const std::int64_t D = config_.d_model, q = attention.n_heads * attention.head_dim;
+    const std::int64_t kv = attention.kv_n_heads * attention.head_dim;
+    same("transformer.wte.weight", "tok_embeddings.weight", {config_.vocab_size, D});
+    for (std::int64_t i = 0; i < config_.n_layers; ++i) {
+      const std::string block = fmt::format("transformer.blocks.{}.", i);
+      const std::string layer = fmt::format("layers.{}.", i), wqkv = block + "attn.Wqkv.weight";
+      same(block + "norm_1.weight", layer + "attention_norm.weight", {D});
+      turned_rows(wqkv, 0, layer + "attention.wq.weight", attention.n_heads);
+      turned_rows(wqkv, q, layer + "attention.wk.weight", attention.kv_n_heads);
+      rows(wqkv, q + kv, layer + "attention.wv.weight", kv, D);
+      same(block + "attn.out_proj.weight", layer + "attention.wo.weight", {D, q});
+      same(block + "norm_2.weight", layer + "ffn_norm.weight", {D});
+      mistral_ffn(block + "ffn.", layer);
+    }
+    same("transformer.norm_f.weight", "norm.weight", {D});
+    same("lm_head.weight", "output.weight", {config_.vocab_size, D});
+  }
+
+  void mistral_ffn(const std::string& ours, const std::string& layer) {
+    const std::int64_t D = config_.d_model;
+    const MoELayerConfig* mixture = config_.moe();
+    if (!mixture) {
+      const std::int64_t F = std::get<FfnConfig>(config_.ffn).d_ffn;
+      const std::string theirs = layer + "feed_forward.";
+      same(ours + "gate_proj.weight", theirs + "w1.weight", {F, D});
+      same(ours + "up_proj.weight", theirs + "w3.weight", {F, D});
+      same(ours + "down_proj.weight", theirs + "w2.weight", {D, F});
+      return;
+    }
+    const std::int64_t E = mixture->moe.num_experts, F = mixture->moe.d_ffn;
+    const bool stacked = form_ == ExpertForm::kStacked;
+    const std::string theirs = layer + (stacked ? "block_sparse_moe." : "feed_forward.");
+    const std::string mlp = ours + "experts.mlp.";
+    same(ours + "router.layer.weight", theirs + "gate.weight", {E, D});
+    if (stacked) {
+      same(mlp + "w1", theirs + "w1", {E * F, D});
+      same(mlp + "v1", theirs + "w3", {E * F, D});
+      same(mlp + "w2", theirs + "w2", {E * F, D});
+      return;
+    }
+    for (std::int64_t e = 0; e < E; ++e) {
+      const std::string expert = fmt::format("{}experts.{}.", theirs, e);
+      rows(mlp + "w1", e * F, expert + "w1.weight", F, D);
+      rows(mlp + "v1", e * F, expert + "w3.weight", F, D);
+      links_.push_back({mlp + "w2", e * F, expert + "w2.weight", 0, F, D, true});
+      shapes_[expert + "w2.weight"] = {D, F};
+    }
+  }
+
   const ModelConfig& config_;
   Family family_;
   ExpertForm form_;
@@ -168,9 +250,39 @@ class Linker {
   std::map<std::string, std::vector<std::int64_t>> shapes_;
 };
 
-// Gathers `links` by the tensor they fill and checks that they fill all of it.
-std::vector<MappedTensor> gather(const std::vector<Link>& links,
-                                 const std::vector<TensorShape>& tensors, bool ours) {
+}  // namespace
+
+const char* family_name(Family family) {
+  switch (family) {
+    case Family::kMixtral:
+      return "mixtral";
+    case Family::kOlmoe:
+      return "olmoe";
+    case Family::kQwen3Moe:
+      return "qwen3_moe";
+    case Family::kDbrx:
+      return "dbrx";
+    case Family::kLlama:
+      return "llama";
+    case Family::kMistral:
+      return "mistral";
+    case Family::kQwen3:
+      return "qwen3";
+    case Family::kQwen2:
+      return "qwen2";
+    case Family::kQwen2Moe:
+      return "qwen2_moe";
+    case Family::kMpt:
+    case Family::kMptFusedNorms:
+      return "mpt";
+    case Family::kMistralNative:
+      return "Mistral's own layout";
+  }
+  return "unknown";
+}
+
+std::vector<MappedTensor> gather_pieces(const std::vector<Link>& links,
+                                        const std::vector<TensorShape>& tensors, bool ours) {
   std::map<std::string, std::vector<const Link*>> by_target;
   for (const Link& link : links) by_target[ours ? link.ours : link.theirs].push_back(&link);
   std::vector<MappedTensor> mapped;
@@ -198,46 +310,20 @@ std::vector<MappedTensor> gather(const std::vector<Link>& links,
   return mapped;
 }
 
-}  // namespace
-
-const char* family_name(Family family) {
-  switch (family) {
-    case Family::kMixtral:
-      return "mixtral";
-    case Family::kOlmoe:
-      return "olmoe";
-    case Family::kQwen3Moe:
-      return "qwen3_moe";
-    case Family::kDbrx:
-      return "dbrx";
-    case Family::kLlama:
-      return "llama";
-    case Family::kMistral:
-      return "mistral";
-    case Family::kQwen3:
-      return "qwen3";
-    case Family::kQwen2:
-      return "qwen2";
-    case Family::kQwen2Moe:
-      return "qwen2_moe";
-  }
-  return "unknown";
-}
-
 MappedTensor same_tensor(const TensorShape& tensor) {
   const std::int64_t columns = tensor.shape.empty() ? 1 : tensor.shape.back();
   const std::int64_t rows = columns == 0 ? 0 : count(tensor.shape) / columns;
   return {tensor, {{tensor.name, 0, rows, columns, false}}};
 }
 
-TensorMap hf_tensor_map(const ModelConfig& config, Family family, ExpertForm form) {
-  Linker linker(config, family, form);
-  const std::vector<Link> links = linker.links();
+TensorMap released_tensor_map(const ModelConfig& config, Family family, ExpertForm form) {
   std::vector<TensorShape> ours, theirs;
   const Transformer unfilled(config, /*seed=*/0, at::kMeta);
   for (const Parameter& parameter : unfilled.parameters()) {
     ours.push_back({parameter.name, parameter.value.sizes().vec()});
   }
+  Linker linker(config, family, form);
+  const std::vector<Link> links = linker.links(ours);
   // In the order of the layers, as shards are filled.
   std::map<std::string, bool> listed;
   for (const Link& link : links) {
@@ -245,7 +331,7 @@ TensorMap hf_tensor_map(const ModelConfig& config, Family family, ExpertForm for
       theirs.push_back({link.theirs, linker.their_shapes().at(link.theirs)});
     }
   }
-  return {gather(links, ours, /*ours=*/true), gather(links, theirs, /*ours=*/false)};
+  return {gather_pieces(links, ours, /*ours=*/true), gather_pieces(links, theirs, /*ours=*/false)};
 }
 
 }  // namespace dropless::train

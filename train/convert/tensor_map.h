@@ -22,13 +22,17 @@ enum class Family {
   kMistral,
   kQwen3,
   kQwen2,
-  kQwen2Moe
+  kQwen2Moe,
+  kMpt,            // LLM Foundry's own
+  kMptFusedNorms,  // with fuse_norm_attn_norm, which renames norms and attention
+  kMistralNative,  // Mistral's layout: params.json, consolidated.safetensors
 };
 
 const char* family_name(Family family);  // config.json's model_type
 
-// How a Hugging Face folder stores the experts: a tensor for each one's each projection, or
-// gate_up_proj [E, 2F, D] and down_proj [E, D, F]. DBRX has a form of its own, and takes either.
+// How the experts are stored: a tensor for each one's each projection, or stacked. Hugging Face's
+// stacks are gate_up_proj [E, 2F, D] and down_proj [E, D, F]; Mistral's (the first release of Mixtral)
+// w1, w2 and w3 [E * F, D], which are ours. DBRX and MPT have one form, and take either word for it.
 enum class ExpertForm { kEach, kStacked };
 
 struct TensorShape {
@@ -63,11 +67,16 @@ struct MappedTensor {
 // A tensor that the source has under its own name and in its own shape.
 MappedTensor same_tensor(const TensorShape& tensor);
 
+// Gathers `links` by the tensor they fill, on the side that is named; throws Error(kUnsupported) where
+// they do not fill all of it.
+std::vector<MappedTensor> gather_pieces(const std::vector<Link>& links,
+                                        const std::vector<TensorShape>& tensors, bool ours);
+
 struct TensorMap {
   std::vector<MappedTensor> ours, theirs;
 };
 
-// Throws Error(kUnsupported) where the model has parameters that the family lacks.
-TensorMap hf_tensor_map(const ModelConfig& config, Family family, ExpertForm form);
+// Of a model without adapters. Throws Error(kUnsupported) where it has parameters that the family lacks.
+TensorMap released_tensor_map(const ModelConfig& config, Family family, ExpertForm form);
 
 }  // namespace dropless::train

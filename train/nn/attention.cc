@@ -170,6 +170,7 @@ Attention::Attention(const AttentionConfig& config, const std::string& name, Par
     q_norm_.emplace(config.norm, name + ".q_ln", whole ? q_width : config.head_dim, maker);
     k_norm_.emplace(config.norm, name + ".k_ln", whole ? kv_width : config.head_dim, maker);
   }
+  if (config.lora) make_adapters(name, maker);
   if (config.rope) {
     rope_.emplace(config.head_dim, config.rope_theta, config.rope_scaling, device, maker.type());
   }
@@ -181,17 +182,40 @@ Attention::Attention(const AttentionConfig& config, const std::string& name, Par
   }
 }
 
-Attention::Projected Attention::project(const at::Tensor& x_BSD) const {
-  const auto clipped = [&](std::size_t i) {
-    const at::Tensor y = at::linear(x_BSD, weights_[i], biases_[i]);
-    return config_.clip_qkv > 0 ? y.clamp(-config_.clip_qkv, config_.clip_qkv) : y;
-  };
-  if (!config_.fused_qkv) return {clipped(0), clipped(1), clipped(2)};
-  // One split, whose gradient is one concatenation; narrowing would add up three padded tensors.
-  const std::int64_t q_width = config_.n_heads * config_.head_dim;
+void Attention::make_adapters(const std::string& name, ParameterMaker& maker) {
+  const std::int64_t D = config_.d_model, q_width = config_.n_heads * config_.head_dim;
   const std::int64_t kv_width = config_.kv_n_heads * config_.head_dim;
-  const auto parts = at::split_with_sizes(clipped(0), {q_width, kv_width, kv_width}, 2);
-  return {parts[0], parts[1], parts[2]};
+  const auto make = [&](LoraTarget target, std::int64_t out, std::int64_t in) {
+    if (!config_.lora->has(target)) return LoraAdapter();
+    return LoraAdapter(*config_.lora, name + "." + lora_target_name(target), out, in, maker);
+  };
+  qkv_adapter_ = make(LoraTarget::kWqkv, q_width + 2 * kv_width, D);
+  q_adapter_ = make(LoraTarget::kQ, q_width, D);
+  k_adapter_ = make(LoraTarget::kK, kv_width, D);
+  v_adapter_ = make(LoraTarget::kV, kv_width, D);
+  out_adapter_ = make(LoraTarget::kOut, D, q_width);
+}
+
+Attention::Projected Attention::project(const at::Tensor& x_BSD, bool training) const {
+  const auto product = [&](std::size_t i) { return at::linear(x_BSD, weights_[i], biases_[i]); };
+  at::Tensor q, k, v;
+  if (config_.fused_qkv || qkv_adapter_) {
+    const at::Tensor qkv =
+        config_.fused_qkv ? product(0) : at::cat({product(0), product(1), product(2)}, 2);
+    // One split, whose gradient is one concatenation; narrowing would add up three padded tensors.
+    const std::int64_t q_width = config_.n_heads * config_.head_dim;
+    const std::int64_t kv_width = config_.kv_n_heads * config_.head_dim;
+    const auto parts = at::split_with_sizes(qkv_adapter_.add_to(qkv, x_BSD, training),
+                                            {q_width, kv_width, kv_width}, 2);
+    q = parts[0], k = parts[1], v = parts[2];
+  } else {
+    q = product(0), k = product(1), v = product(2);
+  }
+  const auto finished = [&](const at::Tensor& y, const LoraAdapter& adapter) {
+    const at::Tensor sum = adapter.add_to(y, x_BSD, training);
+    return config_.clip_qkv > 0 ? sum.clamp(-config_.clip_qkv, config_.clip_qkv) : sum;
+  };
+  return {finished(q, q_adapter_), finished(k, k_adapter_), finished(v, v_adapter_)};
 }
 
 // For the queries at positions past .. past + S - 1 and the keys from first_key on: which are seen
@@ -258,7 +282,7 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, Att
   const std::int64_t H = config_.n_heads, G = config_.kv_n_heads, hd = config_.head_dim;
   const std::int64_t past = cache && cache->keys.defined() ? cache->keys.size(2) : 0;
 
-  const Projected parts = project(x_BSD);
+  const Projected parts = project(x_BSD, pass.training);
   const auto heads_of = [&](const at::Tensor& part, const std::optional<Norm>& norm,
                             std::int64_t heads) {
     const bool whole = config_.qk_norm == QkNorm::kWhole;
@@ -286,7 +310,8 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, Att
   const auto [entry, is_new] = pass.masks.try_emplace(config_.window);
   if (is_new) entry->second = make_mask(past, first_key, S, pass);
   const at::Tensor out = attend(q, k, v, entry->second, pass.training ? config_.dropout : 0.0);
-  return at::linear(out.transpose(1, 2).reshape({B, S, H * hd}), out_weight_, out_bias_);
+  const at::Tensor heads = out.transpose(1, 2).reshape({B, S, H * hd});
+  return out_adapter_.add_to(at::linear(heads, out_weight_, out_bias_), heads, pass.training);
 }
 
 }  // namespace dropless::train

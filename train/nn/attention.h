@@ -13,6 +13,7 @@
 #include <string>
 
 #include "train/nn/init.h"
+#include "train/nn/lora.h"
 #include "train/nn/norm.h"
 #include "train/nn/rope.h"
 
@@ -61,6 +62,7 @@ struct AttentionConfig {
   bool out_bias = true;
   QkNorm qk_norm = QkNorm::kNone;
   NormConfig norm;  // of queries and keys, where qk_norm asks for it
+  std::optional<LoraConfig> lora;
 
   // Reads `attn_config`. Throws Error(kInvalidArgument).
   static AttentionConfig from_yaml(const YamlMap& map, const AttentionShape& shape);
@@ -87,7 +89,7 @@ class Attention {
  public:
   // Parameters NAME.Wqkv [(H + 2G) head_dim, D] (q rows, then k, then v) or NAME.Wq, NAME.Wk and
   // NAME.Wv, and NAME.out_proj [D, H head_dim]; with a norm of queries and keys NAME.q_ln and
-  // NAME.k_ln.
+  // NAME.k_ln; of adapters NAME.Wqkv.lora_A.weight ..., NAME.q_proj.lora_A.weight ... (LoraAdapter).
   Attention(const AttentionConfig& config, const std::string& name, ParameterMaker& maker,
             at::Device device);
   // x [B, S, D] -> [B, S, D]. With a cache: x are the tokens after the cached ones, which it then
@@ -103,7 +105,8 @@ class Attention {
   struct Projected {
     at::Tensor q, k, v;  // [B, S, heads head_dim]
   };
-  Projected project(const at::Tensor& x_BSD) const;
+  void make_adapters(const std::string& name, ParameterMaker& maker);
+  Projected project(const at::Tensor& x_BSD, bool training) const;
   at::Tensor make_mask(std::int64_t past, std::int64_t first_key, std::int64_t S,
                        const AttentionPass& pass) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -113,6 +116,7 @@ class Attention {
   at::Device device_;
   std::vector<at::Tensor> weights_, biases_;  // of Wqkv, or of Wq, Wk and Wv
   at::Tensor out_weight_, out_bias_, slopes_H11_;
+  LoraAdapter qkv_adapter_, q_adapter_, k_adapter_, v_adapter_, out_adapter_;
   std::optional<Norm> q_norm_, k_norm_;
   std::optional<Rope> rope_;
 };

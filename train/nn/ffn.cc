@@ -90,14 +90,26 @@ Ffn::Ffn(const FfnConfig& config, const std::string& name, ParameterMaker& maker
   }
   down_ = maker.linear(name + ".down_proj.weight", config.d_model, config.d_ffn, /*residual=*/true);
   down_bias_ = bias(".down_proj", config.d_model);
+  if (!config.lora) return;
+  const auto adapter = [&](LoraTarget target, std::int64_t out, std::int64_t in) {
+    if (!config.lora->has(target)) return LoraAdapter();
+    return LoraAdapter(*config.lora, name + "." + lora_target_name(target), out, in, maker);
+  };
+  if (config.glu) gate_adapter_ = adapter(LoraTarget::kGate, config.d_ffn, config.d_model);
+  up_adapter_ = adapter(LoraTarget::kUp, config.d_ffn, config.d_model);
+  down_adapter_ = adapter(LoraTarget::kDown, config.d_model, config.d_ffn);
 }
 
-at::Tensor Ffn::forward(const at::Tensor& x) const {
-  const at::Tensor up = at::linear(x, up_, up_bias_);
-  const at::Tensor a =
-      config_.glu ? apply_activation(config_.activation, at::linear(x, gate_, gate_bias_), up)
-                  : apply_activation(config_.activation, up, at::Tensor());
-  return at::linear(a, down_, down_bias_);
+at::Tensor Ffn::forward(const at::Tensor& x, bool training) const {
+  const at::Tensor up = up_adapter_.add_to(at::linear(x, up_, up_bias_), x, training);
+  at::Tensor a;
+  if (config_.glu) {
+    const at::Tensor gate = gate_adapter_.add_to(at::linear(x, gate_, gate_bias_), x, training);
+    a = apply_activation(config_.activation, gate, up);
+  } else {
+    a = apply_activation(config_.activation, up, at::Tensor());
+  }
+  return down_adapter_.add_to(at::linear(a, down_, down_bias_), a, training);
 }
 
 }  // namespace dropless::train

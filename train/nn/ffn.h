@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "train/bridge/moe.h"
 #include "train/nn/init.h"
+#include "train/nn/lora.h"
 
 namespace dropless::train {
 
@@ -16,6 +18,7 @@ struct FfnConfig {
   Activation activation = Activation::kGelu;
   bool glu = false;
   bool bias = true;
+  std::optional<LoraConfig> lora = std::nullopt;
 };
 
 // `ffn_act_fn: {name: silu}` or `ffn_act_fn: silu`; absent: `fallback`.
@@ -28,13 +31,15 @@ at::Tensor apply_activation(Activation activation, const at::Tensor& gate, const
 
 class Ffn {
  public:
-  // Parameters NAME.up_proj, NAME.down_proj and, for GLU, NAME.gate_proj (.weight, .bias).
+  // Parameters NAME.up_proj, NAME.down_proj and, for GLU, NAME.gate_proj (.weight, .bias), each with
+  // an adapter (LoraAdapter) where the config targets it.
   Ffn(const FfnConfig& config, const std::string& name, ParameterMaker& maker);
-  at::Tensor forward(const at::Tensor& x) const;
+  at::Tensor forward(const at::Tensor& x, bool training = false) const;
 
  private:
   FfnConfig config_;
   at::Tensor gate_, gate_bias_, up_, up_bias_, down_, down_bias_;
+  LoraAdapter gate_adapter_, up_adapter_, down_adapter_;
 };
 
 }  // namespace dropless::train

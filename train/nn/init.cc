@@ -226,6 +226,23 @@ at::Tensor ParameterMaker::experts(const std::string& name, std::int64_t num_exp
   return draw(name, rows, d_model, {{rows, matrix_spread(fan_in, fan_out, residual)}}, true);
 }
 
+at::Tensor ParameterMaker::adapter_in(const std::string& name, std::int64_t count, std::int64_t r,
+                                      std::int64_t in) {
+  const double limit = 1 / std::sqrt(static_cast<double>(in));
+  const Spread spread{0, std::pair(-limit, limit)};
+  const at::Tensor value = draw(name, count * r, in, {{count * r, spread}}, count > 1);
+  parameters_.back().adapter = true;
+  return value;
+}
+
+at::Tensor ParameterMaker::adapter_out(const std::string& name, std::int64_t count,
+                                       std::int64_t out, std::int64_t r) {
+  at::Tensor value = at::zeros({count * out, r}, at::TensorOptions(at::kFloat).device(device_));
+  value.set_requires_grad(true);
+  parameters_.push_back({name, value, count > 1, /*adapter=*/true});
+  return value;
+}
+
 at::Tensor ParameterMaker::constant(const std::string& name, std::int64_t size, double value,
                                     bool trained) {
   at::Tensor tensor = at::full({size}, value, at::TensorOptions(type_).device(device_));

@@ -18,9 +18,10 @@
 namespace dropless::train {
 
 struct Parameter {
-  std::string name;     // LLM Foundry's, without the `model.` prefix
-  at::Tensor value;     // a leaf; requires a gradient, but for what no gradient trains
-  bool expert = false;  // [E * F, D]: only top_k / E of it works on a token
+  std::string name;      // LLM Foundry's, without the `model.` prefix
+  at::Tensor value;      // a leaf; requires a gradient, but for what no gradient trains
+  bool expert = false;   // [E * F, D]: only top_k / E of it works on a token
+  bool adapter = false;  // of a LoRA adapter (train/nn/lora.h)
 };
 
 // Standard deviations s; a uniform scheme draws from [-sqrt(3) s, sqrt(3) s].
@@ -64,6 +65,12 @@ class ParameterMaker {
   // [E * F, D]: E matrices of fan-in D (w1, v1) or fan-in F (w2, `residual`).
   at::Tensor experts(const std::string& name, std::int64_t num_experts, std::int64_t d_ffn,
                      std::int64_t d_model, bool residual);
+  // The two matrices of `count` LoRA adapters: [count * r, in], drawn as PEFT draws them (torch's
+  // default for a linear layer: uniform within 1 / sqrt(in)), and [count * out, r] of zeros.
+  at::Tensor adapter_in(const std::string& name, std::int64_t count, std::int64_t r,
+                        std::int64_t in);
+  at::Tensor adapter_out(const std::string& name, std::int64_t count, std::int64_t out,
+                         std::int64_t r);
   // [size]; `trained`: it requires a gradient.
   at::Tensor constant(const std::string& name, std::int64_t size, double value,
                       bool trained = true);

@@ -196,6 +196,21 @@ void refuse_unsupported(const YamlMap& map) {
              "weights are float32; `precision` says in which type products run");
 }
 
+void read_lora(const YamlMap& map, ModelConfig& config) {
+  const auto peft = map.find_map("peft_config");
+  if (!peft) return map.no_effect("should_save_peft_only", "there is no peft_config");
+  const auto lora = LoraConfig::from_yaml(*peft);
+  map.no_effect("should_save_peft_only",
+                "checkpoints hold the model too; `convert --to peft` writes the adapter alone");
+  const MoELayerConfig* moe = config.moe();
+  const bool glu = moe ? moe->moe.glu : std::get<FfnConfig>(config.ffn).glu;
+  if (lora.has(LoraTarget::kGate) && !glu) {
+    peft->fail("target_modules", "gate_proj is of layers with a gate",
+               "ffn_type mptglu or mlp_type glu has one");
+  }
+  config.set_lora(lora);
+}
+
 void check_name(const YamlMap& map) {
   const std::string name = map.get<std::string>("name", "mpt_causal_lm");
   if (name == "mpt_causal_lm") return;
@@ -257,6 +272,7 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
       map.get<bool>("learned_pos_emb", true) && !config.attention.rope && !config.attention.alibi;
   read_ffn(map.find_map("ffn_config"), default_ffn_size(map, config.d_model), config);
   if (const auto init = map.find_map("init_config")) config.init = InitConfig::from_yaml(*init);
+  read_lora(map, config);
   refuse_unsupported(map);
   accept_without_effect(map);
   map.finish();
@@ -283,8 +299,15 @@ AttentionConfig ModelConfig::attention_of(std::int64_t layer) const {
   return config;
 }
 
+void ModelConfig::set_lora(const std::optional<LoraConfig>& config) {
+  lora = config;
+  attention.lora = config;
+  dense_ffn.lora = config;
+  std::visit([&](auto& layer) { layer.lora = config; }, ffn);
+}
+
 bool ModelConfig::draws_noise() const {
-  return emb_pdrop > 0 || resid_pdrop > 0 || attention.dropout > 0 ||
+  return (lora && lora->dropout > 0) || emb_pdrop > 0 || resid_pdrop > 0 || attention.dropout > 0 ||
          (moe() && moe()->jitter_eps > 0);
 }
 
@@ -359,8 +382,50 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
     add("ffn_config.ffn_hidden_size", dense.d_ffn);
     add("ffn_config.ffn_act_fn", activation_name(dense.activation));
   }
+  if (lora) {
+    std::vector<std::string> targets;
+    for (const LoraTarget target : lora->targets) targets.push_back(lora_target_name(target));
+    add("peft_config.r", lora->r);
+    add("peft_config.lora_alpha", lora->alpha);
+    add("peft_config.use_rslora", lora->rslora);
+    add("peft_config.target_modules", fmt::format("{}", fmt::join(targets, ", ")));
+  }
   return keys;
 }
+
+namespace {
+
+// Each is of r (in + out).
+double adapter_parameters(const ModelConfig& config) {
+  const LoraConfig& lora = *config.lora;
+  const AttentionConfig& attention = config.attention;
+  const double D = config.d_model, head = attention.head_dim;
+  const double q = attention.n_heads * head, kv = attention.kv_n_heads * head;
+  const auto sides = [&](LoraTarget target, double in, double out) {
+    return lora.has(target) ? in + out : 0;
+  };
+  const auto ffn = [&](bool glu, double F) {
+    return (glu ? sides(LoraTarget::kGate, D, F) : 0) + sides(LoraTarget::kUp, D, F) +
+           sides(LoraTarget::kDown, F, D);
+  };
+  double sum = 0;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
+    sum += sides(LoraTarget::kWqkv, D, q + 2 * kv) + sides(LoraTarget::kQ, D, q) +
+           sides(LoraTarget::kK, D, kv) + sides(LoraTarget::kV, D, kv) +
+           sides(LoraTarget::kOut, q, D);
+    const auto part = config.ffn_of(layer);
+    if (const auto* moe = std::get_if<MoELayerConfig>(&part)) {
+      const double shared = moe->shared_d_ffn > 0 ? ffn(moe->moe.glu, moe->shared_d_ffn) : 0;
+      sum += moe->moe.num_experts * ffn(moe->moe.glu, moe->moe.d_ffn) + shared;
+    } else {
+      const auto& dense = std::get<FfnConfig>(part);
+      sum += ffn(dense.glu, dense.d_ffn);
+    }
+  }
+  return static_cast<double>(lora.r) * sum;
+}
+
+}  // namespace
 
 ParameterEstimate estimate_parameters(const ModelConfig& config) {
   struct Size {
@@ -447,6 +512,12 @@ ParameterEstimate estimate_parameters(const ModelConfig& config) {
         fmt::format("the shared experts' (n_layers {}, shared_expert_hidden_size {}, d_model {})",
                     config.n_layers, layer->shared_d_ffn, config.d_model),
         {n_layers, width("ffn_config.shared_expert_hidden_size", layer->shared_d_ffn), d_model});
+  }
+  if (config.lora) {
+    add(adapter_parameters(config),
+        fmt::format("the adapters' (peft_config.r {}, n_layers {}, d_model {})", config.lora->r,
+                    config.n_layers, config.d_model),
+        {Size{"peft_config.r", double(config.lora->r), 16}, n_layers, d_model});
   }
   return estimate;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -40,9 +41,13 @@ struct ModelConfig {
   std::vector<std::int64_t> dense_layers;
   FfnConfig dense_ffn;
   InitConfig init;
+  std::optional<LoraConfig> lora;  // then nothing but the adapters is trained
 
   // Reads the `model` block. Throws Error(kInvalidArgument) with the place.
   static ModelConfig from_yaml(const YamlMap& map);
+
+  // Gives every layer these adapters, or none.
+  void set_lora(const std::optional<LoraConfig>& config);
 
   const MoELayerConfig* moe() const { return std::get_if<MoELayerConfig>(&ffn); }
   std::variant<FfnConfig, MoELayerConfig> ffn_of(std::int64_t layer) const;

@@ -126,8 +126,8 @@ void read_shared_expert(const YamlMap& map, MoELayerConfig& config) {
 }
 
 FfnConfig shared_ffn(const MoELayerConfig& config) {
-  return {config.moe.d_model, config.shared_d_ffn, config.moe.activation, config.moe.glu,
-          config.bias};
+  return {config.moe.d_model, config.shared_d_ffn, config.moe.activation,
+          config.moe.glu,     config.bias,         config.lora};
 }
 
 }  // namespace
@@ -177,14 +177,24 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
   return config;
 }
 
+bool MoELayerConfig::adapts_experts() const {
+  return lora && (lora->has(LoraTarget::kGate) || lora->has(LoraTarget::kUp) ||
+                  lora->has(LoraTarget::kDown));
+}
+
 BackendChoice resolve_backend(const MoELayerConfig& config, at::ScalarType type,
                               at::Device device) {
   if (config.backend == MoEBackend::kTorch) return {MoEBackend::kTorch, ""};
   MoEConfig moe = config.moe;
   if (config.backend == MoEBackend::kReference) moe.backend = Backend::kReference;
-  const std::string problem = config.jitter_eps > 0
-                                  ? "the layer's kernels have no router jitter (moe_jitter_eps)"
-                                  : moe_layer_problem(moe, type, device);
+  std::string problem;
+  if (config.jitter_eps > 0) {
+    problem = "the layer's kernels have no router jitter (moe_jitter_eps)";
+  } else if (config.adapts_experts()) {
+    problem = "the layer's kernels have no adapters (peft_config.target_modules)";
+  } else {
+    problem = moe_layer_problem(moe, type, device);
+  }
   if (problem.empty()) {
     const bool reference = config.backend == MoEBackend::kReference;
     return {reference ? MoEBackend::kReference : MoEBackend::kDropless, ""};
@@ -232,6 +242,10 @@ MoE::MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& 
   if (moe.glu) v1_ = maker.experts(mlp + "v1", moe.num_experts, moe.d_ffn, moe.d_model, false);
   w2_ = maker.experts(mlp + "w2", moe.num_experts, moe.d_ffn, moe.d_model, true);
   if (config.bias) bias_ = maker.constant(name + ".experts.bias", moe.d_model, 0.0);
+  if (config.adapts_experts()) {
+    adapters_ = make_expert_adapters(*config.lora, name + ".experts.mlp", moe.num_experts,
+                                     moe.d_model, moe.d_ffn, moe.glu, maker);
+  }
   if (config.shared_d_ffn == 0) return;
   shared_.emplace(shared_ffn(config), name + ".shared_expert", maker);
   if (config.shared_gate) {
@@ -256,14 +270,15 @@ at::Tensor MoE::forward(const at::Tensor& x_BSD, RouterRecord& record, bool trai
   const MoEResult result =
       backend == MoEBackend::kTorch
           ? moe_layer_torch(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_),
-                            selection_bias_, training ? config_.jitter_eps : 0.0)
+                            selection_bias_, training ? config_.jitter_eps : 0.0,
+                            adapters_in_compute_dtype(), training)
           : moe_layer(moe, x_TD, router, experts(w1_), experts(v1_), experts(w2_), selection_bias_);
   record.losses_2.push_back(result.losses_2);
   record.tokens_per_expert_E.push_back(result.tokens_per_expert_E);
   if (record.want_entropy) record.entropy.push_back(router_entropy(x_TD, router));
   at::Tensor out = result.out_TD;
   if (bias_.defined()) out = out + bias_;
-  if (shared_) out = add_shared_expert(x_TD, out);
+  if (shared_) out = add_shared_expert(x_TD, out, training);
   return out.view(x_BSD.sizes());
 }
 
@@ -275,8 +290,21 @@ void MoE::update_selection_bias(const at::Tensor& tokens_per_expert_E) {
   selection_bias_.add_(direction.to(selection_bias_.options()), config_.bias_update_rate);
 }
 
-at::Tensor MoE::add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD) const {
-  at::Tensor shared_TD = shared_->forward(x_TD);
+// [E, ., .] each.
+ExpertAdapters MoE::adapters_in_compute_dtype() const {
+  ExpertAdapters cast = adapters_;
+  for (ExpertAdapter* adapter : {&cast.w1, &cast.v1, &cast.w2}) {
+    for (at::Tensor* tensor : {&adapter->a, &adapter->b}) {
+      if (!tensor->defined()) continue;
+      *tensor = to_compute_dtype(*tensor).view({config_.moe.num_experts, -1, tensor->size(1)});
+    }
+  }
+  return cast;
+}
+
+at::Tensor MoE::add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD,
+                                  bool training) const {
+  at::Tensor shared_TD = shared_->forward(x_TD, training);
   if (shared_gate_.defined()) {
     shared_TD = shared_TD * at::sigmoid(at::linear(x_TD, shared_gate_));
   }

@@ -39,7 +39,10 @@ struct MoELayerConfig {
   bool shared_weighted = false, shared_gate = false;
   double loss_weight = 0.1;
   double zloss_weight = 0.0;
+  std::optional<LoraConfig> lora;
 
+  // Whether the experts have adapters.
+  bool adapts_experts() const;
   // Reads an `ffn_config` with ffn_type mb_dmoe, torch_dmoe or mb_moe (the one whose experts have a
   // capacity). Throws Error(kInvalidArgument).
   static MoELayerConfig from_yaml(const YamlMap& map, std::int64_t d_model,
@@ -73,7 +76,8 @@ class MoE {
   // Parameters NAME.router.layer.weight [E, D], NAME.router.selection_bias [E] (no gradient trains
   // it), NAME.experts.mlp.{w1,v1,w2} [E * F, D],
   // NAME.experts.bias [D]; NAME.shared_expert.{up_proj,down_proj,gate_proj} as a dense network's,
-  // NAME.shared_expert_gate.weight [1, D].
+  // NAME.shared_expert_gate.weight [1, D]; of adapters NAME.experts.mlp.w1.lora_A ...
+  // (make_expert_adapters).
   MoE(const MoELayerConfig& config, const std::string& name, ParameterMaker& maker);
   at::Tensor forward(const at::Tensor& x_BSD, RouterRecord& record, bool training = false) const;
   // After a step in which the experts were chosen so often, int64 [E].
@@ -85,11 +89,14 @@ class MoE {
     at::Device device;
     MoEBackend backend;
   };
-  at::Tensor add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD) const;
+  at::Tensor add_shared_expert(const at::Tensor& x_TD, const at::Tensor& experts_TD,
+                               bool training) const;
+  ExpertAdapters adapters_in_compute_dtype() const;
 
   MoELayerConfig config_;
   mutable std::optional<Resolved> resolved_;  // by the last forward pass
   at::Tensor router_, selection_bias_, w1_, v1_, w2_, bias_, shared_gate_;
+  ExpertAdapters adapters_;
   std::optional<Ffn> shared_;
 };
 

@@ -127,7 +127,8 @@ Rows sort_rows(const MoEConfig& config, const at::Tensor& flat_TK, std::int64_t 
 MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
                           const at::Tensor& router_ED, const at::Tensor& w1_EFD,
                           const at::Tensor& v1_EFD, const at::Tensor& w2_EFD,
-                          const at::Tensor& selection_bias_E, double jitter_eps) {
+                          const at::Tensor& selection_bias_E, double jitter_eps,
+                          const ExpertAdapters& adapters, bool training) {
   const std::int64_t T = x_TD.size(0), D = x_TD.size(1), E = config.num_experts, K = config.top_k;
   // The router and the combination are fp32 whatever autocast says; fp64 stays fp64.
   const NoAutocastGuard no_autocast(x_TD.device());
@@ -140,11 +141,20 @@ MoEResult moe_layer_torch(const MoEConfig& config, const at::Tensor& x_TD,
   const at::Tensor tokens_per_expert_E = at::bincount(flat_TK, {}, E);
   const Rows rows = sort_rows(config, flat_TK, T, tokens_per_expert_E);
   const at::Tensor rows_RD = x_TD.index_select(0, at::floor_divide(rows.order_R, K));
-  const at::Tensor gate_RF = grouped_product(rows_RD, w1_EFD.transpose(1, 2), rows.ends_E);
+  const auto product = [&](const at::Tensor& in, const at::Tensor& w_EMN,
+                           const ExpertAdapter& adapter) {
+    const at::Tensor out = grouped_product(in, w_EMN, rows.ends_E);
+    if (!adapter.a.defined()) return out;
+    const double p = training ? adapters.dropout : 0;
+    const at::Tensor dropped = p > 0 ? at::dropout(in, p, /*train=*/true) : in;
+    const at::Tensor low = grouped_product(dropped, adapter.a.transpose(1, 2), rows.ends_E);
+    return out + grouped_product(low, adapter.b.transpose(1, 2), rows.ends_E) * adapters.scale;
+  };
+  const at::Tensor gate_RF = product(rows_RD, w1_EFD.transpose(1, 2), adapters.w1);
   const at::Tensor up_RF =
-      config.glu ? grouped_product(rows_RD, v1_EFD.transpose(1, 2), rows.ends_E) : at::Tensor();
+      config.glu ? product(rows_RD, v1_EFD.transpose(1, 2), adapters.v1) : at::Tensor();
   const at::Tensor a_RF = apply_activation(config.activation, gate_RF, up_RF);
-  at::Tensor y_RD = grouped_product(a_RF, w2_EFD, rows.ends_E);
+  at::Tensor y_RD = product(a_RF, w2_EFD, adapters.w2);
 
   const std::int64_t R = rows.order_R.size(0);
   at::Tensor row_of_TK = at::full({T * K}, R, rows.order_R.options());

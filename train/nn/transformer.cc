@@ -70,6 +70,10 @@ Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Devi
     lm_head_ = maker.linear("lm_head.weight", config.vocab_size, config.d_model);
   }
   parameters_ = maker.take();
+  if (!config.lora) return;
+  for (Parameter& parameter : parameters_) {
+    if (!parameter.adapter) parameter.value.set_requires_grad(false);
+  }
 }
 
 Transformer::~Transformer() = default;
@@ -134,7 +138,7 @@ at::Tensor Transformer::run_block(std::size_t i, const at::Tensor& in, RouterRec
     if (const MoE* moe = std::get_if<MoE>(&block.ffn)) {
       return moe->forward(tokens, record, training);
     }
-    return std::get<Ffn>(block.ffn).forward(tokens);
+    return std::get<Ffn>(block.ffn).forward(tokens, training);
   };
   const at::Tensor normed = block.norm_2.forward(x);
   const bool all = config_.pads_in_ffn || !options.kept_R.defined();

@@ -352,6 +352,10 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.tasks = TaskSuite::from_yaml(
       root, {.batch_size = config.device_eval_batch_size, .max_seq_len = config.max_seq_len});
   read_saving(root, config);
+  if (config.model.lora && config.load_path.empty()) {
+    root.fail("model.peft_config", "adapters are trained beside a model, and load_path names none",
+              "give load_path");
+  }
   std::vector<std::string> labels;
   for (const TextDatasetConfig& loader : config.eval_loaders) labels.push_back(loader.label);
   config.callbacks = CallbackConfig::from_yaml(root, config.model, config.run_name, labels);

@@ -7,7 +7,7 @@
 
 #include "train/base/fs.h"
 #include "train/base/json.h"
-#include "train/convert/hf_folder.h"
+#include "train/convert/released_folder.h"
 
 namespace dropless::train {
 namespace {
@@ -56,7 +56,7 @@ void accept_without_effect(const YamlMap& map) {
 
 void refuse_unsupported(const YamlMap& map) {
   for (const char* key : {"peft_config", "pretrained_lora_id_or_path"}) {
-    map.refuse(key, map.has(key), "adapters are not supported: all weights are trained");
+    map.refuse(key, map.has(key), "adapters need the block written out, with load_path for the weights (docs/finetune.md)");
   }
   map.refuse("load_in_8bit", map.get<bool>("load_in_8bit", false), "weights are fp32");
 }
@@ -64,7 +64,7 @@ void refuse_unsupported(const YamlMap& map) {
 std::string folder_at(const YamlMap& map) {
   const char* key = "pretrained_model_name_or_path";
   const std::string name = map.get<std::string>(key);
-  if (is_hf_folder(name)) return name;
+  if (is_released_folder(name) && path_exists(join_path(name, kHfConfigFile))) return name;
   if (is_folder(name)) {
     map.fail(key, name + " is no Hugging Face folder: it has no config.json of one",
              "give a checkpoint of this program to load_path");
@@ -91,7 +91,7 @@ HfBlock read_hf_block(const YamlMap& map) {
   accept_without_effect(map);
   refuse_unsupported(map);
   map.finish();
-  HfModel model =
+  ReleasedModel model =
       map.locate("pretrained_model_name_or_path", [&] { return read_hf_config(json, path); });
   if (!pretrained) {
     // transformers draws every matrix and table from one normal distribution.

@@ -16,7 +16,7 @@
 #include "train/base/log.h"
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
-#include "train/convert/hf_folder.h"
+#include "train/convert/released_folder.h"
 #include "train/run/config.h"
 #include "train/run/memory.h"
 
@@ -55,10 +55,17 @@ void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tenso
   if (!host.is_alias_of(target)) target.detach().copy_(host);
 }
 
+bool is_adapter(const std::string& name) { return name.find(".lora_") != std::string::npos; }
+
 // The tensors of a folder under our names.
 struct StoredWeights {
   TensorFolder files;
   std::map<std::string, MappedTensor> tensors;
+
+  bool has_adapters() const {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [](const auto& tensor) { return is_adapter(tensor.first); });
+  }
 };
 
 StoredWeights open_weights(const std::string& folder) {
@@ -67,8 +74,8 @@ StoredWeights open_weights(const std::string& folder) {
     for (MappedTensor& tensor : tensors) map.emplace(tensor.tensor.name, std::move(tensor));
     return map;
   };
-  if (is_hf_folder(folder)) {
-    HfFolder hf = open_hf_folder(folder);
+  if (is_released_folder(folder)) {
+    ReleasedFolder hf = open_released_folder(folder);
     return {std::move(hf.weights), by_name(std::move(hf.map.ours))};
   }
   TensorFolder files = TensorFolder::open(folder);
@@ -167,24 +174,26 @@ std::string CheckpointContent::write(const std::string& run_folder, std::int64_t
 }
 
 std::string resolve_model(const std::string& path) {
-  return is_hf_folder(path) ? path : resolve_checkpoint(path);
+  return is_released_folder(path) ? path : resolve_checkpoint(path);
 }
 
 void verify_model(const std::string& folder) {
-  if (is_hf_folder(folder)) {
-    open_hf_folder(folder);
+  if (is_released_folder(folder)) {
+    open_released_folder(folder);
   } else {
     verify_checkpoint(folder);
   }
 }
 
 bool is_of_a_run(const std::string& folder) {
-  return !is_hf_folder(folder) && path_exists(join_path(folder, kStateFile));
+  return !is_released_folder(folder) && path_exists(join_path(folder, kStateFile));
 }
 
 void load_model_weights(const std::string& folder, Transformer& model) {
   const StoredWeights weights = open_weights(folder);
-  const auto [missing, surplus] = name_difference(model, weights);
+  auto [missing, surplus] = name_difference(model, weights);
+  // Adapters that begin beside released weights keep their initial values.
+  if (!weights.has_adapters()) std::erase_if(missing, is_adapter);
   if (!missing.empty()) {
     throw Error(ErrorKind::kInvalidArgument, folder + " holds no tensor " + missing.front(),
                 kAnotherModel);
@@ -193,7 +202,9 @@ void load_model_weights(const std::string& folder, Transformer& model) {
     throw Error(ErrorKind::kInvalidArgument,
                 folder + ": " + surplus.front() + " is no tensor of this model", kAnotherModel);
   }
-  for (const Parameter& parameter : model.parameters()) fill_parameter(weights, folder, parameter);
+  for (const Parameter& parameter : model.parameters()) {
+    if (weights.tensors.contains(parameter.name)) fill_parameter(weights, folder, parameter);
+  }
 }
 
 void load_some_weights(const std::string& folder, Transformer& model,
@@ -252,7 +263,7 @@ nlohmann::json load_training_state(const std::string& checkpoint) {
 }
 
 ModelConfig load_model_config(const std::string& folder) {
-  if (is_hf_folder(folder)) return read_hf_folder_config(folder).config;
+  if (is_released_folder(folder)) return read_released_config(folder).config;
   const YamlDocument document = load_config(folder);
   return ModelConfig::from_yaml(document.root().map("model"));
 }
@@ -309,7 +320,7 @@ void load_tokenizer(LoadedModel& loaded, const std::string& name) {
 
 // The first that says so of generation_config.json and config.json; empty where neither does.
 std::vector<TokenId> eos_of_files(const std::string& folder) {
-  const char* config = is_hf_folder(folder) ? kHfConfigFile : kKeptConfig;
+  const char* config = is_released_folder(folder) ? kHfConfigFile : kKeptConfig;
   for (const char* name : {kGenerationConfig, config}) {
     const std::string path = join_path(folder, name);
     if (!path_exists(path)) continue;
@@ -347,7 +358,7 @@ LoadedModel load_model(const std::string& path, at::Device device) {
     loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
     load_model_weights(loaded.folder, *loaded.model);
   });
-  if (is_hf_folder(loaded.folder)) {
+  if (is_released_folder(loaded.folder)) {
     const std::string tokenizer = find_tokenizer(loaded.folder);
     if (!tokenizer.empty()) load_tokenizer(loaded, tokenizer);
   } else {

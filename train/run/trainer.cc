@@ -96,8 +96,10 @@ Trainer::Trainer(TrainConfig config)
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
   source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
   source.locate("model." + estimate_parameters(config_.model).cause, [&] {
-    require_memory(config_.model, device_,
-                   training_bytes_per_parameter(config_.optimizer, config_.precision));
+    // Beside the frozen weights the adapters' gradients and moments are next to nothing.
+    const double bytes = config_.model.lora ? kWeightBytesPerParameter
+                                            : training_bytes_per_parameter(config_.optimizer, config_.precision);
+    require_memory(config_.model, device_, bytes);
   });
   with_torch_errors("make the model smaller", [&] { build_model(); });
   const RunFolder::Policy policy{.overwrite = config_.save_overwrite,
@@ -196,6 +198,7 @@ void Trainer::build_model() {
                                          weight_type(config_.precision));
   NamedParameters named;
   for (const Parameter& parameter : model_->parameters()) {
+    if (config_.model.lora && !parameter.adapter) continue;
     named.emplace_back(parameter.name, parameter.value);
   }
   const CallbackConfig& callbacks = config_.callbacks;
@@ -226,13 +229,18 @@ void Trainer::restore() {
   if (checkpoint.empty()) return;
   started_from_ = checkpoint;
   companions_ = read_companions(checkpoint);
+  ModelConfig wanted = config_.model;
+  if (wanted.lora && !load_model_config(checkpoint).lora) {
+    wanted.set_lora(std::nullopt);
+    weights_only = true;  // the model beside which the adapters begin
+  }
   if (weights_only || !is_of_a_run(checkpoint)) {
     if (config_.load_strict_model_weights && config_.load_ignore_keys.empty()) {
       load_model_weights(checkpoint, *model_);
     } else {
       load_some_weights(checkpoint, *model_, config_.load_ignore_keys);
     }
-    if (const auto difference = maths_difference(checkpoint, config_.model)) {
+    if (const auto difference = maths_difference(checkpoint, wanted)) {
       log_warning("the weights were trained as another model: {}", *difference);
     }
     log_info("weights of {}", checkpoint);

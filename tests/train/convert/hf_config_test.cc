@@ -47,11 +47,11 @@ TEST(HfConfig, EveryFamilyComesBackAsItself) {
   for (const char* type : kTypes) {
     SCOPED_TRACE(type);
     const json before = family(type);
-    const HfModel model = read_hf_config(before, "config.json");
+    const ReleasedModel model = read_hf_config(before, "config.json");
     EXPECT_STREQ(family_name(model.family), type);
     const json after = make_hf_config(model.config, "bfloat16", before);
     EXPECT_EQ(after["model_type"], type);
-    const HfModel again = read_hf_config(after, "config.json");
+    const ReleasedModel again = read_hf_config(after, "config.json");
     EXPECT_EQ(model.config.maths(), again.config.maths());
     EXPECT_EQ(model.config.max_seq_len, again.config.max_seq_len);
     if (const MoELayerConfig* layer = model.config.moe()) {

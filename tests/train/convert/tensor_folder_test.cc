@@ -27,7 +27,7 @@ class TensorFolderTest : public testing::Test {
     write_safetensors(join_path(root_, file), {{name, type, {2}, value}});
   }
   void put_index(const std::string& map) {
-    write_file_durable(join_path(root_, kIndexFile), R"({"weight_map": )" + map + "}");
+    write_file_durable(join_path(root_, kModelFiles.index()), R"({"weight_map": )" + map + "}");
   }
   // The message of what opening throws, after its kind.
   std::string refusal() const {

@@ -73,7 +73,7 @@ TEST_F(TensorMapTest, ExpertsOfEitherFormBecomeRows) {
   const std::string ours = "transformer.blocks.0.ffn.experts.mlp.";
   const std::string mlp = "model.layers.0.mlp.experts.";
   for (const ExpertForm form : {ExpertForm::kEach, ExpertForm::kStacked}) {
-    const TensorMap map = hf_tensor_map(tiny(), Family::kOlmoe, form);
+    const TensorMap map = released_tensor_map(tiny(), Family::kOlmoe, form);
     const TensorFolder source = numbered(map.theirs);
     std::vector<at::Tensor> gate, up, down;
     for (std::int64_t e = 0; e < 3; ++e) {
@@ -95,7 +95,7 @@ TEST_F(TensorMapTest, ExpertsOfEitherFormBecomeRows) {
 }
 
 TEST_F(TensorMapTest, QueriesKeysAndValuesAreOneMatrix) {
-  const TensorMap map = hf_tensor_map(tiny(), Family::kMixtral, ExpertForm::kEach);
+  const TensorMap map = released_tensor_map(tiny(), Family::kMixtral, ExpertForm::kEach);
   const TensorFolder source = numbered(map.theirs);
   const std::string attention = "model.layers.0.self_attn.";
   const at::Tensor expected =
@@ -109,7 +109,7 @@ TEST_F(TensorMapTest, QueriesKeysAndValuesAreOneMatrix) {
 
 TEST_F(TensorMapTest, ThereAndBackIsTheSame) {
   for (const ExpertForm form : {ExpertForm::kEach, ExpertForm::kStacked}) {
-    const TensorMap map = hf_tensor_map(tiny(), Family::kMixtral, form);
+    const TensorMap map = released_tensor_map(tiny(), Family::kMixtral, form);
     const TensorFolder source = numbered(map.theirs);
     const std::map<std::string, at::Tensor> before = values_;
     std::vector<at::Tensor> storage;
@@ -130,7 +130,7 @@ TEST_F(TensorMapTest, ThereAndBackIsTheSame) {
 TEST_F(TensorMapTest, AModelWithMoreThanTheFamilyHasIsRefused) {
   ModelConfig config = tiny();
   config.learned_pos_emb = true;
-  EXPECT_THROW(hf_tensor_map(config, Family::kMixtral, ExpertForm::kEach), Error);
+  EXPECT_THROW(released_tensor_map(config, Family::kMixtral, ExpertForm::kEach), Error);
 }
 
 }  // namespace

@@ -1,0 +1,19 @@
+// config.json of LLM Foundry's own models (model_type mpt), as its hf_checkpointer and
+// convert_composer_to_hf write it: MPTConfig's keys, which are those of our `model` block.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "train/convert/hf_config.h"
+
+namespace dropless::train {
+
+// As read_hf_config, which calls it for model_type mpt.
+ReleasedModel read_mpt_config(const nlohmann::json& json, const std::string& path);
+
+// As make_hf_config. Throws Error(kUnsupported) naming the first key that LLM Foundry cannot say.
+nlohmann::ordered_json make_mpt_config(const ModelConfig& config, const std::string& dtype,
+                                       const nlohmann::json& kept);
+
+}  // namespace dropless::train

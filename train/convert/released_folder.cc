@@ -1,0 +1,92 @@
+#include "train/convert/released_folder.h"
+
+#include <fmt/format.h>
+
+#include <variant>
+
+#include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/json.h"
+#include "train/checkpoint/manifest.h"
+#include "train/convert/mistral_config.h"
+
+namespace dropless::train {
+
+namespace {
+
+bool has(const std::string& folder, const std::string& name) {
+  return path_exists(join_path(folder, name));
+}
+
+bool is_mistral_folder(const std::string& folder) {
+  if (!has(folder, kMistralConfigFile)) return false;
+  return !has(folder, kHfConfigFile) ||
+         (!has(folder, kModelFiles.single()) && !has(folder, kModelFiles.index()));
+}
+
+}  // namespace
+
+bool is_released_folder(const std::string& path) {
+  return is_folder(path) && (has(path, kHfConfigFile) || has(path, kMistralConfigFile)) &&
+         !has(path, kManifestName);
+}
+
+namespace {
+
+nlohmann::json read_config_file(const std::string& path) {
+  constexpr std::uint64_t kMaxBytes = 16 << 20;
+  return parse_json(read_file(path, kMaxBytes), path);
+}
+
+}  // namespace
+
+nlohmann::json read_hf_json(const std::string& folder) {
+  return read_config_file(join_path(folder, kHfConfigFile));
+}
+
+ReleasedModel read_released_config(const std::string& folder) {
+  if (is_mistral_folder(folder)) {
+    const std::string path = join_path(folder, kMistralConfigFile);
+    return read_mistral_params(read_config_file(path), path);
+  }
+  return read_hf_config(read_hf_json(folder), join_path(folder, kHfConfigFile));
+}
+
+namespace {
+
+std::int64_t first_mixture(const ModelConfig& config) {
+  std::int64_t layer = 0;
+  while (layer < config.n_layers - 1 &&
+         !std::holds_alternative<MoELayerConfig>(config.ffn_of(layer))) {
+    ++layer;
+  }
+  return layer;
+}
+
+}  // namespace
+
+ReleasedFolder open_released_folder(const std::string& folder) {
+  ReleasedModel model = read_released_config(folder);
+  TensorFolder weights = TensorFolder::open(folder);
+  // In the first layer that is a mixture.
+  const std::int64_t layer = first_mixture(model.config);
+  const bool stacked =
+      weights.contains(fmt::format("model.layers.{}.mlp.experts.gate_up_proj", layer)) ||
+      weights.contains(fmt::format("layers.{}.block_sparse_moe.w1", layer));
+  if (model.family == Family::kMpt &&
+      weights.contains("transformer.blocks.0.norm_attn_norm.norm_1.weight")) {
+    model.family = Family::kMptFusedNorms;
+  }
+  TensorMap map = released_tensor_map(model.config, model.family,
+                                      stacked ? ExpertForm::kStacked : ExpertForm::kEach);
+  std::vector<TensorShape> wanted;
+  for (const MappedTensor& tensor : map.theirs) wanted.push_back(tensor.tensor);
+  // Frequencies follow from rope_theta, a tied head from the table.
+  const bool tied = model.config.tie_word_embeddings;
+  weights.check(wanted, [tied](const std::string& name) {
+    return name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+  });
+  return {std::move(model), std::move(weights), std::move(map)};
+}
+
+}  // namespace dropless::train

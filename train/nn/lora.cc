@@ -1,0 +1,132 @@
+#include "train/nn/lora.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "dropless/error.h"
+
+namespace dropless::train {
+namespace {
+
+// LLM Foundry's and DBRX's names first; of those the first is lora_target_name().
+constexpr std::pair<const char*, LoraTarget> kTargets[] = {
+    {"Wqkv", LoraTarget::kWqkv},    {"q_proj", LoraTarget::kQ},
+    {"k_proj", LoraTarget::kK},     {"v_proj", LoraTarget::kV},
+    {"out_proj", LoraTarget::kOut}, {"gate_proj", LoraTarget::kGate},
+    {"up_proj", LoraTarget::kUp},   {"down_proj", LoraTarget::kDown},
+    {"o_proj", LoraTarget::kOut},   {"w1", LoraTarget::kGate},
+    {"v1", LoraTarget::kUp},        {"w2", LoraTarget::kDown},
+    {"w3", LoraTarget::kUp},
+};
+
+std::set<LoraTarget> read_targets(const YamlMap& map) {
+  const char* key = "target_modules";
+  std::vector<std::string> names;
+  if (map.is_sequence(key)) {
+    names = map.get<std::vector<std::string>>(key);
+  } else {
+    names.push_back(map.get<std::string>(key));
+    if (names[0] == "all-linear") {
+      return {LoraTarget::kQ,    LoraTarget::kK,  LoraTarget::kV,   LoraTarget::kOut,
+              LoraTarget::kGate, LoraTarget::kUp, LoraTarget::kDown};
+    }
+  }
+  std::set<LoraTarget> targets;
+  for (const std::string& name : names) {
+    std::optional<LoraTarget> found;
+    std::vector<std::string> known;
+    for (const auto& [candidate, target] : kTargets) {
+      if (name == candidate) found = target;
+      known.push_back(candidate);
+    }
+    if (!found) {
+      map.fail(key, "unknown module " + name,
+               fmt::format("all-linear, or some of: {}", fmt::join(known, ", ")));
+    }
+    targets.insert(*found);
+  }
+  if (targets.empty()) map.fail(key, "no module", "name one, or all-linear");
+  const bool parts = targets.contains(LoraTarget::kQ) || targets.contains(LoraTarget::kK) ||
+                     targets.contains(LoraTarget::kV);
+  if (targets.contains(LoraTarget::kWqkv) && parts) {
+    map.fail(key, "Wqkv is q_proj, k_proj and v_proj together", "name it or them");
+  }
+  return targets;
+}
+
+}  // namespace
+
+LoraConfig LoraConfig::from_yaml(const YamlMap& map) {
+  LoraConfig config;
+  const auto type = map.get<std::string>("peft_type", "LORA");
+  map.refuse("peft_type", type != "LORA", "use LORA");
+  const auto task = map.get<std::string>("task_type", "CAUSAL_LM");
+  map.refuse("task_type", task != "CAUSAL_LM", "use CAUSAL_LM");
+  config.r = map.positive<std::int64_t>("r", config.r);
+  constexpr std::int64_t kMost = 1 << 16;
+  if (config.r > kMost) map.fail("r", fmt::format("{} is above {}", config.r, kMost));
+  config.alpha = map.positive<double>("lora_alpha", config.alpha);
+  config.dropout = map.non_negative<double>("lora_dropout", 0.0);
+  if (config.dropout >= 1) map.fail("lora_dropout", "not below 1: nothing would be left");
+  config.rslora = map.get<bool>("use_rslora", false);
+  config.targets = read_targets(map);
+  const auto bias = map.get<std::string>("bias", "none");
+  map.refuse("bias", bias != "none", "use none");
+  map.refuse("fan_in_fan_out", map.get<bool>("fan_in_fan_out", false));
+  map.refuse("use_dora", map.get<bool>("use_dora", false));
+  map.no_effect("inference_mode", "the verb says whether it trains");
+  map.no_effect("base_model_name_or_path", "load_path names the base model");
+  map.finish();
+  return config;
+}
+
+double LoraConfig::scale() const {
+  const auto rank = static_cast<double>(r);
+  return alpha / (rslora ? std::sqrt(rank) : rank);
+}
+
+const char* lora_target_name(LoraTarget target) {
+  for (const auto& [name, candidate] : kTargets) {
+    if (candidate == target) return name;
+  }
+  return "unknown";
+}
+
+LoraAdapter::LoraAdapter(const LoraConfig& config, const std::string& name, std::int64_t out,
+                         std::int64_t in, ParameterMaker& maker)
+    : a_(maker.adapter_in(name + ".lora_A.weight", 1, config.r, in)),
+      b_(maker.adapter_out(name + ".lora_B.weight", 1, out, config.r)),
+      scale_(config.scale()),
+      dropout_(config.dropout) {}
+
+at::Tensor LoraAdapter::add_to(const at::Tensor& y, const at::Tensor& x, bool training) const {
+  if (!a_.defined()) return y;
+  const at::Tensor in = training && dropout_ > 0 ? at::dropout(x, dropout_, /*train=*/true) : x;
+  return y + at::linear(at::linear(in, a_), b_) * scale_;
+}
+
+ExpertAdapters make_expert_adapters(const LoraConfig& config, const std::string& name,
+                                    std::int64_t num_experts, std::int64_t d_model,
+                                    std::int64_t d_ffn, bool glu, ParameterMaker& maker) {
+  ExpertAdapters adapters;
+  adapters.scale = config.scale();
+  adapters.dropout = config.dropout;
+  const auto make = [&](LoraTarget target, const char* part, std::int64_t out, std::int64_t in) {
+    if (!config.has(target)) return ExpertAdapter{};
+    const std::string prefix = name + part;
+    const at::Tensor a = maker.adapter_in(prefix + ".lora_A", num_experts, config.r, in);
+    const at::Tensor b = maker.adapter_out(prefix + ".lora_B", num_experts, out, config.r);
+    return ExpertAdapter{a, b};
+  };
+  adapters.w1 = make(glu ? LoraTarget::kGate : LoraTarget::kUp, ".w1", d_ffn, d_model);
+  if (glu) adapters.v1 = make(LoraTarget::kUp, ".v1", d_ffn, d_model);
+  adapters.w2 = make(LoraTarget::kDown, ".w2", d_model, d_ffn);
+  return adapters;
+}
+
+}  // namespace dropless::train
