@@ -8,6 +8,7 @@ import zlib
 
 import torch
 
+# A padding token, OLMoE's default, has no gradient in transformers' table: null keeps it out.
 LLAMA = dict(
     vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=64, hidden_act="silu", tie_word_embeddings=False, eos_token_id=None,
@@ -21,11 +22,11 @@ CONFIGS = {
     ),
     "olmoe": dict(
         LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, rope_theta=10000.0, rms_norm_eps=1e-3,
-        norm_topk_prob=False, clip_qkv=None, rope_scaling=None, attention_bias=False,
+        norm_topk_prob=False, clip_qkv=None, pad_token_id=None, rope_scaling=None, attention_bias=False,
     ),
     # ... and as transformers 5 does.
     "olmoe_normalized": dict(
-        LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, norm_topk_prob=True, rms_norm_eps=1e-5,
+        LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, norm_topk_prob=True, rms_norm_eps=1e-5, pad_token_id=None,
         rope_parameters=dict(rope_theta=500.0, rope_type="default"), dtype="float32",
     ),
     "qwen3_moe": dict(
@@ -83,9 +84,20 @@ CONFIGS = {
             moe_loss_weight=0.05, moe_normalize_expert_weights=1.0, hidden_size=48,
         ),
     ),
+    # LLM Foundry's dense model, as transformers' own class has it.
+    "mpt": dict(
+        model_type="mpt", architectures=["MptForCausalLM"], d_model=48, n_heads=4, n_layers=2, max_seq_len=128,
+        vocab_size=96, expansion_ratio=4, layer_norm_epsilon=1e-5, no_bias=True, eos_token_id=None,
+        attn_config=dict(alibi=True, alibi_bias_max=8, clip_qkv=2.5),
+    ),
 }
 PROMPTS = [[5, 17, 80, 3, 44, 91, 2, 60, 33, 8, 71, 12], [90, 1, 1, 25, 63, 14, 38, 77, 50, 9, 4, 29]]
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def layout(config: dict) -> str:
+    """What `convert --to` calls the layout that the config is of."""
+    return "llm-foundry" if config["model_type"] == "mpt" else "hf"
 
 
 def shapes(config: dict, stacked: bool = False) -> dict:
@@ -106,6 +118,15 @@ def shapes(config: dict, stacked: bool = False) -> dict:
                 block + "ffn.router.layer.weight": (e, d),
             }
             out |= {block + f"ffn.experts.mlp.{w}": (e * f, d) for w in ("w1", "v1", "w2")}
+        return out
+    if config["model_type"] == "mpt":
+        d, f = config["d_model"], config["d_model"] * config["expansion_ratio"]
+        out = {"transformer.wte.weight": (config["vocab_size"], d), "transformer.norm_f.weight": (d,)}
+        for i in range(config["n_layers"]):
+            block = f"transformer.blocks.{i}."
+            out |= {block + f"norm_{j}.weight": (d,) for j in (1, 2)}
+            out |= {block + "attn.Wqkv.weight": (3 * d, d), block + "attn.out_proj.weight": (d, d)}
+            out |= {block + "ffn.up_proj.weight": (f, d), block + "ffn.down_proj.weight": (d, f)}
         return out
     d, v, heads = config["hidden_size"], config["vocab_size"], config["num_attention_heads"]
     head = config.get("head_dim") or d // heads

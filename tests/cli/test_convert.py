@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import unittest
 
+import fingerprint
 import hf_models
 import torch
 from command import CommandTest, read_safetensors
@@ -27,7 +28,7 @@ class ConvertTest(CommandTest):
         return json.loads(
             self.check_command(
                 "generate", model, "--prompt-ids", json.dumps(hf_models.PROMPTS), "--temperature", 0,
-                "--max-new-tokens", 24, "--json", "--logits",
+                "--max-new-tokens", 64, "--json", "--logits",
             )
         )
 
@@ -55,6 +56,15 @@ class ConvertTest(CommandTest):
         for name in hf_models.CONFIGS:
             with self.subTest(name):
                 self.check_figures(name, self.write_model(name))
+                # The logits of all positions, as those behind every beginning of the prompts: one batch of all lengths.
+                prefixes = [ids[: n + 1] for ids in hf_models.PROMPTS for n in range(len(ids))]
+                answer = json.loads(
+                    self.check_command(
+                        "generate", name, "--prompt-ids", json.dumps(prefixes), "--json", "--logits", "--max-new-tokens", 0
+                    )
+                )
+                logits, stored = torch.tensor(answer["logits_last"]), EXPECTED[name]["logits_all"]
+                self.assertLess(fingerprint.distance("logits", logits, stored), 1e-5 * stored[0], name)
 
     def test_stacked_experts_are_the_same_model(self):
         for name in ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe"):
@@ -67,7 +77,7 @@ class ConvertTest(CommandTest):
                 self.write_model(name)
                 self.check_command("convert", name, f"{name}-ours", "--to", "dropless")
                 self.check_figures(name, f"{name}-ours")
-                self.check_command("convert", f"{name}-ours", f"{name}-back", "--to", "hf")
+                self.check_command("convert", f"{name}-ours", f"{name}-back", "--to", hf_models.layout(hf_models.CONFIGS[name]))
                 self.assertEqual(self.tensors_of(name), self.tensors_of(f"{name}-back"))
                 self.check_figures(name, f"{name}-back")
                 before = json.loads((self.folder / name / "config.json").read_text())

@@ -154,6 +154,10 @@ class FinetuneTest(CommandTest):
         result = self.train("load_path=released", "model.ffn_config.ffn_hidden_size=32")
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("another model", result.stderr)
+        self.assertFalse((self.folder / "run").exists(), "what is refused leaves nothing")
+        result = self.train("load_path=released", "model.ffn_config.ffn_hidden_size=32", "save_folder=new/runs/a")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertFalse((self.folder / "new").exists(), "nor folders above it")
         result = self.train("load_path=released", "model.norm_eps=1e-5", "save_folder=warned")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("model.norm_eps is 0.001 in released and 1e-05", result.stderr)
@@ -197,6 +201,8 @@ class TransformersTest(CommandTest):
         import transformers
 
         for name, config in hf_models.CONFIGS.items():
+            if hf_models.layout(config) != "hf":
+                continue
             with self.subTest(name):
                 made = transformers.AutoConfig.for_model(**dict(config))
                 torch.manual_seed(3)
