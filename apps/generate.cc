@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "apps/generate_chat.h"
 #include "apps/model_options.h"
 #include "apps/output.h"
 #include "apps/verbs.h"
@@ -35,6 +36,8 @@ struct GenerateVerb {
   // Given, even if empty: an unset shell variable must not become another prompt.
   bool from_file = false, from_ids = false;
   bool json = false, logits = false;
+  bool chat = false;
+  std::string system, messages_file;
   GenerateOptions options;
   ModelOptions model_options;
 };
@@ -110,6 +113,24 @@ std::vector<std::vector<TokenId>> ids_from_json(const std::string& text) {
   return prompts;
 }
 
+// What is said first, and then each prompt as the user's; or the messages of a file.
+std::vector<std::string> chat_texts(const GenerateVerb& verb, const ChatTemplate& chat,
+                                    const std::vector<std::string>& prompts) {
+  if (!verb.messages_file.empty()) {
+    const std::string text = read_file(verb.messages_file, 64 << 20);
+    return {
+        chat.render(messages_from_json(parse_json(text, verb.messages_file), verb.messages_file))};
+  }
+  std::vector<std::string> texts;
+  for (const std::string& prompt : prompts) {
+    std::vector<ChatMessage> messages;
+    if (!verb.system.empty()) messages.push_back({"system", verb.system});
+    messages.push_back({"user", prompt});
+    texts.push_back(chat.render(messages));
+  }
+  return texts;
+}
+
 std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
                                                const Tokenizer* tokenizer) {
   if (verb.from_ids) return ids_from_json(verb.prompt_ids);
@@ -129,9 +150,10 @@ std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
   return prompts;
 }
 
-void print_json(const GenerateVerb& verb, const GenerateResult& result,
-                const Tokenizer* tokenizer) {
+void print_json(const GenerateVerb& verb, const GenerateResult& result, const Tokenizer* tokenizer,
+                const std::vector<std::string>& chat_prompts = {}) {
   nlohmann::ordered_json json;
+  if (verb.chat) json["prompt"] = chat_prompts;
   json["sequences"] = result.sequences;
   json["text"] = nullptr;
   if (tokenizer != nullptr) {
@@ -155,8 +177,74 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result,
   std::cout << json.dump() << "\n";
 }
 
+// The ids of a rendered template, which says itself where its special tokens are.
+std::vector<TokenId> encode_chat(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<TokenId> ids = tokenizer.encode(text);
+  if (ids.empty()) throw Error(ErrorKind::kInvalidArgument, "the chat template makes no text");
+  return ids;
+}
+
+void run_chat(const GenerateVerb& verb, const LoadedModel& loaded, const GenerateOptions& options) {
+  const ChatTemplate chat = chat_template_of(loaded);
+  const Tokenizer& tokenizer = *loaded.tokenizer;
+  std::vector<std::string> said = verb.prompts;
+  if (verb.from_file) said = {read_file(verb.prompt_file, 64 << 20)};
+  const std::vector<std::string> texts = chat_texts(verb, chat, said);
+  if (verb.json) {
+    std::vector<std::vector<TokenId>> prompts;
+    for (const std::string& text : texts) prompts.push_back(encode_chat(tokenizer, text));
+    return print_json(verb, generate(*loaded.model, prompts, options), &tokenizer, texts);
+  }
+  const auto answer = [&](const std::string& text) {
+    TextPrinter printer;
+    printer.stop_at(options.stop);
+    const auto on_token = [&](std::size_t, TokenId id) {
+      const bool end = std::find(options.eos.begin(), options.eos.end(), id) != options.eos.end();
+      if (!end) printer.print(tokenizer.decode_bytes(std::vector<TokenId>{id}, /*first=*/false));
+    };
+    const GenerateResult result =
+        generate(*loaded.model, {encode_chat(tokenizer, text)}, options, on_token);
+    printer.finish();
+    std::fputs("\n", stdout);
+    flush_output();
+    const std::string spoken = tokenizer.decode(result.sequences[0]);
+    return spoken.substr(0, find_stop(spoken, options.stop));
+  };
+  if (texts.size() > 1) {
+    throw Error(ErrorKind::kInvalidArgument, "only one prompt can be answered as text",
+                "use --json");
+  }
+  if (!texts.empty()) {
+    answer(texts[0]);
+    return;
+  }
+  std::vector<ChatMessage> messages;
+  if (!verb.system.empty()) messages.push_back({"system", verb.system});
+  converse(chat, std::move(messages), answer);
+}
+
+void check_chat_options(const GenerateVerb& verb) {
+  if (!verb.chat && (!verb.system.empty() || !verb.messages_file.empty())) {
+    throw Error(ErrorKind::kInvalidArgument, "--system and --messages need --chat");
+  }
+  if (!verb.chat) return;
+  if (verb.from_ids) {
+    throw Error(ErrorKind::kInvalidArgument, "--chat takes texts, and --prompt-ids are ids");
+  }
+  const bool says = !verb.prompts.empty() || verb.from_file;
+  if (!verb.messages_file.empty() && (says || !verb.system.empty())) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "--messages has all messages: no --prompt or --system beside it");
+  }
+  if (verb.json && !says && verb.messages_file.empty()) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "--chat --json needs --prompt, --prompt-file or --messages");
+  }
+}
+
 void run_generate(const GenerateVerb& verb) {
   install_signal_handlers(SignalMode::kExit);
+  check_chat_options(verb);
   if (verb.logits && !verb.json) {
     throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
   }
@@ -173,8 +261,9 @@ void run_generate(const GenerateVerb& verb) {
   const LoadedModel loaded = verb.model_options.open(verb.model);
   const Tokenizer* tokenizer = loaded.tokenizer.get();
   options.tokenizer = tokenizer;
-  const auto prompts = read_prompts(verb, tokenizer);
   options.eos = loaded.eos;
+  if (verb.chat) return run_chat(verb, loaded, options);
+  const auto prompts = read_prompts(verb, tokenizer);
   if (verb.json) {
     print_json(verb, generate(*loaded.model, prompts, options), tokenizer);
     return;
@@ -209,6 +298,13 @@ void add_generate_verb(CLI::App& app) {
   CLI::Option* ids =
       prompt->add_option("--prompt-ids", verb->prompt_ids, "token ids, a list of lists");
   prompt->require_option(0, 1);
+  cli->add_flag(
+      "--chat", verb->chat,
+      "prompts are a user's messages, put as the model's chat template says; without one, "
+      "a conversation over standard input");
+  cli->add_option("--system", verb->system, "with --chat: the system message");
+  cli->add_option("--messages", verb->messages_file,
+                  "with --chat: JSON file with a list of {\"role\", \"content\"}");
   cli->add_option("--max-new-tokens", verb->options.max_new_tokens)
       ->check(whole_number<std::int32_t>(0))
       ->capture_default_str();

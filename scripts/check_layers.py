@@ -55,6 +55,7 @@ ROOMS = (
         torch=True,
         sees=LIBRARY + tuple(f"train/{room}" for room in ("base", "bridge", "nn", "checkpoint")),
     ),
+    Room("train/chat", 3, sees=LIBRARY + ("train/base",)),
     Room("train/icl", 5, sees=LIBRARY + ("train/base", "train/tokenizer")),
     Room(
         "train/run",

@@ -70,6 +70,7 @@ const std::vector<std::vector<std::string>> kVariants = {
     {"model.attn_config={alibi: true}"},
     {"model.attn_config={attn_uses_sequence_id: true}", "train_loader.dataset.eos_token_id=0",
      "eval_loader.dataset.eos_token_id=0"},
+    {"load_path=base", "model.peft_config={target_modules: [Wqkv]}"},
     {"model.block_overrides={order: [{name: a}], overrides: {a: {attn_config: {}}}}"},
     {"model.block_overrides={order: [{order: [{name: a}]}], overrides: {a: {attn_config: {}}}}"},
     {"model.init_config={name: kaiming_uniform_, init_nonlinearity: leaky_relu}"},

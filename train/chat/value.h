@@ -1,0 +1,70 @@
+// Values of chat templates: those of Python that a Jinja template can hold, without floats.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace dropless::train::chat {
+
+struct Undefined {
+  std::string name;  // what was asked for, for messages
+};
+struct None {};
+struct Value;
+using List = std::vector<Value>;
+using Dict = std::vector<std::pair<std::string, Value>>;  // in the order of insertion
+using Namespace = std::map<std::string, Value>;  // Jinja's namespace(), the one that changes
+
+struct Value {
+  std::variant<Undefined, None, bool, std::int64_t, std::string, std::shared_ptr<const List>,
+               std::shared_ptr<const Dict>, std::shared_ptr<Namespace>>
+      data;
+
+  Value() : data(Undefined{}) {}
+  template <class T>
+  Value(T value) : data(std::move(value)) {}            // NOLINT(google-explicit-constructor)
+  Value(const char* text) : data(std::string(text)) {}  // NOLINT(google-explicit-constructor)
+  Value(List list) : data(std::make_shared<const List>(std::move(list))) {}  // NOLINT
+  Value(Dict dict) : data(std::make_shared<const Dict>(std::move(dict))) {}  // NOLINT
+
+  template <class T>
+  const T* get() const {
+    return std::get_if<T>(&data);
+  }
+  const std::string* string() const { return get<std::string>(); }
+  const List* list() const {
+    const auto* pointer = get<std::shared_ptr<const List>>();
+    return pointer ? pointer->get() : nullptr;
+  }
+  const Dict* dict() const {
+    const auto* pointer = get<std::shared_ptr<const Dict>>();
+    return pointer ? pointer->get() : nullptr;
+  }
+  bool undefined() const { return get<Undefined>() != nullptr; }
+};
+
+// As Python has them. Where its rule would need what is not here (a list as text, "a" < 1), they throw
+// Error(kUnsupported).
+bool truth(const Value& value);
+bool equal(const Value& a, const Value& b);
+bool less(const Value& a, const Value& b);
+bool contains(const Value& whole, const Value& part);  // part in whole
+std::string to_text(const Value& value);               // str(value)
+std::string to_json(const Value& value);               // json.dumps(value, ensure_ascii=False)
+const char* type_of(const Value& value);
+
+// dict[key], list[i], string[i]; Undefined where there is none.
+Value item(const Value& whole, const Value& key);
+Value slice(const Value& whole, const Value& begin, const Value& end, const Value& step);
+
+// The characters of valid UTF-8.
+std::vector<std::string> characters(const std::string& text);
+// str.strip, lstrip, rstrip of Python's white space, or of the characters of `*set`.
+std::string strip(const std::string& text, bool left, bool right, const std::string* set);
+
+}  // namespace dropless::train::chat
