@@ -56,7 +56,9 @@ void accept_without_effect(const YamlMap& map) {
 
 void refuse_unsupported(const YamlMap& map) {
   for (const char* key : {"peft_config", "pretrained_lora_id_or_path"}) {
-    map.refuse(key, map.has(key), "adapters need the block written out, with load_path for the weights (docs/finetune.md)");
+    map.refuse(
+        key, map.has(key),
+        "adapters need the block written out, with load_path for the weights (docs/finetune.md)");
   }
   map.refuse("load_in_8bit", map.get<bool>("load_in_8bit", false), "weights are fp32");
 }

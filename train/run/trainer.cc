@@ -97,8 +97,9 @@ Trainer::Trainer(TrainConfig config)
   source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
   source.locate("model." + estimate_parameters(config_.model).cause, [&] {
     // Beside the frozen weights the adapters' gradients and moments are next to nothing.
-    const double bytes = config_.model.lora ? kWeightBytesPerParameter
-                                            : training_bytes_per_parameter(config_.optimizer, config_.precision);
+    const double bytes = config_.model.lora
+                             ? kWeightBytesPerParameter
+                             : training_bytes_per_parameter(config_.optimizer, config_.precision);
     require_memory(config_.model, device_, bytes);
   });
   with_torch_errors("make the model smaller", [&] { build_model(); });
