@@ -344,8 +344,8 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     const auto options = dropless::benchmarks::parse(argc, argv);
-    if (!dropless::testing::gpu_is_hopper()) {
-      std::printf("no Hopper GPU: nothing to measure\n");
+    if (!dropless::testing::gpu_supported()) {
+      std::printf("no GPU of compute capability 8.0 or later: nothing to measure\n");
       return 0;
     }
     dropless::benchmarks::Runner(options).run();

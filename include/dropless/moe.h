@@ -25,7 +25,7 @@
 // Shape legend: T tokens, D model width, F expert width, E experts, K experts per token, R = T*K
 // rows.
 //
-// On a GPU (compute capability 9.0) the tensors are bf16 or fp16, the widths multiples of 8, without
+// On a GPU (compute capability 8.0 or later) the tensors are bf16 or fp16, the widths multiples of 8, without
 // shared expert; a call only queues work on the given stream: it never waits and can be captured into
 // a CUDA graph. Given indices are not checked there: one outside [0, E) is a dropped row.
 //

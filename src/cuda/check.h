@@ -15,7 +15,7 @@ inline void check(cudaError_t status, const char* expression, const char* file, 
   if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice) {
     hint = "CUDA kernels need an NVIDIA driver of release 580 or later and a visible GPU";
   } else if (status == cudaErrorNoKernelImageForDevice) {
-    hint = "these kernels are built for compute capability 9.0 (H100, H200)";
+    hint = "these kernels need compute capability 8.0 or later (A100 and newer)";
   }
   throw Error(ErrorKind::kResource, std::string(expression) + ": " + cudaGetErrorString(status),
               hint, file, line);

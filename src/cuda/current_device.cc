@@ -1,11 +1,13 @@
 // Which GPU the calling thread works on, and whether it runs the kernels built here.
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "src/cuda/check.h"
 #include "src/cuda/kernels.h"
+#include "src/cuda/path.h"
 
 namespace dropless::cuda {
 
@@ -20,36 +22,63 @@ CurrentDevice::~CurrentDevice() {
 
 namespace {
 
-std::string find_problem(int index) {
+struct GpuState {
+  std::string problem;
+  bool hopper = false;
+};
+
+GpuState examine(int index) {
   int major = 0, minor = 0;
   DROPLESS_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   DROPLESS_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
-  if (major != 9 || minor != 0) {
-    return "the kernels are built for compute capability 9.0 (H100, H200); GPU " +
-           std::to_string(index) + " has " + std::to_string(major) + "." + std::to_string(minor);
+  if (major < 8) {
+    return {"the kernels need compute capability 8.0 or later (A100 and newer); GPU " +
+            std::to_string(index) + " has " + std::to_string(major) + "." + std::to_string(minor)};
   }
-  return "";
+  return {"", major == 9 && minor == 0};
 }
 
-}  // namespace
-
 // Asked by every call of the layer: found out once.
-std::string device_problem(int index) {
-  static std::string no_gpu;
-  static const std::vector<std::string> problems = [] {
+struct Gpus {
+  std::string no_gpu;
+  std::vector<GpuState> states;
+  Gpus() {
     int count = 0;
     if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
       no_gpu = std::string("no GPU can be used: ") + cudaGetErrorString(status);
     }
-    std::vector<std::string> found;
-    for (int i = 0; i < count; ++i) found.push_back(find_problem(i));
-    return found;
-  }();
-  if (!no_gpu.empty()) return no_gpu;
-  if (index < 0 || static_cast<std::size_t>(index) >= problems.size()) {
-    return "there is no GPU " + std::to_string(index) + " among " + std::to_string(problems.size());
+    for (int i = 0; i < count; ++i) states.push_back(examine(i));
   }
-  return problems[index];
+};
+const Gpus& gpus() {
+  static const Gpus found;
+  return found;
+}
+
+bool portable_path_wanted() {
+  static const bool wanted = asks_for_portable(std::getenv("DROPLESS_CUDA_PATH"));
+  return wanted;
+}
+
+}  // namespace
+
+std::string device_problem(int index) {
+  const Gpus& found = gpus();
+  if (!found.no_gpu.empty()) return found.no_gpu;
+  if (index < 0 || static_cast<std::size_t>(index) >= found.states.size()) {
+    return "there is no GPU " + std::to_string(index) + " among " +
+           std::to_string(found.states.size());
+  }
+  portable_path_wanted();  // throws where the variable says something else
+  return found.states[index].problem;
+}
+
+bool portable_path(int index) { return portable_path_wanted() || !gpus().states.at(index).hopper; }
+
+bool portable_path() {
+  int index = 0;
+  DROPLESS_CUDA_CHECK(cudaGetDevice(&index));
+  return portable_path(index);
 }
 
 }  // namespace dropless::cuda

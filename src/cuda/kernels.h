@@ -189,4 +189,8 @@ class CurrentDevice {
 // Why these kernels cannot run on device `index`; empty where they can.
 std::string device_problem(int index);
 
+// Whether device `index` takes the matrix products made for every GPU instead of Hopper's (path.h),
+// and none of small_batch.h.
+bool portable_path(int index);
+
 }  // namespace dropless::cuda

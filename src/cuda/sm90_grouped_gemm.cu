@@ -1,7 +1,8 @@
-// The entries of the grouped GEMM; bf16.
+// Hopper's entries of the grouped GEMM; bf16.
+#include "src/cuda/path.h"
 #include "src/cuda/sm90_grouped_gemm.cuh"
 
-namespace dropless::cuda {
+namespace dropless::cuda::sm90 {
 namespace {
 
 void run(const sm90_grouped_gemm::Arguments& x) {
@@ -50,4 +51,4 @@ void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTe
        {}});
 }
 
-}  // namespace dropless::cuda
+}  // namespace dropless::cuda::sm90

@@ -1,7 +1,8 @@
-// The entry of the up projection with its activation; bf16 without bias.
+// Hopper's entry of the up projection with its activation; bf16 without bias.
+#include "src/cuda/path.h"
 #include "src/cuda/sm90_grouped_gemm_activation.cuh"
 
-namespace dropless::cuda {
+namespace dropless::cuda::sm90 {
 
 void grouped_gemm_activation(Activation activation, ConstTensorView x, const std::int32_t* list_R,
                              ConstTensorView w1_EFD, ConstTensorView v1_EFD, const void* row_tiles,
@@ -19,4 +20,4 @@ void grouped_gemm_activation(Activation activation, ConstTensorView x, const std
   });
 }
 
-}  // namespace dropless::cuda
+}  // namespace dropless::cuda::sm90

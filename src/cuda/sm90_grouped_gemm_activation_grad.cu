@@ -1,7 +1,8 @@
-// The entry of the gradient through the down projection and the activation; bf16.
+// Hopper's entry of the gradient through the down projection and the activation; bf16.
+#include "src/cuda/path.h"
 #include "src/cuda/sm90_grouped_gemm_activation_grad.cuh"
 
-namespace dropless::cuda {
+namespace dropless::cuda::sm90 {
 
 void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_TD,
                                   const std::int32_t* tokens_R, ConstTensorView w2_EFD,
@@ -17,4 +18,4 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_T
   });
 }
 
-}  // namespace dropless::cuda
+}  // namespace dropless::cuda::sm90

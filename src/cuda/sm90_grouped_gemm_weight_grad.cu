@@ -1,7 +1,8 @@
-// The entry of the weight gradient; bf16.
+// Hopper's entry of the weight gradient; bf16.
+#include "src/cuda/path.h"
 #include "src/cuda/sm90_grouped_gemm_weight_grad.cuh"
 
-namespace dropless::cuda {
+namespace dropless::cuda::sm90 {
 
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
@@ -28,4 +29,4 @@ void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
              [&](auto element) { sm90_weight_grad::run<decltype(element)>(x); });
 }
 
-}  // namespace dropless::cuda
+}  // namespace dropless::cuda::sm90

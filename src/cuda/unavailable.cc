@@ -128,6 +128,7 @@ CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {
 CurrentDevice::~CurrentDevice() = default;
 std::string device_problem(int) { return "this build of dropless has no CUDA kernels"; }
 bool small_batch_fits(std::int64_t, std::int64_t, std::int64_t) { return false; }
+bool portable_path(int) { unavailable("portable_path"); }
 std::size_t small_batch_workspace_bytes(const SmallBatchPlan&, std::int64_t, std::int64_t,
                                         std::int64_t, std::int64_t, std::int64_t) {
   unavailable("small_batch");

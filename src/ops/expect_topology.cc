@@ -143,9 +143,12 @@ void check_column_walk(const char* op, const BlockTopology& t, Device device) {
 
 void expect_device(const char* op, Device device, Backend backend) {
   if (!on_gpu(device)) return;
-  const std::string problem = backend == Backend::kReference
-                                  ? "the reference backend runs on the CPU only"
-                                  : cuda::device_problem(device.index);
+  std::string problem = backend == Backend::kReference
+                            ? "the reference backend runs on the CPU only"
+                            : cuda::device_problem(device.index);
+  if (problem.empty() && cuda::portable_path(device.index)) {
+    problem = "block-sparse products on a GPU need compute capability 9.0 (H100, H200)";
+  }
   DROPLESS_CHECK_KIND(ErrorKind::kUnsupported, problem.empty(), concat(op, ": ", problem));
 }
 

@@ -288,7 +288,7 @@ std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t nu
                                         DType dtype, Device device) {
   check_sizes("moe_forward_workspace_bytes", config, num_tokens);
   if (device.type == DeviceType::kCuda) {
-    return moe_cuda_forward_workspace_bytes(config, num_tokens, dtype);
+    return moe_cuda_forward_workspace_bytes(config, num_tokens, dtype, device);
   }
   return workspace_bytes_for(cpu::max_threads(), [&](WorkspaceCarver& carver) {
     carve_forward(carver, config, MoESizes(config, num_tokens, dtype));
@@ -319,7 +319,7 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
   if (x_TD.device.type == DeviceType::kCuda) {
     expect_aligned(op, {out_TD});
     expect_workspace(op, workspace, workspace_bytes,
-                     moe_cuda_forward_workspace_bytes(config, s.T, s.dtype));
+                     moe_cuda_forward_workspace_bytes(config, s.T, s.dtype, x_TD.device));
     moe_cuda_forward(config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E, saved, workspace,
                      stream);
     return;

@@ -166,11 +166,12 @@ T* data_of(const View& view) {
 }
 
 std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, std::int64_t tokens,
-                                                     DType dtype) {
+                                                     DType dtype, Device device) {
   const bool plain = config.route == RouteConfig{.normalize_p = config.route.normalize_p} &&
                      !config.selection_bias && config.capacity_factor == 0 && !config.expert_bias;
   if (dtype != DType::kBFloat16 || !plain) return std::nullopt;
   if (!cuda::small_batch_fits(tokens, config.num_experts, config.top_k)) return std::nullopt;
+  if (cuda::portable_path(device.index)) return std::nullopt;
   return cuda::choose_small_batch(tokens, config.num_experts, config.top_k);
 }
 
@@ -223,8 +224,8 @@ std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device
 }
 
 std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
-                                             DType dtype) {
-  if (const auto plan = small_batch_plan(config, num_tokens, dtype)) {
+                                             DType dtype, Device device) {
+  if (const auto plan = small_batch_plan(config, num_tokens, dtype, device)) {
     return cuda::small_batch_workspace_bytes(*plan, num_tokens, config.top_k, config.d_model,
                                              config.d_ffn, config.num_experts);
   }
@@ -244,7 +245,7 @@ void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,
                       const TensorView& losses_2, const TensorView& tokens_per_expert_E,
                       const MoESaved& saved, void* workspace, Stream stream) {
   const cuda::CurrentDevice device(x_TD.device.index);
-  if (const auto plan = small_batch_plan(config, x_TD.shape[0], x_TD.dtype)) {
+  if (const auto plan = small_batch_plan(config, x_TD.shape[0], x_TD.dtype, x_TD.device)) {
     small_batch_forward(*plan, config, x_TD, weights, out_TD, losses_2, tokens_per_expert_E, saved,
                         workspace, stream);
     const Sizes few(config, x_TD.shape[0]);

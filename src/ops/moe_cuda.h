@@ -13,7 +13,7 @@ namespace dropless {
 std::string moe_cuda_problem(const MoEConfig& config, DType dtype, Device device);
 
 std::size_t moe_cuda_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
-                                             DType dtype);
+                                             DType dtype, Device device);
 std::size_t moe_cuda_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens);
 
 void moe_cuda_forward(const MoEConfig& config, const ConstTensorView& x_TD,

@@ -8,7 +8,8 @@
 
 #include "dropless/error.h"
 #include "src/cuda/kernels.h"
-#include "src/cuda/small_batch_config.h"
+#include "src/cuda/path.h"
+#include "src/cuda/small_batch.h"
 
 namespace dropless::cuda {
 namespace {
@@ -56,6 +57,18 @@ TEST(GemmConfigTest, EveryChoiceIsCompiled) {
   for (std::int64_t n = 8; n <= 4096; n += 8) {
     EXPECT_TRUE(among(choose_grouped_gemm(n), kGroupedGemmVariants));
     EXPECT_TRUE(among(choose_weight_grad(n), kWeightGradVariants));
+  }
+}
+
+TEST(CudaPathTest, OnlyThePortableOneCanBeAskedFor) {
+  EXPECT_FALSE(asks_for_portable(nullptr));
+  EXPECT_FALSE(asks_for_portable(""));
+  EXPECT_TRUE(asks_for_portable("portable"));
+  try {
+    asks_for_portable("hopper");
+    FAIL() << "did not throw";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("'hopper'"), std::string::npos);
   }
 }
 

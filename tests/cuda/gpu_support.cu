@@ -82,12 +82,13 @@ const char* gpu_name() {
   return name.c_str();
 }
 
-bool gpu_is_hopper() {
+static int gpu_major() {
   int major = 0;
-  return gpu_available() &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
-         major == 9;
+  if (gpu_available()) cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+  return major;
 }
+bool gpu_supported() { return gpu_major() >= 8; }
+bool gpu_is_hopper() { return gpu_major() == 9; }
 
 DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
   DROPLESS_CUDA_CHECK(cudaMalloc(&data_, bytes == 0 ? 1 : bytes));

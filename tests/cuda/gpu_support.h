@@ -14,8 +14,9 @@
 namespace dropless::testing {
 
 bool gpu_available();
-// Of the current device: name, and whether it runs kernels built for Hopper.
+// Of the current device: name, whether the kernels run on it, and whether Hopper's do.
 const char* gpu_name();
+bool gpu_supported();
 bool gpu_is_hopper();
 
 // Device memory that frees itself. Fresh memory is filled with 0xff bytes: NaN in every float type.

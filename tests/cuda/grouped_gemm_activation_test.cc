@@ -73,7 +73,8 @@ const Sizes kSizes[] = {
 class ActivationCuda : public ::testing::TestWithParam<std::tuple<DType, Activation, bool>> {
  protected:
   void SetUp() override {
-    if (!dropless::testing::gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+    if (!dropless::testing::gpu_supported())
+      GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
   }
 };
 

@@ -58,7 +58,8 @@ std::string describe(const GemmConfig& c) {
 class GpuTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!dropless::testing::gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+    if (!dropless::testing::gpu_supported())
+      GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
   }
 };
 

@@ -39,7 +39,7 @@ MoEConfig with_bias(MoEConfig config) {
 class MoECuda : public ::testing::TestWithParam<std::tuple<LayerCase, DType, bool>> {
  protected:
   void SetUp() override {
-    if (!gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+    if (!gpu_supported()) GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
   }
 };
 
@@ -122,7 +122,7 @@ INSTANTIATE_TEST_SUITE_P(Routers, MoECuda,
 class MoECudaLayer : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!gpu_is_hopper()) GTEST_SKIP() << "no Hopper GPU";
+    if (!gpu_supported()) GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
   }
 };
 
