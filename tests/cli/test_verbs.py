@@ -160,7 +160,8 @@ class VerbsTest(CommandTest):
                     self.assertIsNone(process.poll())
                     process.send_signal(number)
                     self.assertEqual(process.wait(timeout=1), 1)
-                    self.assertEqual(process.stderr.read().splitlines()[-1], "error: interrupted")
+                    said = "terminated by SIGTERM" if number == signal.SIGTERM else "interrupted"
+                    self.assertEqual(process.stderr.read().splitlines()[-1], f"error: {said}")
 
     def test_a_last_line_without_its_end_is_read(self):
         lines = '{"a":{"t":"int","v":"5"}}\n{"a":{"t":"int","v":"6"}}'

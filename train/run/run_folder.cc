@@ -125,6 +125,7 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
 }
 
 RunFolder::~RunFolder() {
+  if (!in_place()) return;  // what stands there now is somebody else's
   for (const std::string& folder : made_) {
     if (::rmdir(folder.c_str()) != 0) return;  // holds something
   }
