@@ -24,21 +24,17 @@ bool is_mistral_folder(const std::string& folder) {
          (!has(folder, kModelFiles.single()) && !has(folder, kModelFiles.index()));
 }
 
-}  // namespace
-
-bool is_released_folder(const std::string& path) {
-  return is_folder(path) && (has(path, kHfConfigFile) || has(path, kMistralConfigFile)) &&
-         !has(path, kManifestName);
-}
-
-namespace {
-
 nlohmann::json read_config_file(const std::string& path) {
   constexpr std::uint64_t kMaxBytes = 16 << 20;
   return parse_json(read_file(path, kMaxBytes), path);
 }
 
 }  // namespace
+
+bool is_released_folder(const std::string& path) {
+  return is_folder(path) && (has(path, kHfConfigFile) || has(path, kMistralConfigFile)) &&
+         !has(path, kManifestName);
+}
 
 nlohmann::json read_hf_json(const std::string& folder) {
   return read_config_file(join_path(folder, kHfConfigFile));

@@ -419,7 +419,6 @@ void Trainer::loop() {
       last_checkpoint_);
 }
 
-// next_batch() into `batch`. Damaged data end the run, but what was learnt before them is saved.
 void Trainer::save_if_it_fails(const Batch& batch, const std::function<void()>& action) {
   try {
     action();
@@ -435,6 +434,7 @@ void Trainer::save_if_it_fails(const Batch& batch, const std::function<void()>& 
   }
 }
 
+// next_batch() into `batch`. Damaged data end the run, but what was learnt before them is saved.
 bool Trainer::take_batch(Batch& batch) {
   RECORD_USER_SCOPE("data");
   Batch next;
