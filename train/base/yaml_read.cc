@@ -251,7 +251,10 @@ YamlNode::Pointer read_yaml(std::string_view text, const std::string& source, bo
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& error) {
-    fail_yaml(builder.place(error.mark), error.msg, hint_of(error.msg));
+    // yaml-cpp 0.8 quotes what it read, however long.
+    std::string message = cut_to_width(error.msg, 200);
+    if (message.size() < error.msg.size()) message += "...";
+    fail_yaml(builder.place(error.mark), message, hint_of(error.msg));
   }
   YamlNode::Pointer root = builder.take();
   if (!root) {
