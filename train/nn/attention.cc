@@ -9,6 +9,7 @@
 
 #include "dropless/error.h"
 #include "train/bridge/views.h"
+#include "train/nn/precision.h"
 
 namespace dropless::train {
 namespace {
@@ -248,16 +249,28 @@ at::Tensor Attention::make_mask(std::int64_t past, std::int64_t first_key, std::
   return bias.masked_fill(~seen, -std::numeric_limits<double>::infinity());
 }
 
+at::Tensor Attention::fused_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& mask, double dropout) const {
+  const auto run = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+    const std::optional<at::Tensor> optional = mask.defined() ? std::optional(mask) : std::nullopt;
+    return at::scaled_dot_product_attention(q, k, v, optional, dropout,
+                                            /*is_causal=*/!optional && q.size(2) > 1,
+                                            config_.softmax_scale,
+                                            /*enable_gqa=*/config_.n_heads != config_.kv_n_heads);
+  };
+  const bool narrow = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
+  if (!narrow || !q.is_cpu() || q.size(2) == 1) return run(q, k, v);
+  // libtorch's CPU kernel is a quarter slower in bf16 than in fp32, most of it backward. A single
+  // query would pay for its whole cache instead.
+  const NoAutocastGuard no_autocast(q.device());
+  return run(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat)).to(q.scalar_type());
+}
+
 // q [B, H, S, d]; k, v [B, G, keys, d] -> [B, H, S, d].
 at::Tensor Attention::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const at::Tensor& mask, double dropout) const {
   const std::int64_t H = config_.n_heads, G = config_.kv_n_heads;
-  if (config_.logit_softcap == 0) {
-    const std::optional<at::Tensor> optional = mask.defined() ? std::optional(mask) : std::nullopt;
-    return at::scaled_dot_product_attention(q, k, v, optional, dropout,
-                                            /*is_causal=*/!optional && q.size(2) > 1,
-                                            config_.softmax_scale, /*enable_gqa=*/H != G);
-  }
+  if (config_.logit_softcap == 0) return fused_attention(q, k, v, mask, dropout);
   // No fused kernel caps its scores.
   const auto shared = [&](const at::Tensor& t) {
     return H == G ? t : at::repeat_interleave(t, H / G, 1);

@@ -109,6 +109,8 @@ class Attention {
   Projected project(const at::Tensor& x_BSD, bool training) const;
   at::Tensor make_mask(std::int64_t past, std::int64_t first_key, std::int64_t S,
                        const AttentionPass& pass) const;
+  at::Tensor fused_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const at::Tensor& mask, double dropout) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                     const at::Tensor& mask, double dropout) const;
 

@@ -1,5 +1,8 @@
 #include "train/nn/rope.h"
 
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -11,12 +14,52 @@
 namespace dropless::train {
 namespace {
 
+// x [B, S, heads, 2 half], its last stride 1, tables [S, 1, half] -> y, contiguous.
+template <typename T, typename Table = at::opmath_type<T>>
+void rotate_rows(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, double sign,
+                 at::Tensor& y) {
+  const std::int64_t S = x.size(1), H = x.size(2), half = x.size(3) / 2;
+  const std::int64_t stride_b = x.stride(0), stride_s = x.stride(1), stride_h = x.stride(2);
+  const T* x_data = x.const_data_ptr<T>();
+  const Table *cos_data = cos.const_data_ptr<Table>(), *sin_data = sin.const_data_ptr<Table>();
+  T* y_data = y.mutable_data_ptr<T>();
+  const auto factor = static_cast<Table>(sign);
+  const auto positions = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t s = p % S;
+      const Table *c = cos_data + s * half, *n = sin_data + s * half;
+      for (std::int64_t h = 0; h < H; ++h) {
+        const T* from = x_data + p / S * stride_b + s * stride_s + h * stride_h;
+        T* to = y_data + (p * H + h) * 2 * half;
+        for (std::int64_t i = 0; i < half; ++i) {
+          const Table x1 = from[i], x2 = from[i + half], sine = n[i] * factor;
+          to[i] = static_cast<T>(x1 * c[i] - x2 * sine);
+          to[i + half] = static_cast<T>(x2 * c[i] + x1 * sine);
+        }
+      }
+    }
+  };
+  const std::int64_t grain = std::max<std::int64_t>(1, 16384 / (H * 2 * half));
+  at::parallel_for(0, x.size(0) * S, grain, positions);
+}
+
 // One node instead of the six of the composed form; the gradient is the rotation by the opposite
-// angle.
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, double sign) {
+// angle. On a CPU also one pass: libtorch's loops over half a head are short, and in bf16 scalar.
+at::Tensor rotate(const at::Tensor& x_any, const at::Tensor& cos_any, const at::Tensor& sin_any,
+                  double sign) {
+  const bool on_cpu = x_any.is_cpu();
+  const at::ScalarType type = x_any.scalar_type();
+  const at::ScalarType table_type = on_cpu ? at::toOpMathType(type) : type;
+  const at::Tensor cos = cos_any.to(table_type), sin = sin_any.to(table_type);
+  const at::Tensor x = on_cpu && x_any.stride(-1) != 1 ? x_any.contiguous() : x_any;
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  if (on_cpu) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, type, "rotate",
+                                    [&] { rotate_rows<scalar_t>(x, cos, sin, sign, y); });
+    return y;
+  }
   const std::int64_t half = x.size(-1) / 2;
   const at::Tensor x1 = x.narrow(-1, 0, half), x2 = x.narrow(-1, half, half);
-  at::Tensor y = at::empty(x.sizes(), x.options());
   at::Tensor y1 = y.narrow(-1, 0, half), y2 = y.narrow(-1, half, half);
   at::mul_out(y1, x1, cos);
   y1.addcmul_(x2, sin, -sign);
@@ -195,9 +238,7 @@ void Rope::fill(std::int64_t positions) {
 
 at::Tensor Rope::forward(const at::Tensor& x, std::int64_t first) {
   fill(first + x.size(1));
-  const at::Tensor cos = cos_.narrow(0, first, x.size(1)).to(x.scalar_type());
-  const at::Tensor sin = sin_.narrow(0, first, x.size(1)).to(x.scalar_type());
-  return RopeFunction::apply(x, cos, sin);
+  return RopeFunction::apply(x, cos_.narrow(0, first, x.size(1)), sin_.narrow(0, first, x.size(1)));
 }
 
 }  // namespace dropless::train

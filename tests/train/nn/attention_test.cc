@@ -53,6 +53,28 @@ TEST(Rope, GradientIsTheInverseRotation) {
   EXPECT_LT((rope.forward(x.grad(), 0) - weight).norm().item<double>(), 1e-5);
 }
 
+// Queries are a split of a wider tensor: their rows lie apart, and heads may be any stride apart.
+TEST(Rope, TakesEveryTypeAndStride) {
+  at::manual_seed(3);
+  const at::Tensor wide = at::randn({3, 7, 5, 24}, at::kDouble);
+  Rope exact(8, 50.0, {}, at::kCPU, at::kDouble);
+  const std::pair<at::ScalarType, double> types[] = {
+      {at::kDouble, 1e-15}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 5e-4}};
+  for (const auto& [type, tolerance] : types) {
+    Rope rope(8, 50.0, {}, at::kCPU, type == at::kDouble ? at::kDouble : at::kFloat);
+    const at::Tensor x = wide.to(type);
+    for (const at::Tensor& view :
+         {x.narrow(3, 8, 8), x.narrow(3, 0, 8).transpose(0, 1), x.slice(3, 0, 16, 2)}) {
+      const at::Tensor y = rope.forward(view, 2);
+      EXPECT_EQ(y.scalar_type(), type);
+      const at::Tensor expected = exact.forward(view.to(at::kDouble), 2);
+      EXPECT_LT((y.to(at::kDouble) - expected).norm().item<double>(),
+                tolerance * expected.norm().item<double>())
+          << type;
+    }
+  }
+}
+
 // Frequencies of transformers 5.17.0 (ROPE_INIT_FUNCTIONS) for head_dim 16, theta 10000.
 TEST(RopeScaling, FrequenciesAreTransformers) {
   struct Case {
