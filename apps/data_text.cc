@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <thread>
@@ -10,6 +11,7 @@
 #include "apps/data_verbs.h"
 #include "apps/whole_number.h"
 #include "dropless/error.h"
+#include "train/base/fs.h"
 #include "train/base/signals.h"
 #include "train/data/text_writer.h"
 
@@ -29,6 +31,23 @@ struct TextOptions {
   TextSetOptions set;
 };
 
+// The files, as far as a look at the folder tells: a changed one has another size or time.
+std::string stamp(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (!fs::is_regular_file(path)) return path + "\n";
+  return fmt::format("{} {} {}\n", path, fs::file_size(path),
+                     fs::last_write_time(path).time_since_epoch().count());
+}
+
+std::string source_of(const TextOptions& options) {
+  std::string text;
+  for (const std::string& file : options.files) text += stamp(file);
+  if (!is_folder(options.tokenizer)) return text + stamp(options.tokenizer);
+  for (const std::string& name : list_folder(options.tokenizer))
+    text += stamp(join_path(options.tokenizer, name));
+  return text;
+}
+
 // What the options mean together.
 void prepare(TextOptions& options) {
   install_signal_handlers(SignalMode::kThrow);
@@ -45,6 +64,8 @@ void prepare(TextOptions& options) {
                 "give --concat-tokens too");
   }
   set.tokenizer = make_tokenizer(options.tokenizer);
+  require_files(options.files);
+  set.source = source_of(options);
 }
 
 void print_counts(const TextOptions& options, const TextSetCounts& counts) {

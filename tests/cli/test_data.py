@@ -145,6 +145,33 @@ class DataTest(CommandTest):
         self.assertIn("absent.txt", result.stderr)
         self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a.txt", "b.txt"])
 
+    def test_a_killed_call_is_gone_on_with(self):
+        with open(self.folder / "web.jsonl", "w") as lines:
+            for i in range(4000):
+                lines.write(json.dumps({"text": text(i, 500)}) + "\n")
+        call = ["data", "json", "web.jsonl", "--concat-tokens", "100", "--size-limit", "40kb", "--out"]
+        self.check_command(*call, "whole")
+        for kill in ["kill", "terminate"]:
+            shutil.rmtree(self.folder / "set", ignore_errors=True)
+            process = subprocess.Popen(
+                [BINARY, *call, "set"], cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            )
+            while not (self.folder / "set.dropless-tmp" / "shard.00005.mds").exists():
+                self.assertIsNone(process.poll(), "ended before it was cut off")
+            getattr(process, kill)()
+            message = process.communicate(timeout=60)[1]
+            self.assertFalse((self.folder / "set").exists())
+            if kill == "terminate":
+                self.assertIn("the same command goes on", message)
+            again = self.run_command(*call, "set")
+            self.assertEqual(again.returncode, 0, again.stderr)
+            self.assertRegex(again.stderr, r"going on after \d+ samples of \d+ documents")
+            self.assertEqual(
+                {p.name: p.read_bytes() for p in (self.folder / "set").iterdir()},
+                {p.name: p.read_bytes() for p in (self.folder / "whole").iterdir()},
+            )
+            self.assertFalse((self.folder / "set.dropless-tmp").exists())
+
     def test_refusals(self):
         self.check_command("data", "text", "a.txt", "--out", "set")
         for code, message, arguments in [

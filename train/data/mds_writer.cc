@@ -7,11 +7,13 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 
 #include "dropless/error.h"
-#include "train/base/fs.h"
+#include "train/base/log.h"
 #include "train/base/utf8.h"
 #include "train/data/file_hash.h"
+#include "train/data/set_journal.h"
 
 namespace dropless::train {
 namespace {
@@ -94,7 +96,10 @@ void make_output_folder(const std::string& path) {
 MdsWriter::MdsWriter(std::string folder,
                      const std::vector<std::pair<std::string, std::string>>& columns,
                      const MdsWriterOptions& options)
-    : folder_(std::move(folder)), replace_(options.replace) {
+    : folder_(std::move(folder)),
+      replace_(options.replace),
+      plan_(options.plan),
+      state_(options.state) {
   if (folder_.empty()) {
     throw Error(ErrorKind::kInvalidArgument, "the name of the folder to write is empty",
                 "name a folder");
@@ -116,13 +121,36 @@ MdsWriter::MdsWriter(std::string folder,
   }
   check_target(folder_, replace_);
   make_output_folder(parent_folder(folder_));
-  temporary_ = fmt::format("{}.tmp-{}", folder_, getpid());
-  remove_all(temporary_);
+  open_temporary();
+}
+
+void MdsWriter::open_temporary() {
+  temporary_ =
+      plan_.empty() ? fmt::format("{}.tmp-{}", folder_, getpid()) : folder_ + ".dropless-tmp";
+  if (plan_.empty()) remove_all(temporary_);
   make_output_folder(temporary_);
+  if (plan_.empty()) return;
+  lock_.emplace(temporary_);
+  SetJournal journal = SetJournal::load(temporary_, plan_);
+  index_ = std::move(journal.index);
+  resumed_state_ = std::move(journal.state);
+  std::set<std::string> whole{"journal.json"};
+  for (const MdsShard& shard : index_.shards) {
+    whole.insert((shard.zip ? *shard.zip : shard.raw).basename);
+  }
+  for (const std::string& name : list_folder(temporary_)) {
+    if (index_.shards.empty() || !whole.contains(name)) remove_all(join_path(temporary_, name));
+  }
 }
 
 MdsWriter::~MdsWriter() {
   if (finished_) return;
+  if (!plan_.empty() && !index_.shards.empty()) {
+    log_info("{} of {} are written: the same command goes on from them; to give them up, remove {}",
+             index_.shards.size() == 1 ? "1 shard" : fmt::format("{} shards", index_.shards.size()),
+             folder_, temporary_);
+    return;
+  }
   try {
     remove_all(temporary_);
   } catch (const Error&) {
@@ -150,7 +178,11 @@ void MdsWriter::write(std::span<const std::string_view> values) {
     }
     bytes += values[i].size() + (column.size ? 0 : 4);
   }
-  if (shard_.size_limit && *shard_.size_limit < file_bytes() + bytes + 4) flush_shard();
+  // An empty shard stands before a large first sample only: not where a set is gone on with.
+  const bool flushable = shard_.samples > 0 || index_.shards.empty();
+  if (flushable && shard_.size_limit && *shard_.size_limit < file_bytes() + bytes + 4) {
+    flush_shard();
+  }
   if (file_bytes() + bytes + 4 > kMaxShardBytes) {
     throw Error(
         ErrorKind::kInvalidArgument,
@@ -201,10 +233,12 @@ void MdsWriter::flush_shard() {
   shard_.samples = 0;
   sizes_.clear();
   body_.clear();
+  if (!plan_.empty()) SetJournal{index_, state_()}.store(temporary_, plan_);
 }
 
 void MdsWriter::finish() {
   if (shard_.samples > 0) flush_shard();
+  if (!plan_.empty()) SetJournal::remove(temporary_);
   write_file_durable(join_path(temporary_, "index.json"), index_.dump());
   fsync_path(temporary_);
   if (replace_) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <span>
@@ -15,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "train/base/fs.h"
 #include "train/data/compression.h"
 #include "train/data/mds_index.h"
 
@@ -26,16 +28,23 @@ struct MdsWriterOptions {
   // Of each shard file, raw and compressed, into the index: names of file_hash.h.
   std::vector<std::string> hashes;
   bool replace = false;  // a set that stands under the final name gives way
+  // All that decides what the files will hold. Not empty: a writer that does not come to its end
+  // leaves its whole shards, and the next one of this plan for this folder goes on from them.
+  std::string plan;
+  // With a plan: what the caller has to know to make the sample being written; asked when the shard
+  // before it is whole.
+  std::function<std::string()> state;
 };
 
 // Everything goes to a temporary sibling folder; finish() renames it, so that the final name holds
-// a whole set or what it held before. Not finished: the destructor removes the temporary folder.
+// a whole set or what it held before. Not finished: the destructor removes the temporary folder,
+// unless a plan makes its whole shards worth keeping.
 class MdsWriter {
  public:
   // Columns as (name, encoding), in any order. Throws Error(kInvalidArgument): folder without a name,
   // that is not
   // empty and not `replace`, or that cannot be made; no or repeated columns; unknown encoding, hash or
-  // compression; `pkl`; a limit of 2^32 or more.
+  // compression; `pkl`; a limit of 2^32 or more; a plan, and another process writes that set.
   MdsWriter(std::string folder, const std::vector<std::pair<std::string, std::string>>& columns,
             const MdsWriterOptions& options = {});
   ~MdsWriter();
@@ -50,8 +59,12 @@ class MdsWriter {
   void finish();
 
   std::int64_t num_samples() const { return index_.num_samples() + shard_.samples; }
+  // What `state` gave when an earlier writer of this plan finished its last whole shard; empty where
+  // the set begins anew.
+  const std::string& resumed_state() const { return resumed_state_; }
 
  private:
+  void open_temporary();
   void flush_shard();
   void write_shard_file(const std::string& basename,
                         std::initializer_list<std::string_view> parts) const;
@@ -60,6 +73,9 @@ class MdsWriter {
   std::string folder_;
   std::string temporary_;
   bool replace_;
+  std::string plan_, resumed_state_;
+  std::function<std::string()> state_;
+  std::optional<FolderLock> lock_;  // of a temporary folder with a plan
   bool finished_ = false;
   MdsIndex index_;
   std::optional<Compression> compression_;

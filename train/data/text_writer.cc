@@ -1,26 +1,28 @@
 #include "train/data/text_writer.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "dropless/error.h"
+#include "dropless/version.h"
 #include "train/base/fs.h"
+#include "train/base/log.h"
 #include "train/base/progress.h"
 #include "train/base/signals.h"
 #include "train/base/utf8.h"
 #include "train/data/json_text.h"
+#include "train/data/row_writer.h"
 
 namespace dropless::train {
 namespace {
-
-std::vector<TokenId> encode_marker(const Tokenizer& tokenizer, const std::string& text) {
-  if (const auto id = tokenizer.special_id(text)) return {*id};
-  return tokenizer.encode(text);
-}
 
 // The documents' ids, by several threads. Rethrows the first error.
 std::vector<std::vector<TokenId>> encode_all(const Tokenizer& tokenizer,
@@ -62,63 +64,30 @@ bool next_chunk(DocumentSource& documents, std::vector<std::string>& chunk) {
   return !chunk.empty();
 }
 
-class RowWriter {
- public:
-  RowWriter(const TextSetOptions& options, MdsWriter& writer, TextSetCounts& counts)
-      : options_(options),
-        writer_(writer),
-        counts_(counts),
-        length_(static_cast<std::size_t>(options.concat_tokens)),
-        bos_(encode_marker(*options.tokenizer, options.bos_text)),
-        eos_(encode_marker(*options.tokenizer, options.eos_text)) {}
-
-  void add(const std::vector<TokenId>& ids) {
-    for (const auto* part : {&bos_, &ids, &eos_})
-      buffer_.insert(buffer_.end(), part->begin(), part->end());
-    std::size_t at = 0;
-    for (; buffer_.size() - at >= length_; at += length_) {
-      check_interrupted();
-      write_row(at);
-      if (!options_.wrap) {
-        // LLM Foundry's no_wrap empties the whole buffer once a row is cut from it.
-        counts_.dropped_tokens += static_cast<std::int64_t>(buffer_.size() - at - length_);
-        at = buffer_.size();
-        break;
-      }
-    }
-    buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(at));
+// Moves the source to where an earlier call's whole shards end.
+SamplePosition go_on(DocumentSource& documents, const MdsWriter& writer, TextSetCounts& counts) {
+  if (writer.resumed_state().empty()) return {};
+  SamplePosition position = SamplePosition::parse(writer.resumed_state());
+  log_info("going on after {} samples of {} documents that an earlier call has written",
+           writer.num_samples(), position.documents);
+  std::string document;
+  for (; counts.documents < position.documents && documents.next(document); ++counts.documents) {
+    check_interrupted();
   }
-  std::int64_t left_over() const { return std::ssize(buffer_); }
+  return position;
+}
 
- private:
-  void write_row(std::size_t at) {
-    ArrayView row{encoding_.type, {length_}, {}};
-    row.values = {reinterpret_cast<const char*>(buffer_.data() + at), length_ * sizeof(TokenId)};
-    const std::string value = encode_array(encoding_, row);
-    const std::string_view view = value;
-    writer_.write(std::span(&view, 1));
-    counts_.tokens += options_.concat_tokens;
-  }
-
-  const TextSetOptions& options_;
-  MdsWriter& writer_;
-  TextSetCounts& counts_;
-  const Encoding encoding_ = Encoding::parse("ndarray:int32");
-  const std::size_t length_;
-  const std::vector<TokenId> bos_, eos_;
-  std::vector<TokenId> buffer_;
-};
-
-void write_rows(DocumentSource& documents, const TextSetOptions& options, MdsWriter& writer,
-                ProgressLine& progress, TextSetCounts& counts) {
-  RowWriter rows(options, writer, counts);
+void write_rows(RowWriter& rows, DocumentSource& documents, const TextSetOptions& options,
+                MdsWriter& writer, ProgressLine& progress, TextSetCounts& counts) {
   for (std::vector<std::string> chunk; next_chunk(documents, chunk);) {
-    for (const auto& ids : encode_all(*options.tokenizer, chunk, options.threads)) rows.add(ids);
+    for (const auto& ids : encode_all(*options.tokenizer, chunk, options.threads))
+      rows.add(ids, writer);
     counts.documents += std::ssize(chunk);
     progress.update(static_cast<std::uint64_t>(counts.documents),
                     {fmt::format("{} rows", writer.num_samples())});
   }
-  counts.dropped_tokens += rows.left_over();
+  counts.tokens = writer.num_samples() * options.concat_tokens;
+  counts.dropped_tokens = rows.dropped_tokens();
 }
 
 void write_documents(DocumentSource& documents, MdsWriter& writer, ProgressLine& progress,
@@ -141,6 +110,19 @@ ProgressLine progress_line(const TextSetOptions& options) {
   return ProgressLine({.label = "documents", .enabled = options.progress});
 }
 
+// How the writer keeps what a later call needs; `form`: what the samples are.
+MdsWriterOptions writer_options(const TextSetOptions& options, const std::string& form,
+                                std::function<std::string()> state) {
+  MdsWriterOptions mds = options.mds;
+  if (options.source.empty()) return mds;
+  mds.state = std::move(state);
+  mds.plan =
+      fmt::format("{} {} {} {}\n{}\n{}\n{} {} {}\n{}", form, options.concat_tokens, options.wrap,
+                  DROPLESS_VERSION, options.bos_text, options.eos_text, mds.size_limit.value_or(0),
+                  mds.compression, fmt::join(mds.hashes, ","), options.source);
+  return mds;
+}
+
 }  // namespace
 
 TextSetCounts write_text_set(DocumentSource& documents, const std::string& folder,
@@ -153,11 +135,19 @@ TextSetCounts write_text_set(DocumentSource& documents, const std::string& folde
   if (rows && !options.tokenizer)
     throw Error(ErrorKind::kInvalidArgument, "token rows need a tokenizer");
   TextSetCounts counts;
+  std::optional<RowWriter> row_writer;
+  if (rows) row_writer.emplace(options);
+  const auto state = [&] {
+    return row_writer ? row_writer->position().dump()
+                      : SamplePosition{.documents = counts.documents}.dump();
+  };
   MdsWriter writer(folder, {rows ? std::pair("tokens", "ndarray:int32") : std::pair("text", "str")},
-                   options.mds);
+                   writer_options(options, rows ? "tokens" : "text", state));
+  SamplePosition position = go_on(documents, writer, counts);
   ProgressLine progress = progress_line(options);
   if (rows) {
-    write_rows(documents, options, writer, progress, counts);
+    row_writer->go_on_from(std::move(position));
+    write_rows(*row_writer, documents, options, writer, progress, counts);
   } else {
     write_documents(documents, writer, progress, counts);
   }
@@ -180,9 +170,12 @@ TextSetCounts write_finetuning_set(LineDocuments& lines, JsonKind kind, const st
   std::vector<std::pair<std::string, std::string>> columns = {{"prompt", "str"},
                                                               {"response", "str"}};
   if (chat) columns = {{"messages", "json"}};
-  MdsWriter writer(folder, columns, options.mds);
-  ProgressLine progress = progress_line(options);
   TextSetCounts counts;
+  MdsWriter writer(folder, columns, writer_options(options, chat ? "messages" : "prompts", [&] {
+                     return SamplePosition{.documents = counts.documents}.dump();
+                   }));
+  go_on(lines, writer, counts);
+  ProgressLine progress = progress_line(options);
   for (std::string line; lines.next(line); ++counts.documents) {
     check_interrupted();
     try {

@@ -24,6 +24,10 @@ struct TextSetOptions {
   std::string eos_text;  // bytes tokenizer's "<|endoftext|>", is that one id
   bool wrap = true;
   int threads = 1;  // that tokenise
+  // Which documents and which tokenizer these are. Not empty: a call that is cut off leaves its whole
+  // shards, and the next one with these options goes on from them, reading what was read before but
+  // not tokenising it again.
+  std::string source;
   bool progress = false;
   MdsWriterOptions mds;
 };
