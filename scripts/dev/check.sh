@@ -95,7 +95,10 @@ check_tidy() { (cd "$root" && xargs -r -n 1 -P "$(nproc)" clang-tidy --quiet -p 
 
 # What of ./dev check takes seconds, so that whoever runs all tests sees it too. Needs the list of tracked files.
 check_text() {
-  git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || return 0
+  if ! git -C "$root" rev-parse --git-dir >/dev/null 2>&1; then
+    say "format and spelling skipped: they are checked of what git tracks here (apt-get install git)"
+    return 0
+  fi
   take_lock
   ensure_python check
   release_lock

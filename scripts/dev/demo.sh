@@ -42,6 +42,8 @@ verb_demo() {
   trap 'stopped=1' INT TERM
   "$dropless" train "$config" >&2 || fail 1 "training failed" "the message above; the data: runs/demo-data"
   trap - INT TERM
+  # A signal to the command alone ends it well too, before its last step.
+  [[ $(readlink "runs/$name/latest") == "step-$(config_value max_duration "$config")" ]] || stopped=1
   [[ -z $stopped ]] || fail 130 "demo stopped; what it learnt is saved" "./dev run train $config autoresume=true"
   stage evaluate "the data: runs/demo-data" demo_evaluate "$dropless" "$name" "$length"
   stage sample "dropless generate --help" demo_sample "$dropless" "$name"

@@ -66,6 +66,7 @@ class BadInputTest(CommandTest):
             ("optimizer.lr=1e-320", "1.2e-38"),
             ("run_name=../x", "is a path"),
             ("save_folder=s3://bucket/run", "folders of this machine"),
+            ("save_folder=~/run", "~ is the shell's"),
             ("save_folder=/proc/run", "cannot create folder /proc/run"),
             ("model.ffn_config.moe_world_size=2", "moe_world_size"),
             ("model.ffn_config.mlp_typ=glu", "did you mean"),

@@ -12,10 +12,10 @@ namespace dropless::train {
 
 // Which sample of a set is made next, as the set's journal keeps it.
 struct SamplePosition {
-  std::int64_t documents = 0;         // before its own
-  std::int64_t rows = 0;              // of its document, before it
-  std::vector<TokenId> buffer = {};   // left over from the documents before
-  std::int64_t dropped_tokens = 0;    // in them
+  std::int64_t documents = 0;        // before its own
+  std::int64_t rows = 0;             // of its document, before it
+  std::vector<TokenId> buffer = {};  // left over from the documents before
+  std::int64_t dropped_tokens = 0;   // in them
 
   std::string dump() const;
   static SamplePosition parse(const std::string& text);

@@ -207,6 +207,10 @@ std::string read_run_folder(const YamlMap& root, const std::string& run_name) {
               "it names a folder under runs/; save_folder takes a path");
   }
   const std::string save_folder = root.get<std::string>("save_folder", "");
+  if (save_folder.starts_with('~')) {
+    root.fail("save_folder", "save_folder " + save_folder + ": ~ is the shell's, not expanded here",
+              "write the home folder out, or ./~ for a folder of that name");
+  }
   return root.locate("save_folder", [&] { return RunFolder::name(save_folder, run_name); });
 }
 

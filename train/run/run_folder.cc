@@ -97,11 +97,14 @@ RunFolder::RunFolder(const std::string& path, const Policy& policy) : path_(path
   check_latest(path_);
   for (const std::string& log :
        {metrics_path(path_), samples_path(path_), join_path(path_, "events.jsonl")}) {
-    if (!path_exists(log)) continue;
-    const bool regular = std::filesystem::is_regular_file(log);
+    const bool there = path_exists(log);
+    if (!there && !is_link(log)) continue;
+    const bool regular = there && std::filesystem::is_regular_file(log);
     if (regular && ::access(log.c_str(), R_OK | W_OK) == 0) continue;
     throw Error(ErrorKind::kInvalidArgument,
-                regular ? "no right to read and write " + log : log + " is not a regular file",
+                regular ? "no right to read and write " + log
+                : there ? log + " is not a regular file"
+                        : log + " is a link to nothing",
                 "mend that, or name another save_folder");
   }
   for (const std::string& line : sweep_stale(path_)) log_warning("{}", line);

@@ -87,6 +87,9 @@ TEST_F(RunFolderTest, LogsThatCannotBeWritten) {
   ASSERT_EQ(::mkfifo(path("run/events.jsonl").c_str(), 0600), 0);
   EXPECT_THROW(RunFolder(path("run"), {.resume = true}), Error) << "to open it would wait for ever";
   std::filesystem::remove(path("run/events.jsonl"));
+  std::filesystem::create_symlink("nowhere/x", path("run/metrics.jsonl"));
+  EXPECT_THROW(RunFolder(path("run"), {.resume = true}), Error) << "a link to nothing";
+  std::filesystem::remove(path("run/metrics.jsonl"));
   if (::geteuid() == 0) return;  // who may write everything
   write_file_durable(path("run/metrics.jsonl"), "{}\n");
   ::chmod(path("run/metrics.jsonl").c_str(), 0444);
