@@ -83,9 +83,9 @@ void launch(const Sdd& x) {
                                      .k_length = static_cast<int>(x.depth)};
   const typename Epilogue::Params epilogue{block_map(x.out, 16), static_cast<Element*>(x.out.data),
                                            kBlock, kBlock};
-  launch_persistent(gemm_kernel<Tile, SddSchedule, Epilogue, SddLoader<Tile, Epilogue>>,
-                    kGemmThreads, Tile::kSharedBytes, Tile::kCluster, pairs.most, x.stream,
-                    operands, schedule, epilogue);
+  launch_persistent(gemm_kernel<Tile, SddSchedule, Epilogue, SddLoader<Tile>>, kGemmThreads,
+                    Tile::kSharedBytes, Tile::kCluster, pairs.most, x.stream, operands, schedule,
+                    epilogue);
 }
 
 template <class Element, Major kMajorA, Major kMajorB, bool kTransposed>
@@ -116,10 +116,9 @@ void launch(const SparseDense& x) {
   } else {
     epilogue.out = row_output<Element>(x.out);
   }
-  launch_persistent(
-      gemm_kernel<Tile, SparseDenseSchedule, Epilogue, SparseDenseLoader<Tile, Epilogue>>,
-      kGemmThreads, Tile::kSharedBytes, Tile::kCluster, (x.lines + 1) / 2 * tiles_n, x.stream,
-      operands, schedule, epilogue);
+  launch_persistent(gemm_kernel<Tile, SparseDenseSchedule, Epilogue, SparseDenseLoader<Tile>>,
+                    kGemmThreads, Tile::kSharedBytes, Tile::kCluster, (x.lines + 1) / 2 * tiles_n,
+                    x.stream, operands, schedule, epilogue);
 }
 
 template <class Element>

@@ -1,9 +1,11 @@
 // The gradient through the down projection and the activation on Hopper.
 #pragma once
 
+#include <algorithm>
+
 #include "src/cuda/activations.cuh"
 #include "src/cuda/check.h"
-#include "src/cuda/device/epilogue_activation.cuh"
+#include "src/cuda/device/epilogue_activation_grad.cuh"
 #include "src/cuda/device/gemm.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
@@ -30,24 +32,24 @@ void launch(const Arguments& x) {
   using Schedule = RowTileSchedule<GradTile>;
   using Epilogue = ActivationGradEpilogue<GradTile, kActivation, kGlu>;
   const std::int64_t rows = x.act_RF.shape[0], d = x.d_out_TD.shape[1], f = x.act_RF.shape[1];
-  const auto whole_rows = [&](const TensorView& plane) {
-    return make_tensor_map({.data = plane.data,
-                            .dtype = plane.dtype,
-                            .dims = {f, rows, 1},
-                            .row_pitch = plane.stride[0],
-                            .box = {64, GradTile::kBlockM}});
+  const auto pieces_of = [&](const TensorView& plane) {
+    Output<Element> out = row_output<Element>(plane);
+    out.map = make_tensor_map({.data = plane.data,
+                               .dtype = plane.dtype,
+                               .dims = {f, rows, 1},
+                               .row_pitch = plane.stride[0],
+                               .box = {Epilogue::kColumns, 16},
+                               .row_bytes = 64});
+    return out;
   };
   typename Epilogue::Params epilogue{};
-  epilogue.load_gate = whole_rows(x.gate_RF);
-  epilogue.gate = row_output<Element>(x.gate_RF);
-  if (kGlu) {
-    epilogue.load_up = whole_rows(x.up_RF);
-    epilogue.up = row_output<Element>(x.up_RF);
-  }
-  epilogue.act = row_output<Element>(x.act_RF);
+  epilogue.gate = pieces_of(x.gate_RF);
+  if (kGlu) epilogue.up = pieces_of(x.up_RF);
+  epilogue.act = pieces_of(x.act_RF);
   epilogue.scores_R = x.scores_R;
   epilogue.d_scores_NR = x.d_scores_NR;
   epilogue.rows = rows;
+  epilogue.slices = std::max<int>(1, static_cast<int>(d / kBlockK) / Epilogue::kPieces);
   launch_persistent(gemm_kernel<GradTile, Schedule, Epilogue>, kGemmThreads, GradTile::kSharedBytes,
                     GradTile::kCluster, row_tile_bound<GradTile>(rows, x.w2_EFD.shape[0], f),
                     x.stream, gathered(x.d_out_TD, x.tokens_R, weight_operand<GradTile>(x.w2_EFD)),

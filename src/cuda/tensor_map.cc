@@ -71,7 +71,8 @@ CUtensorMap encode(const TensorMapSpec& spec, CUtensorMapL2promotion promotion) 
   const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result =
       encode_tiled()(&map, data_type(spec.dtype), 3, const_cast<void*>(spec.data), dims, pitches,
-                     box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                     box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     spec.row_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
                      promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw Error(ErrorKind::kInternal,

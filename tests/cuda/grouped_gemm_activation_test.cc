@@ -195,58 +195,72 @@ TEST_P(ActivationCuda, AddsTheExpertsBiases) {
   }
 }
 
+void check_backward(DType dtype, Activation activation, bool glu, const Sizes& s) {
+  const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
+  const std::int64_t parts = (F + kActivationGradColumns - 1) / kActivationGradColumns;
+  DeviceBuffer offsets(8 * (E + 1)), d_out(R * D * 2), w2(E * F * D * 2), scores(R * 4);
+  DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), t(R * F * 4);
+  DeviceBuffer list(R * 4), d_out_listed(R * D * 2);
+  DeviceBuffer d_scores(parts * R * 4), tiles(row_tiles_bytes(R, E, 128));
+  offsets.upload(s.offsets);
+  fill_random(d_out.get(), dtype, R * D, 1, 1.0f);
+  fill_random(w2.get(), dtype, E * F * D, 2, 0.2f);
+  fill_random(gate.get(), dtype, R * F, 3, 4.0f);
+  fill_random(up.get(), dtype, R * F, 4, 2.0f);
+  fill_random(scores.get(), DType::kFloat32, R, 5, 1.0f);
+  list.upload(row_list(R));
+  copy_listed(d_out, row_list(R), D, d_out_listed);
+  dropless::testing::reference_grouped_gemm(d_out_listed.get(), w2.get(), false,
+                                            offsets.as<std::int64_t>(), E, D, F, t.as<float>(),
+                                            dtype);
+  const auto g = values_of(gate, dtype, R * F), u = values_of(up, dtype, R * F);
+  build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
+  const auto routed = [&](const DeviceBuffer& buffer) {
+    return TensorView(buffer.get(), dtype, {R, F}, kGpu);
+  };
+  grouped_gemm_activation_grad(
+      activation, {d_out.get(), dtype, {R, D}, kGpu}, list.as<std::int32_t>(),
+      {w2.get(), dtype, {E, F, D}, kGpu}, scores.as<float>(), tiles.get(), routed(gate),
+      glu ? routed(up) : TensorView(), routed(out), d_scores.as<float>(), nullptr);
+  dropless::testing::synchronize();
+
+  const auto t_RF = values_of(t, DType::kFloat32, R * F),
+             s_R = values_of(scores, DType::kFloat32, R);
+  const auto partial = values_of(d_scores, DType::kFloat32, parts * R);
+  std::vector<double> d_gate(R * F), d_up(R * F), scaled(R * F), d_s(R, 0.0), d_s_ref(R, 0.0);
+  for (std::int64_t r = 0; r < R; ++r) {
+    for (std::int64_t c = 0; c < F; ++c) {
+      const std::int64_t i = r * F + c;
+      const double up_value = glu ? u[i] : 1.0, value = act(activation, g[i]);
+      d_gate[i] = s_R[r] * t_RF[i] * up_value * slope(activation, g[i]);
+      d_up[i] = s_R[r] * t_RF[i] * value;
+      scaled[i] = s_R[r] * value * up_value;
+      d_s_ref[r] += t_RF[i] * value * up_value;
+    }
+    for (std::int64_t i = 0; i < parts; ++i) d_s[r] += partial[i * R + r];
+  }
+  EXPECT_LE(relative_error(values_of(gate, dtype, R * F), d_gate), kTolerance);
+  if (glu) {
+    EXPECT_LE(relative_error(values_of(up, dtype, R * F), d_up), kTolerance);
+  }
+  EXPECT_LE(relative_error(values_of(out, dtype, R * F), scaled), kTolerance);
+  EXPECT_LE(relative_error(d_s, d_s_ref), 1e-3);
+}
+
 TEST_P(ActivationCuda, BackwardMatchesPlainLoops) {
   const auto [dtype, activation, glu] = GetParam();
-  for (const Sizes& s : kSizes) {
-    const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
-    const std::int64_t parts = (F + kActivationGradColumns - 1) / kActivationGradColumns;
-    DeviceBuffer offsets(8 * (E + 1)), d_out(R * D * 2), w2(E * F * D * 2), scores(R * 4);
-    DeviceBuffer gate(R * F * 2), up(R * F * 2), out(R * F * 2), t(R * F * 4);
-    DeviceBuffer list(R * 4), d_out_listed(R * D * 2);
-    DeviceBuffer d_scores(parts * R * 4), tiles(row_tiles_bytes(R, E, 128));
-    offsets.upload(s.offsets);
-    fill_random(d_out.get(), dtype, R * D, 1, 1.0f);
-    fill_random(w2.get(), dtype, E * F * D, 2, 0.2f);
-    fill_random(gate.get(), dtype, R * F, 3, 4.0f);
-    fill_random(up.get(), dtype, R * F, 4, 2.0f);
-    fill_random(scores.get(), DType::kFloat32, R, 5, 1.0f);
-    list.upload(row_list(R));
-    copy_listed(d_out, row_list(R), D, d_out_listed);
-    dropless::testing::reference_grouped_gemm(d_out_listed.get(), w2.get(), false,
-                                              offsets.as<std::int64_t>(), E, D, F, t.as<float>(),
-                                              dtype);
-    const auto g = values_of(gate, dtype, R * F), u = values_of(up, dtype, R * F);
-    build_row_tiles(offsets.as<std::int64_t>(), E, 128, tiles.get(), nullptr);
-    const auto routed = [&](const DeviceBuffer& buffer) {
-      return TensorView(buffer.get(), dtype, {R, F}, kGpu);
-    };
-    grouped_gemm_activation_grad(
-        activation, {d_out.get(), dtype, {R, D}, kGpu}, list.as<std::int32_t>(),
-        {w2.get(), dtype, {E, F, D}, kGpu}, scores.as<float>(), tiles.get(), routed(gate),
-        glu ? routed(up) : TensorView(), routed(out), d_scores.as<float>(), nullptr);
-    dropless::testing::synchronize();
+  for (const Sizes& s : kSizes) check_backward(dtype, activation, glu, s);
+}
 
-    const auto t_RF = values_of(t, DType::kFloat32, R * F),
-               s_R = values_of(scores, DType::kFloat32, R);
-    const auto partial = values_of(d_scores, DType::kFloat32, parts * R);
-    std::vector<double> d_gate(R * F), d_up(R * F), scaled(R * F), d_s(R, 0.0), d_s_ref(R, 0.0);
-    for (std::int64_t r = 0; r < R; ++r) {
-      for (std::int64_t c = 0; c < F; ++c) {
-        const std::int64_t i = r * F + c;
-        const double up_value = glu ? u[i] : 1.0, value = act(activation, g[i]);
-        d_gate[i] = s_R[r] * t_RF[i] * up_value * slope(activation, g[i]);
-        d_up[i] = s_R[r] * t_RF[i] * value;
-        scaled[i] = s_R[r] * value * up_value;
-        d_s_ref[r] += t_RF[i] * value * up_value;
-      }
-      for (std::int64_t i = 0; i < parts; ++i) d_s[r] += partial[i * R + r];
-    }
-    EXPECT_LE(relative_error(values_of(gate, dtype, R * F), d_gate), kTolerance);
-    if (glu) {
-      EXPECT_LE(relative_error(values_of(up, dtype, R * F), d_up), kTolerance);
-    }
-    EXPECT_LE(relative_error(values_of(out, dtype, R * F), scaled), kTolerance);
-    EXPECT_LE(relative_error(d_s, d_s_ref), 1e-3);
+// More tiles than a GPU has multiprocessors: a tile's gradients are computed while the next one is multiplied, in pieces that lie
+// the closer the shorter d is.
+TEST(ActivationGradCuda, ManyTilesMatchPlainLoops) {
+  if (!dropless::testing::gpu_supported())
+    GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
+  for (const std::int64_t d : {200, 1024, 1600, 2048}) {
+    const Sizes sizes{{0, 200, 200, 1000, 1011, 1300}, d, 4072};
+    check_backward(DType::kBFloat16, Activation::kSilu, true, sizes);
+    check_backward(DType::kFloat16, Activation::kSilu, d < 1024, sizes);
   }
 }
 

@@ -6,7 +6,13 @@ namespace dropless::cuda {
 // Mirrors dropless::Activation; device/ includes nothing outside itself.
 enum class DeviceActivation { kSilu, kGeluTanh, kGelu, kRelu, kQuickGelu };
 
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+// Subnormal exponentials count as zero: one plus either is one, and no instruction looks after them.
+__device__ __forceinline__ float sigmoid(float x) {
+  float e, s;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-1.4426950408889634f * x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));
+  return s;
+}
 
 struct ValueAndSlope {
   float value;  // act(x)
@@ -18,7 +24,7 @@ template <DeviceActivation kActivation>
 __device__ __forceinline__ ValueAndSlope activate(float x) {
   if constexpr (kActivation == DeviceActivation::kSilu) {
     const float s = sigmoid(x);
-    return {x * s, s * (1.0f + x * (1.0f - s))};
+    return {x * s, s + x * s * (1.0f - s)};
   } else if constexpr (kActivation == DeviceActivation::kQuickGelu) {
     const float s = sigmoid(1.702f * x);
     return {x * s, s * (1.0f + 1.702f * x * (1.0f - s))};

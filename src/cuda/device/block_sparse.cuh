@@ -24,12 +24,11 @@ struct BlockSparseOperands {
   const int* blocks = nullptr;   // and its number, if it is not the entry's
 };
 
-template <class Tile, class Epilogue>
+template <class Tile>
 struct SddLoader {
   using Params = BlockSparseOperands;
 
   static __device__ __forceinline__ void run(const Pipeline<Tile>& pipeline, const WorkRing& works,
-                                             const typename Epilogue::Params&,
                                              const Params& operands, int rank) {
     RingPosition<Tile::kStages> ring;
     WorkRing::Position at;
@@ -73,12 +72,11 @@ struct SddLoader {
   }
 };
 
-template <class Tile, class Epilogue>
+template <class Tile>
 struct SparseDenseLoader {
   using Params = BlockSparseOperands;
 
   static __device__ __forceinline__ void run(const Pipeline<Tile>& pipeline, const WorkRing& works,
-                                             const typename Epilogue::Params&,
                                              const Params& operands, int rank) {
     RingPosition<Tile::kStages> ring;
     WorkRing::Position at;

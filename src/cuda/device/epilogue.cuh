@@ -213,9 +213,7 @@ enum class StoreMode { kOverwrite, kAdd };
 // while the next one is multiplied: step() stores one piece, as long as pending() says that there
 // is one. The tensor cores then wait for the rounding only, not for the stores.
 // Otherwise operator() stores the tile.
-// kExtraStages: what else the loading thread brings through the ring, behind a tile's operands:
-// load_extra() loads it, and operator() takes it, from the consumer that it is given. Before the
-// product prepare() is told the tile's place.
+// kFetches: one that loads something itself, for which it is given a barrier of the warp.
 // All: finish(), before the CTA ends.
 
 // Stores the product itself, in the operands' 16-bit type, with kBias after adding the expert's.
@@ -228,7 +226,7 @@ class StoreEpilogue {
     Bias<Element, kBias> bias[Tile::kPlanes];
   };
   static constexpr bool kDeferred = true;
-  static constexpr int kExtraStages = 0;
+  static constexpr bool kFetches = false;
 
   __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
       : params_(params), ring_(slots, lane), lane_(lane) {}
@@ -263,7 +261,7 @@ class StoreEpilogue<Tile, float, kMode, false> {
     Output<float> out;
   };
   static constexpr bool kDeferred = false;
-  static constexpr int kExtraStages = 0;
+  static constexpr bool kFetches = false;
 
   __device__ __forceinline__ StoreEpilogue(const Params& params, std::uint32_t slots, int lane)
       : out_(params.out), ring_(slots, lane), lane_(lane) {}

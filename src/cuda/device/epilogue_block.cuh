@@ -11,7 +11,7 @@ class BlockEpilogue {
  public:
   using Params = Output<typename Tile::Element>;  // a batch is a block
   static constexpr bool kDeferred = true;
-  static constexpr int kExtraStages = 0;
+  static constexpr bool kFetches = false;
 
   __device__ __forceinline__ BlockEpilogue(const Params& params, std::uint32_t slots, int lane)
       : out_(params), ring_(slots, lane), lane_(lane) {}
@@ -56,7 +56,7 @@ class TransposedEpilogue {
     CUtensorMap map;  // of D^T: boxes of 64 rows by 128 bytes
   };
   static constexpr bool kDeferred = true;
-  static constexpr int kExtraStages = 0;
+  static constexpr bool kFetches = false;
 
   // slots: this warp's; the consumer's four follow one another.
   __device__ __forceinline__ TransposedEpilogue(const Params& params, std::uint32_t slots, int)

@@ -25,9 +25,8 @@ struct Operands {
 };
 
 // The loading thread: one stage after another, across tile borders.
-template <class Tile, class Epilogue>
+template <class Tile>
 __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, const WorkRing& works,
-                                        const typename Epilogue::Params& epilogue,
                                         const Operands& operands, int rank) {
   RingPosition<Tile::kStages> ring;
   WorkRing::Position at;
@@ -61,19 +60,12 @@ __device__ __forceinline__ void produce(const Pipeline<Tile>& pipeline, const Wo
         ring.advance();
       }
     }
-    if constexpr (Epilogue::kExtraStages > 0) {
-      for (int i = 0; i < Epilogue::kExtraStages; ++i) {
-        pipeline.wait_empty(ring);
-        Epilogue::load_extra(epilogue, pipeline.full(ring.stage), pipeline.a(ring.stage), work, i);
-        ring.advance();
-      }
-    }
   }
 }
 
 // A gathering warp: every lane copies one 16-byte vector of each of 16 rows, stage after stage. Rows
 // past the tile's last are copies of its first: nobody stores what comes of them.
-template <class Tile, class Epilogue>
+template <class Tile>
 __device__ __forceinline__ void gather(const Pipeline<Tile>& pipeline, const WorkRing& works,
                                        const Operands& operands, int warp, int lane) {
   constexpr int kVectors = kBlockK / 8;          // in a row of a slice
@@ -117,11 +109,6 @@ __device__ __forceinline__ void gather(const Pipeline<Tile>& pipeline, const Wor
       ptx::copy_async_arrive(pipeline.full(ring.stage));
 #pragma unroll
       for (int h = 0; h < kHeld; ++h) source[h] += kVectors;
-      ring.advance();
-    }
-    for (int i = 0; i < Epilogue::kExtraStages; ++i) {  // nothing to gather
-      pipeline.wait_empty(ring);
-      ptx::mbarrier_arrive(pipeline.full(ring.stage));
       ring.advance();
     }
   }
@@ -207,16 +194,12 @@ class Consumer {
       if (Schedule::kRaggedK && k_length < kBlockK) zero(acc);
       if (Schedule::kEmptyK && k_length == 0) zero(acc);
       const int row = row0 + warp_ * 16;
-      if constexpr (Epilogue::kExtraStages > 0) epilogue.prepare(work, row);
       multiply(acc, k_length, lead, epilogue);
       release_follower(lead);  // a first tile shorter than the lag
       if constexpr (Epilogue::kDeferred) {
         static_assert(Tile::kTilesM == 1);
         while (epilogue.pending()) epilogue.step();
         epilogue.take(acc[0], works_.read(at), row);
-      } else if constexpr (Epilogue::kExtraStages > 0) {
-        static_assert(Tile::kTilesM == 1);
-        epilogue(acc[0], works_.read(at), row, *this);
       } else {
         const Work place = works_.read(at);
 #pragma unroll
@@ -229,18 +212,6 @@ class Consumer {
       while (epilogue.pending()) epilogue.step();
     }
     epilogue.finish();
-  }
-
-  // For epilogues with stages of their own: the next stage's memory once it is full, and the
-  // release of a stage by its number, by the whole warp.
-  __device__ __forceinline__ std::uint32_t wait_stage(int& stage) {
-    pipeline_.wait_full(ring_);
-    stage = ring_.stage;
-    ring_.advance();
-    return pipeline_.a(stage);
-  }
-  __device__ __forceinline__ void release_stage(int stage) const {
-    pipeline_.release(stage, lane_);
   }
 
  private:
@@ -262,7 +233,7 @@ class Consumer {
 
   // No valid row in this half of the tile: leave the tensor cores to the other warpgroup.
   __device__ __forceinline__ void skip(int k_length) {
-    const int stages = (k_length + kBlockK - 1) / kBlockK + Epilogue::kExtraStages;
+    const int stages = (k_length + kBlockK - 1) / kBlockK;
     for (int i = 0; i < stages; ++i) {
       pipeline_.wait_full(ring_);
       pipeline_.release(ring_.stage, lane_);
@@ -326,17 +297,16 @@ class Consumer {
 };
 
 // How the loading thread fills the stages of a work.
-template <class Tile, class Epilogue>
+template <class Tile>
 struct DenseLoader {
   using Params = Operands;
   static __device__ __forceinline__ void run(const Pipeline<Tile>& pipeline, const WorkRing& works,
-                                             const typename Epilogue::Params& epilogue,
                                              const Operands& operands, int rank) {
-    produce<Tile, Epilogue>(pipeline, works, epilogue, operands, rank);
+    produce<Tile>(pipeline, works, operands, rank);
   }
 };
 
-template <class Tile, class Schedule, class Epilogue, class Loader = DenseLoader<Tile, Epilogue>>
+template <class Tile, class Schedule, class Epilogue, class Loader = DenseLoader<Tile>>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     gemm_kernel(const __grid_constant__ typename Loader::Params operands,
                 const __grid_constant__ typename Schedule::Params schedule_params,
@@ -354,6 +324,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     if (!Tile::kGathersA) ptx::prefetch_tensor_map(&operands.a[0]);
     ptx::prefetch_tensor_map(&operands.b[0]);
     works.init(kConsumerWarps + 1 + (Tile::kGathersA ? kGatherWarps : 0));
+    for (int i = 0; Epilogue::kFetches && i < kConsumerWarps; ++i) {
+      ptx::mbarrier_init(shared + Tile::kFetchOffset + 8 * i, 1);
+    }
     pipeline.init();
   }
   if constexpr (Tile::kCluster > 1) {
@@ -365,12 +338,12 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (warpgroup == 0) {
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
-      Loader::run(pipeline, works, epilogue_params, operands, rank);
+      Loader::run(pipeline, works, operands, rank);
     } else if (warp == 1 && ptx::elect_one()) {
       works.announce(Schedule(schedule_params, rank));
     } else if constexpr (Tile::kGathersA) {
       if (warp >= 4 - kGatherWarps) {
-        gather<Tile, Epilogue>(pipeline, works, operands, warp - (4 - kGatherWarps), lane);
+        gather<Tile>(pipeline, works, operands, warp - (4 - kGatherWarps), lane);
       }
     }
     __syncwarp();
@@ -379,8 +352,13 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const int consumer = warpgroup - 1;
     const std::uint32_t slots =
         shared + Tile::kSlotsOffset + (consumer * 4 + warp) * Tile::kSlots * kSlotBytes;
-    Consumer<Tile, Schedule, Epilogue>(pipeline, works, consumer, warp, lane)
-        .run(Epilogue(epilogue_params, slots, lane));
+    Consumer<Tile, Schedule, Epilogue> multiplier(pipeline, works, consumer, warp, lane);
+    if constexpr (Epilogue::kFetches) {
+      const std::uint32_t barrier = shared + Tile::kFetchOffset + 8 * (consumer * 4 + warp);
+      multiplier.run(Epilogue(epilogue_params, slots, barrier, lane));
+    } else {
+      multiplier.run(Epilogue(epilogue_params, slots, lane));
+    }
     __syncwarp();
   }
   // A peer may still signal this CTA's barriers: leave together.

@@ -262,7 +262,15 @@ __device__ __forceinline__ void stmatrix_x4(std::uint32_t address, std::uint32_t
                : "memory");
 }
 
-// The same, each matrix transposed.
+// Two of them: lanes 0 to 15 give the addresses.
+__device__ __forceinline__ void stmatrix_x2(std::uint32_t address, std::uint32_t r0,
+                                            std::uint32_t r1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r0),
+               "r"(r1)
+               : "memory");
+}
+
+// Four, each transposed.
 __device__ __forceinline__ void stmatrix_x4_transposed(std::uint32_t address, std::uint32_t r0,
                                                        std::uint32_t r1, std::uint32_t r2,
                                                        std::uint32_t r3) {

@@ -62,7 +62,8 @@ struct Tile {
   static constexpr int kSlotsOffset = kStages * kStageBytes;
   static constexpr int kBarriersOffset = kSlotsOffset + kConsumerWarps * kSlots * kSlotBytes;
   static constexpr int kWorkOffset = kBarriersOffset + 2 * kStages * 8;
-  static constexpr int kSharedBytes = kWorkOffset + kWorkBytes;
+  static constexpr int kFetchOffset = kWorkOffset + kWorkBytes;  // a barrier of each consumer warp
+  static constexpr int kSharedBytes = kFetchOffset + kConsumerWarps * 8;
 
   static_assert(kBlockM % (64 * kConsumers) == 0 && kBlockN % 64 == 0);
   static_assert(kSharedBytes <= kMaxSharedBytes);
