@@ -93,11 +93,7 @@ class CommandTest(unittest.TestCase):
     def run_command(self, *arguments, **options) -> subprocess.CompletedProcess:
         return subprocess.run(
             [BINARY, *map(str, arguments)],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **options,
+            **dict(cwd=self.folder, capture_output=True, text=True, timeout=300) | options,
         )
 
     def check_command(self, *arguments, **options) -> str:

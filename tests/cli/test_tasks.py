@@ -63,7 +63,7 @@ class TasksTest(CommandTest):
         self.weights = plain_model.tensors(read_safetensors(self.folder / "run/latest/model.safetensors"))
 
     def loglikelihood(self, context: str, continuation: str, length=32):
-        ids, more = list(context.encode()), list(continuation.encode())
+        ids, more = list(context.encode()), list(f" {continuation}".encode())
         ids = ids[-(length - len(more)) :] + more
         logits = plain_model.logits(self.weights, torch.tensor([ids]), BASE)[0]
         rows = logits[len(ids) - len(more) - 1 : -1].log_softmax(-1)
@@ -102,7 +102,7 @@ class TasksTest(CommandTest):
                 )
                 for ours, plain in zip(sample["loglikelihoods"], closest, strict=True):
                     self.assertAlmostEqual(ours, plain, delta=1e-4)
-                means = [value / len(choice) for value, choice in zip(closest, line["choices"], strict=True)]
+                means = [value / (1 + len(choice)) for value, choice in zip(closest, line["choices"], strict=True)]
                 right += means.index(max(means)) == line["gold"]
                 self.assertEqual(sample["correct"], means.index(max(means)) == line["gold"])
             result = answer["icl"][f"choice/1-shot/{category}"]

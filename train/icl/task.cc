@@ -100,7 +100,9 @@ class Builder {
  public:
   Builder(const TaskConfig& task, const Tokenizer& tokenizer, std::vector<const Line*> lines)
       : task_(task), tokenizer_(tokenizer), lines_(std::move(lines)) {
-    prefix_space_ = tokenizer.encode(" a").size() == 1;
+    // LLM Foundry asks whether " a" is one token, and loses the space where it is two.
+    prefix_space_ =
+        !tokenizer.decode_bytes(tokenizer.encode("a"), /*first=*/false).starts_with(' ');
     if (task_.type != TaskType::kGeneration) return;
     for (const Line* line : lines_) has_thoughts_ = has_thoughts_ || line->has("chain_of_thought");
     for (const Line* line : lines_) {
@@ -186,9 +188,11 @@ class Builder {
     ids.insert(ids.end(), context.begin(), context.end());
     return ids;
   }
-  // Where a word begins with a space, a continuation does.
+  // The space before a continuation, which its context has lost: but where the tokenizer puts one in front
+  // of every text.
   std::vector<TokenId> continuation_ids(const std::string& text) const {
-    return tokenizer_.encode(prefix_space_ && !text.starts_with(' ') ? " " + text : text);
+    const bool lacks_space = prefix_space_ && !text.empty() && !text.starts_with(' ');
+    return tokenizer_.encode(lacks_space ? " " + text : text);
   }
   // Keeps the end of a context that is too long.
   static void trim(std::vector<TokenId>& context, std::int64_t most) {

@@ -54,6 +54,14 @@ class SpacedLetters : public Tokenizer {
   }
 };
 
+// Puts a space in front of every text, as SentencePiece's models do.
+class SpacedTexts : public SpacedLetters {
+ public:
+  std::vector<TokenId> encode(std::string_view text) const override {
+    return text.empty() ? std::vector<TokenId>() : SpacedLetters::encode(" " + std::string(text));
+  }
+};
+
 class TaskTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -101,15 +109,21 @@ TEST_F(TaskTest, LanguageModeling) {
   ASSERT_EQ(runs.size(), 2u);
   EXPECT_EQ(runs[0].name, "t/0-shot");
   EXPECT_EQ(runs[1].name, "t/1-shot");
-  EXPECT_EQ(shown(runs[0].questions[0].choices[0], *bytes), "Go. \nthe cat|sat");
-  EXPECT_EQ(shown(runs[1].questions[0].choices[0], *bytes), "Go. \na dog ran\nthe cat|sat");
-  EXPECT_EQ(shown(runs[1].questions[1].choices[0], *bytes), "Go. \nthe cat sat\na dog|ran");
+  EXPECT_EQ(shown(runs[0].questions[0].choices[0], *bytes), "Go. \nthe cat| sat");
+  EXPECT_EQ(shown(runs[1].questions[0].choices[0], *bytes), "Go. \na dog ran\nthe cat| sat");
+  EXPECT_EQ(shown(runs[1].questions[1].choices[0], *bytes), "Go. \nthe cat sat\na dog| ran");
   // A tokenizer whose words begin with their space, and that puts a BOS in front.
   const SpacedLetters spaced;
   runs = open("icl_task_type: language_modeling, num_fewshot: [0, 1], example_delimiter: ';'",
               lines, spaced);
   EXPECT_EQ(shown(runs[0].questions[0].choices[0], spaced), "<s>the cat| sat");
   EXPECT_EQ(shown(runs[1].questions[0].choices[0], spaced), "<s>a dog ran;the cat| sat");
+  const SpacedTexts texts;
+  runs = open("icl_task_type: language_modeling, num_fewshot: 0", lines, texts);
+  EXPECT_EQ(shown(runs[0].questions[0].choices[0], texts), "<s> the cat| sat");
+  EXPECT_THAT(refusal("icl_task_type: language_modeling, num_fewshot: 0",
+                      "{\"context\": \"a\", \"continuation\": \"\"}\n"),
+              HasSubstr("the continuation has no token"));
 }
 
 TEST_F(TaskTest, MultipleChoiceAndSchema) {
@@ -123,18 +137,18 @@ TEST_F(TaskTest, MultipleChoiceAndSchema) {
   const Question& up = runs[0].questions[0];
   EXPECT_EQ(up.gold, 1);
   ASSERT_EQ(up.choices.size(), 2u);
-  EXPECT_EQ(shown(up.choices[0], *bytes), "Q: down?\nA: no\nQ: up?\nA:|yes");
-  EXPECT_EQ(shown(up.choices[1], *bytes), "Q: down?\nA: no\nQ: up?\nA:|no ");
+  EXPECT_EQ(shown(up.choices[0], *bytes), "Q: down?\nA: no\nQ: up?\nA:| yes");
+  EXPECT_EQ(shown(up.choices[1], *bytes), "Q: down?\nA: no\nQ: up?\nA:| no ");
   EXPECT_EQ(runs[0].questions[1].choices.size(), 3u);
   const std::string schema =
       "{\"context_options\": [\"The cup fell as the table\", \"The cup fell as the cup\"], "
       "\"continuation\": \"broke.\", \"gold\": 1}\n"
       "{\"context_options\": [\"X\", \"Y\"], \"continuation\": \"ran.\", \"gold\": 0}\n";
   runs = open("icl_task_type: schema, num_fewshot: [0, 1]", schema, *bytes);
-  EXPECT_EQ(shown(runs[0].questions[1].choices[0], *bytes), "X|ran.");
-  EXPECT_EQ(shown(runs[0].questions[1].choices[1], *bytes), "Y|ran.");
+  EXPECT_EQ(shown(runs[0].questions[1].choices[0], *bytes), "X| ran.");
+  EXPECT_EQ(shown(runs[0].questions[1].choices[1], *bytes), "Y| ran.");
   EXPECT_EQ(shown(runs[1].questions[1].choices[1], *bytes),
-            "The cup fell as the cup broke.\nY|ran.");
+            "The cup fell as the cup broke.\nY| ran.");
 }
 
 TEST_F(TaskTest, GenerationAndItsAnswers) {
@@ -169,7 +183,7 @@ TEST_F(TaskTest, CategoriesAreTasksOfTheirOwn) {
   EXPECT_EQ(runs[0].name, "t/2-shot/land");
   EXPECT_EQ(runs[0].questions.size(), 1u);
   EXPECT_EQ(runs[1].name, "t/2-shot/sea");
-  EXPECT_EQ(shown(runs[1].questions[0].choices[0], *make_tokenizer("bytes")), "e f\na|b");
+  EXPECT_EQ(shown(runs[1].questions[0].choices[0], *make_tokenizer("bytes")), "e f\na| b");
 }
 
 TEST_F(TaskTest, LongContextsLoseTheirBeginning) {
@@ -177,9 +191,9 @@ TEST_F(TaskTest, LongContextsLoseTheirBeginning) {
   const std::string line = "{\"context\": \"0123456789\", \"continuation\": \"abc\"}\n";
   const auto runs =
       open("icl_task_type: language_modeling, num_fewshot: 0, max_seq_len: 8", line, *bytes);
-  EXPECT_EQ(shown(runs[0].questions[0].choices[0], *bytes), "56789|abc");
+  EXPECT_EQ(shown(runs[0].questions[0].choices[0], *bytes), "6789| abc");
   EXPECT_THAT(refusal("icl_task_type: language_modeling, num_fewshot: 0, max_seq_len: 3", line),
-              HasSubstr(".jsonl:1: a continuation of 3 tokens"));
+              HasSubstr(".jsonl:1: a continuation of 4 tokens"));
 }
 
 TEST_F(TaskTest, BadLinesAndKeysAreNamed) {
