@@ -24,7 +24,7 @@ constexpr std::pair<const char*, LoraTarget> kTargets[] = {
     {"w3", LoraTarget::kUp},
 };
 
-std::set<LoraTarget> read_targets(const YamlMap& map) {
+std::set<LoraTarget> read_targets(const YamlMap& map, bool glu) {
   const char* key = "target_modules";
   std::vector<std::string> names;
   if (map.is_sequence(key)) {
@@ -32,8 +32,10 @@ std::set<LoraTarget> read_targets(const YamlMap& map) {
   } else {
     names.push_back(map.get<std::string>(key));
     if (names[0] == "all-linear") {
-      return {LoraTarget::kQ,    LoraTarget::kK,  LoraTarget::kV,   LoraTarget::kOut,
-              LoraTarget::kGate, LoraTarget::kUp, LoraTarget::kDown};
+      std::set<LoraTarget> all{LoraTarget::kQ,   LoraTarget::kK,  LoraTarget::kV,
+                               LoraTarget::kOut, LoraTarget::kUp, LoraTarget::kDown};
+      if (glu) all.insert(LoraTarget::kGate);
+      return all;
     }
   }
   std::set<LoraTarget> targets;
@@ -48,6 +50,11 @@ std::set<LoraTarget> read_targets(const YamlMap& map) {
       map.fail(key, "unknown module " + name,
                fmt::format("all-linear, or some of: {}", fmt::join(known, ", ")));
     }
+    if (!glu && name == "w1") found = LoraTarget::kUp;
+    if (!glu && *found == LoraTarget::kGate) {
+      map.fail(key, name + " is of layers with a gate",
+               "ffn_type mptglu or mlp_type glu has one; all-linear takes what there is");
+    }
     targets.insert(*found);
   }
   if (targets.empty()) map.fail(key, "no module", "name one, or all-linear");
@@ -61,7 +68,7 @@ std::set<LoraTarget> read_targets(const YamlMap& map) {
 
 }  // namespace
 
-LoraConfig LoraConfig::from_yaml(const YamlMap& map) {
+LoraConfig LoraConfig::from_yaml(const YamlMap& map, bool glu) {
   LoraConfig config;
   const auto type = map.get<std::string>("peft_type", "LORA");
   map.refuse("peft_type", type != "LORA", "use LORA");
@@ -74,7 +81,7 @@ LoraConfig LoraConfig::from_yaml(const YamlMap& map) {
   config.dropout = map.non_negative<double>("lora_dropout", 0.0);
   if (config.dropout >= 1) map.fail("lora_dropout", "not below 1: nothing would be left");
   config.rslora = map.get<bool>("use_rslora", false);
-  config.targets = read_targets(map);
+  config.targets = read_targets(map, glu);
   const auto bias = map.get<std::string>("bias", "none");
   map.refuse("bias", bias != "none", "use none");
   map.refuse("fan_in_fan_out", map.get<bool>("fan_in_fan_out", false));

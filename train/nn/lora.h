@@ -25,8 +25,9 @@ struct LoraConfig {
   std::set<LoraTarget> targets;
 
   // Reads PEFT's LoraConfig as LLM Foundry's `peft_config` has it; target_modules takes the names of
-  // LLM Foundry and of Hugging Face's families. Throws Error(kInvalidArgument).
-  static LoraConfig from_yaml(const YamlMap& map);
+  // LLM Foundry and of Hugging Face's families. `glu`: the feed-forward layers have a gate; where they
+  // do not, all-linear means none and w1 is the up projection. Throws Error(kInvalidArgument).
+  static LoraConfig from_yaml(const YamlMap& map, bool glu);
 
   double scale() const;
   bool has(LoraTarget target) const { return targets.contains(target); }

@@ -199,16 +199,11 @@ void refuse_unsupported(const YamlMap& map) {
 void read_lora(const YamlMap& map, ModelConfig& config) {
   const auto peft = map.find_map("peft_config");
   if (!peft) return map.no_effect("should_save_peft_only", "there is no peft_config");
-  const auto lora = LoraConfig::from_yaml(*peft);
   map.no_effect("should_save_peft_only",
                 "checkpoints hold the model too; `convert --to peft` writes the adapter alone");
   const MoELayerConfig* moe = config.moe();
-  const bool glu = moe ? moe->moe.glu : std::get<FfnConfig>(config.ffn).glu;
-  if (lora.has(LoraTarget::kGate) && !glu) {
-    peft->fail("target_modules", "gate_proj is of layers with a gate",
-               "ffn_type mptglu or mlp_type glu has one");
-  }
-  config.set_lora(lora);
+  config.set_lora(
+      LoraConfig::from_yaml(*peft, moe ? moe->moe.glu : std::get<FfnConfig>(config.ffn).glu));
 }
 
 void check_name(const YamlMap& map) {

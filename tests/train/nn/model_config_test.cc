@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
 #include <tuple>
 
 #include "dropless/error.h"
@@ -129,6 +130,23 @@ TEST(ModelConfig, NumbersOutOfRange) {
     const std::string key = std::string(override).substr(0, std::string(override).find('='));
     EXPECT_THAT(refusal(kMoE, override), HasSubstr(key + ": ")) << override;
   }
+}
+
+TEST(ModelConfig, AdaptersOfAllThatThereIs) {
+  const std::string all = "peft_config={target_modules: all-linear}";
+  const auto targets = [](const std::string& text, const std::vector<std::string>& overrides) {
+    return parse(text, overrides).lora->targets;
+  };
+  using enum LoraTarget;
+  EXPECT_EQ(targets(kMoE, {all}), (std::set{kQ, kK, kV, kOut, kGate, kUp, kDown}));
+  const std::set<LoraTarget> without_gate{kQ, kK, kV, kOut, kUp, kDown};
+  EXPECT_EQ(targets(kDense, {all}), without_gate);
+  EXPECT_EQ(targets(kMoE, {"ffn_config.mlp_type=mlp", all}), without_gate);
+  const std::string first = "peft_config={target_modules: [w1]}";
+  EXPECT_EQ(targets(kMoE, {first}), std::set{kGate});
+  EXPECT_EQ(targets(kMoE, {"ffn_config.mlp_type=mlp", first}), std::set{kUp});
+  EXPECT_THAT(refusal(kDense, "peft_config={target_modules: [gate_proj]}"),
+              HasSubstr("gate_proj is of layers with a gate"));
 }
 
 TEST(ModelConfig, MathsAreTheKeysThatChangeTheFunction) {
