@@ -1,5 +1,5 @@
-// `dropless convert SRC DST --to dropless|hf|llm-foundry|mistral|peft [--dtype fp32|bf16|fp16] [--merge-adapter]
-// [--overwrite]`
+// `dropless convert SRC DST --to dropless|hf|llm-foundry|mistral|peft [--dtype fp32|bf16|fp16]
+// [--adapter FOLDER] [--merge-adapter] [--overwrite]`
 #include <CLI/CLI.hpp>
 
 #include <memory>
@@ -54,6 +54,8 @@ void add_convert_verb(CLI::App& app) {
   cli->add_option("--shard-bytes", verb->options.shard_bytes, "tensor bytes in one file")
       ->check(whole_number<std::uint64_t>(1))
       ->capture_default_str();
+  cli->add_option("--adapter", verb->options.adapter,
+                  "folder of a LoRA adapter that PEFT saved, to stand beside the weights");
   cli->add_flag("--merge-adapter", verb->options.merge_adapter,
                 "add LoRA adapters to the weights; all targets but dropless and peft do");
   cli->add_flag("--overwrite", verb->options.overwrite, "replace a target that is not empty");

@@ -12,6 +12,8 @@ void ModelOptions::add_to(CLI::App& verb) {
       verb.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
   dtype_option_ = verb.add_option("--dtype", dtype, "fp32, bf16 or fp16 for the matrix products")
                       ->capture_default_str();
+  verb.add_option("--adapter", adapter,
+                  "folder of a LoRA adapter that PEFT saved, to stand beside the weights");
 }
 
 Precision parse_dtype(const std::string& dtype) {
@@ -22,7 +24,7 @@ Precision parse_dtype(const std::string& dtype) {
 }
 
 LoadedModel ModelOptions::open(const std::string& path) const {
-  return load_model(path, choose_device(device));
+  return load_model(path, choose_device(device), adapter);
 }
 
 }  // namespace dropless::apps

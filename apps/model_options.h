@@ -1,4 +1,4 @@
-// What the verbs that run a model have in common: --device and --dtype, and how a MODEL is opened.
+// What the verbs that run a model have in common: --device, --dtype and --adapter, and how a MODEL is opened.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -16,6 +16,7 @@ train::Precision parse_dtype(const std::string& dtype);
 struct ModelOptions {
   std::string device = "cpu";
   std::string dtype = "fp32";
+  std::string adapter;  // a folder of PEFT's; empty: none
 
   void add_to(CLI::App& verb);
   bool device_given() const { return device_option_->count() > 0; }

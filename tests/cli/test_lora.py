@@ -40,10 +40,10 @@ class LoraTest(CommandTest):
         balance = ["model.ffn_config.moe_loss_weight=0"] if "moe_loss_weight" in self.model else []
         return self.check_command("train", "train.yaml", *balance, *overrides)
 
-    def logits(self, folder: str) -> torch.Tensor:
+    def logits(self, folder: str, *more) -> torch.Tensor:
         answer = json.loads(
             self.check_command(
-                "generate", folder, "--prompt-ids", json.dumps(hf_models.PROMPTS), "--json", "--logits", "--max-new-tokens", 0
+                "generate", folder, *more, "--prompt-ids", json.dumps(hf_models.PROMPTS), "--json", "--logits", "--max-new-tokens", 0
             )
         )
         return torch.tensor(answer["logits_last"], dtype=torch.float64)
@@ -107,11 +107,13 @@ class LoraTest(CommandTest):
     def test_merged_and_beside_it_are_one_model(self):
         for name, targets in (
             ("olmoe", "all-linear"), ("mixtral", "[q_proj, v_proj, w1, w2, w3]"), ("llama", "[Wqkv, o_proj, gate_proj, up_proj, down_proj]"),
-            ("dbrx", "[Wqkv, out_proj, w1, v1, w2]"), ("qwen3_moe", "all-linear"),
+            ("dbrx", "[Wqkv, out_proj, w1, v1, w2]"), ("qwen3_moe", "all-linear"), ("mpt", "all-linear"),
         ):  # fmt: skip
             with self.subTest(name):
                 self.write_base(name)
                 weights = self.tune(targets)
+                gated = any("gate_proj.lora_" in key or ".w1.lora_" in key for key in weights)
+                self.assertEqual(gated, name != "mpt")
                 base = tensors(self.folder / "base/model.safetensors")
                 for key, tensor in base.items():
                     self.assertTrue(torch.equal(tensor, weights[key]), "the model itself is frozen: " + key)
@@ -120,20 +122,30 @@ class LoraTest(CommandTest):
                 beside = self.logits("tuned")
                 self.assertGreater((beside - self.logits("base")).norm().item(), 0.1)
                 self.check_command("convert", "tuned", "merged", "--to", "dropless", "--merge-adapter", "--overwrite")
-                self.check_command("convert", "tuned", "hf", "--to", "hf", "--overwrite")
+                self.check_command("convert", "tuned", "hf", "--to", hf_models.layout(hf_models.CONFIGS[name]), "--overwrite")
                 for folder in ("merged", "hf"):
                     self.check_close(self.logits(folder), beside, 1e-5, folder)
                 merged = tensors(self.folder / "merged/model.safetensors")
                 self.assertEqual(set(merged), set(base))
                 self.assertNotIn("peft_config: {", (self.folder / "merged/config.yaml").read_text())
                 # The adapter alone, with the base's own tensors.
-                if name == "dbrx":
+                refused = {"dbrx": "the experts of dbrx", "mpt": "one module for queries, keys and values"}
+                if name in refused:
                     result = self.run_command("convert", "tuned", "adapter", "--to", "peft", "--overwrite")
                     self.assertEqual(result.returncode, 2, result.stderr)
-                    self.assertIn("the experts of dbrx", result.stderr)
+                    self.assertIn(refused[name], result.stderr)
                     continue
                 self.check_command("convert", "tuned", "adapter", "--to", "peft", "--overwrite")
                 self.check_peft(name, "adapter", tensors(self.folder / "hf/model.safetensors"))
+                # And back, beside the model in either layout.
+                for folder in (name, "base"):
+                    self.check_command("convert", folder, "back", "--to", "dropless", "--adapter", "adapter", "--overwrite")
+                    back = tensors(self.folder / "back/model.safetensors")
+                    if "Wqkv" not in targets:
+                        self.assertEqual(set(back), set(weights))
+                        self.assertTrue(all(torch.equal(back[key], weights[key]) for key in back))
+                    self.check_close(self.logits("back"), beside, 1e-6, folder)
+                    self.check_close(self.logits(folder, "--adapter", "adapter"), beside, 1e-6, folder)
 
     def check_peft(self, name: str, adapter: str, merged: dict):
         config = json.loads((self.folder / adapter / "adapter_config.json").read_text())
@@ -153,6 +165,107 @@ class LoraTest(CommandTest):
             self.check_close(merged[key].double(), expected, 1e-6, key)
         self.assertFalse(parts, "adapters of no tensor")
         self.assertGreater(changed, 5)
+
+    def write_adapter(self, folder: str, parts: dict, **config):
+        (self.folder / folder).mkdir(exist_ok=True)
+        config = dict(dict(peft_type="LORA", r=R, lora_alpha=ALPHA, task_type="CAUSAL_LM", target_modules=["any"], bias="none"), **config)
+        (self.folder / folder / "adapter_config.json").write_text(json.dumps(config))
+        path = self.folder / folder / "adapter_model.safetensors"
+        hf_models.write_safetensors(path, {"base_model.model." + key + ".weight": value for key, value in parts.items()})
+
+    def sides(self, seed: int, out: int, into: int, rank: int) -> tuple:
+        draw = torch.Generator().manual_seed(seed)
+        return torch.randn(rank, into, generator=draw) / into**0.5, torch.randn(out, rank, generator=draw) / rank**0.5
+
+    def test_an_adapter_of_stacked_experts(self):
+        """As PEFT saves those of transformers 5: two parameters of a module, of which one has twice the rank and alpha, and
+        of the attention one layer alone."""
+        experts, width, inner = 4, 48, 40
+        for name, old in (("olmoe", "mlp"), ("mixtral", "block_sparse_moe")):
+            names = ("w1", "w3", "w2") if name == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+            for turned in (False, True):
+                with self.subTest(name, turned=turned):
+                    base = hf_models.weights(hf_models.CONFIGS[name])
+                    parts = {}
+                    module = "model.layers.1.self_attn.v_proj"
+                    a, b = self.sides(1, base[module + ".weight"].shape[0], width, R)
+                    parts |= {module + ".lora_A": a, module + ".lora_B": b}
+                    base[module + ".weight"] += SCALE * b @ a
+                    for layer in range(2):
+                        stack = f"model.layers.{layer}.mlp.experts"
+                        gate_up, down = (stack, stack + ".base_layer") if turned else (stack + ".base_layer", stack)
+                        a, b = self.sides(2 + layer, 2 * inner, width, experts * 2 * R)
+                        parts |= {gate_up + ".lora_A": a, gate_up + ".lora_B": b}
+                        # lora_B's columns go through the experts first (PEFT's get_delta_weight); alpha 18 of rank 6.
+                        change = torch.einsum("ore,eri->eoi", b.view(2 * inner, 2 * R, experts), a.view(experts, 2 * R, width)) * 3
+                        a, b = self.sides(4 + layer, width, inner, experts * R)
+                        parts |= {down + ".lora_A": a, down + ".lora_B": b}
+                        back = torch.einsum("ore,eri->eoi", b.view(width, R, experts), a.view(experts, R, inner)) * SCALE
+                        for e in range(experts):
+                            prefix = f"model.layers.{layer}.{old}.experts.{e}."
+                            for part, delta in zip(names, (*change[e].chunk(2), back[e])):
+                                base[f"{prefix}{part}.weight"] += delta
+                    for folder in (name, "sum", "beside", "merged", "tuned"):
+                        shutil.rmtree(self.folder / folder, ignore_errors=True)
+                    self.write_base(name)
+                    hf_models.write_folder(self.folder / "sum", hf_models.CONFIGS[name], base)
+                    pattern = {".*\\.gate_up_proj": 3 * 2 * R}
+                    self.write_adapter("adapter", parts, rank_pattern={".*\\.gate_up_proj": 2 * R}, alpha_pattern=pattern)
+                    expected = self.logits("sum")
+                    self.assertGreater((expected - self.logits(name)).norm().item(), 0.1)
+                    self.check_close(self.logits(name, "--adapter", "adapter"), expected, 1e-5)
+                    # Beside the model it trains on, and merges.
+                    self.check_command("convert", "base", "beside", "--to", "dropless", "--adapter", "adapter")
+                    self.check_close(self.logits("beside"), expected, 1e-5)
+                    self.check_command("convert", "beside", "merged", "--to", "hf")
+                    self.check_close(self.logits("merged"), expected, 1e-5)
+                    config = (self.folder / "beside/config.yaml").read_text()
+                    self.model = config[config.index("model:") :]
+                    self.write_config(TUNE)
+                    self.train("load_path=beside", "save_folder=tuned")
+                    losses = [line["loss/train/loss"] for line in self.metrics("tuned")]
+                    self.assertLess(losses[-1], losses[0])
+                    result = self.run_command("convert", "tuned", "more", "--to", "dropless", "--adapter", "adapter")
+                    self.assertEqual(result.returncode, 2, result.stderr)
+                    self.assertIn("has adapters", result.stderr)
+
+    def test_bad_adapters(self):
+        self.write_base("llama")
+        module = "model.layers.0.self_attn.v_proj"
+        a, b = self.sides(1, 24, 48, R)
+        good = {module + ".lora_A": a, module + ".lora_B": b}
+        self.write_adapter("good", good)
+        self.check_command("generate", "base", "--adapter", "good", "--prompt-ids", "[[1]]", "--json", "--max-new-tokens", 1)
+        cases = {
+            "one side": (dict(list(good.items())[:1]), {}, "do not fit"),
+            "another rank": (good, {"r": 4}, "has rank 3"),
+            "another width": ({module + ".lora_A": a[:, 1:], module + ".lora_B": b}, {}, "of another shape"),
+            "no module": ({"model.layers.7.self_attn.v_proj.lora_A": a, "model.layers.7.self_attn.v_proj.lora_B": b} | good, {}, "layers.7"),
+            "another model": ({"h.0.attn.lora_A": a, "h.0.attn.lora_B": b}, {}, "no adapter of this model's modules"),
+            "the router": ({"model.layers.0.mlp.gate.lora_A": a, "model.layers.0.mlp.gate.lora_B": b} | good, {}, "mlp.gate"),
+            "a head": ({"lm_head": a} | good, {}, "lm_head.weight"),
+            "dora": (good, {"use_dora": True}, "use_dora"),
+            "kind": (good, {"peft_type": "IA3"}, "IA3"),
+            "saved modules": (good, {"modules_to_save": ["lm_head"]}, "modules_to_save"),
+            "pissa": (good, {"init_lora_weights": "pissa"}, "pissa"),
+            "an unknown switch": (good, {"use_new_thing": 1}, "use_new_thing"),
+            "alpha": (good, {"lora_alpha": "much"}, "lora_alpha"),
+        }  # fmt: skip
+        for what, (parts, config, words) in cases.items():
+            with self.subTest(what):
+                self.write_adapter("bad", parts, **config)
+                for arguments in (("generate", "base", "--prompt-ids", "[[1]]"), ("convert", "llama", "out", "--to", "dropless")):
+                    result = self.run_command(*arguments, "--adapter", "bad")
+                    self.assertEqual(result.returncode, 2, result.stderr)
+                    self.assertIn(words, result.stderr)
+                self.assertFalse((self.folder / "out").exists())
+        (self.folder / "good/adapter_model.safetensors").write_bytes(b"0" * 40)
+        result = self.run_command("generate", "base", "--adapter", "good", "--prompt-ids", "[[1]]")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        for arguments, words in ((("base", "--adapter", "base"), "adapter_config.json"), (("good",), "--adapter")):
+            result = self.run_command("generate", *arguments, "--prompt-ids", "[[1]]")
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(words, result.stderr)
 
     def test_resumed_to_the_bit(self):
         self.write_base("olmoe")
@@ -220,6 +333,22 @@ class LoraTest(CommandTest):
                     self.check_close(self.logits("tuned"), theirs, 1e-5)
                     whole = model.merge_and_unload()(ids).logits[:, -1].double()
                 self.check_close(self.logits("tuned"), whole, 1e-5)
+        # The other way.
+        attention = ["q_proj", "v_proj"]
+        for name, targets in (("olmoe", ["q_proj", "gate_proj", "up_proj", "down_proj"]), ("mixtral", ["v_proj", "w1", "w2", "w3"]), ("olmoe", attention), ("qwen3_moe", [*attention, "gate_proj", "up_proj"]), ("dbrx", ["Wqkv", "out_proj"]), ("llama", [*attention, "up_proj"])):
+            with self.subTest(name, targets=targets):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                self.write_base(name)
+                base = transformers.AutoModelForCausalLM.from_pretrained(self.folder / name, dtype=torch.float32)
+                torch.manual_seed(1)
+                config = peft.LoraConfig(r=R, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM", use_rslora=name == "llama", init_lora_weights=False)
+                model = peft.get_peft_model(base, config).eval()
+                model.save_pretrained(self.folder / "theirs")
+                with torch.no_grad():
+                    theirs = model(torch.tensor(hf_models.PROMPTS)).logits[:, -1].double()
+                self.check_close(self.logits(name, "--adapter", "theirs"), theirs, 1e-5)
+                self.check_command("convert", name, "back", "--to", "dropless", "--adapter", "theirs", "--overwrite")
+                self.check_close(self.logits("back"), theirs, 1e-5)
 
 
 del GradientsTest

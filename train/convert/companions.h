@@ -2,6 +2,7 @@
 // template, and the config.json that the model came with, so that it can go back.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -19,5 +20,8 @@ struct Companion {
 // Those of a Hugging Face folder, or of a folder of ours. Throws Error(kInvalidArgument) for one of
 // absurd size.
 std::vector<Companion> read_companions(const std::string& folder);
+
+// config.json of the model's origin, in either kind of folder; null where there is none.
+nlohmann::json read_origin_config(const std::string& folder);
 
 }  // namespace dropless::train

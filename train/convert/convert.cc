@@ -20,6 +20,7 @@
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/checkpoint/manifest.h"
+#include "train/convert/adapter_folder.h"
 #include "train/convert/companions.h"
 #include "train/convert/folder_writer.h"
 #include "train/convert/mistral_config.h"
@@ -57,6 +58,18 @@ std::string yaml_of(const ReleasedModel& model, const std::string& folder) {
   return YamlDocument::parse(config.dump(), folder).dump();
 }
 
+// Puts the adapter of options.adapter beside the weights, as of a model that was trained with it.
+void adapt(Source& source, const std::string& folder, const nlohmann::json& kept) {
+  const AdapterFolder adapter = open_adapter_folder(folder, source.config, kept);
+  for (const auto& [name, tensor] : adapter.tensors) source.weights.add_tensor(name, tensor);
+  source.config.set_lora(adapter.lora);
+  const std::string base = adapter.base.empty() ? source.folder : adapter.base;
+  source.config_yaml =
+      YamlDocument::parse(source.config_yaml, source.folder,
+                          {"model.peft_config=" + peft_config_of(adapter.lora, base)})
+          .dump();
+}
+
 Source open_released(const std::string& folder, const ConvertOptions& options) {
   if (options.to != Layout::kDropless) {
     throw Error(
@@ -65,25 +78,20 @@ Source open_released(const std::string& folder, const ConvertOptions& options) {
         "another type or layout of it: convert it --to dropless first");
   }
   ReleasedFolder released = open_released_folder(folder);
-  return {folder,
-          released.model.config,
-          yaml_of(released.model, folder),
-          nlohmann::json(),
-          std::move(released.weights),
-          std::move(released.map.ours),
-          {},
-          {}};
-}
-
-// Which family of Hugging Face's a model with adapters is in PEFT's eyes: LLM Foundry's where it is none.
-Family peft_family_of(ModelConfig config, const nlohmann::json& kept) {
-  config.set_lora(std::nullopt);
-  try {
-    return hf_family_of(config, kept);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kUnsupported) throw;
-    return Family::kMpt;
+  Source source{folder,
+                released.model.config,
+                yaml_of(released.model, folder),
+                nlohmann::json(),
+                std::move(released.weights),
+                std::move(released.map.ours),
+                {},
+                {}};
+  if (options.adapter.empty()) return source;
+  adapt(source, options.adapter, read_origin_config(folder));
+  for (const std::string& name : adapter_names(source.config)) {
+    source.tensors.push_back(same_tensor({name, source.weights.at(name).info.shape}));
   }
+  return source;
 }
 
 // The tensors of `layout`, out of a model of ours without adapters.
@@ -129,9 +137,7 @@ Source open_ours(const std::string& path, const ConvertOptions& options) {
   for (const std::string& file : weight_files(folder)) verify_file(folder, manifest, file);
   const std::string config_path = join_path(folder, kConfigFile);
   const YamlDocument document = YamlDocument::load(config_path).without_warnings();
-  nlohmann::json kept;
-  const std::string kept_path = join_path(folder, kKeptConfig);
-  if (path_exists(kept_path)) kept = parse_json(read_file(kept_path, 16 << 20), kept_path);
+  const nlohmann::json kept = read_origin_config(folder);
   Source source{folder,
                 ModelConfig::from_yaml(document.root().map("model")),
                 read_file(config_path),
@@ -141,6 +147,15 @@ Source open_ours(const std::string& path, const ConvertOptions& options) {
                 {},
                 {}};
   source.base = document.root().get<std::string>("load_path", "");
+  if (!options.adapter.empty()) {
+    if (source.config.lora) {
+      throw Error(ErrorKind::kInvalidArgument, folder + " has adapters, and takes no others",
+                  "merge them first: convert --to dropless --merge-adapter");
+    }
+    adapt(source, options.adapter, kept);
+  } else if (const auto peft = document.root().map("model").find_map("peft_config")) {
+    source.base = peft->get<std::string>("base_model_name_or_path", source.base);
+  }
   const bool adapts = source.config.lora.has_value();
   if (options.to == Layout::kPeft) {
     if (!adapts) {

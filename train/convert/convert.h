@@ -22,6 +22,7 @@ struct ConvertOptions {
   std::optional<at::ScalarType> dtype;  // absent: as stored
   bool overwrite = false;
   bool merge_adapter = false;  // what has no word for adapters gets them merged in any case
+  std::string adapter;         // a folder of PEFT's, beside the source's weights; empty: none
   bool progress = false;       // a line on standard error
   std::uint64_t shard_bytes = 5'000'000'000;  // of tensors in one file
 };
@@ -29,7 +30,7 @@ struct ConvertOptions {
 // Writes `target` (complete or not at all) from the checkpoint, run folder or released model's
 // folder `source`. Cut off, it leaves its finished files beside the target and goes on from them when it is
 // called again. Throws Error: kInvalidArgument for a target that is not empty, kUnsupported where the
-// layout cannot express the model.
+// layout cannot express the model; those of open_adapter_folder().
 void convert_model(const std::string& source, const std::string& target,
                    const ConvertOptions& options);
 

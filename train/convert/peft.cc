@@ -4,8 +4,10 @@
 
 #include <array>
 #include <set>
+#include <utility>
 
 #include "dropless/error.h"
+#include "train/convert/hf_config.h"
 
 namespace dropless::train {
 namespace {
@@ -149,6 +151,8 @@ class PeftNames {
   PeftNames(const ModelConfig& config, Family family) : config_(config), family_(family) {}
 
   void add(const Adapter& adapter) {
+    ours.push_back({adapter.a, {adapter.count * config_.lora->r, adapter.in}});
+    ours.push_back({adapter.b, {adapter.count * adapter.out, config_.lora->r}});
     if (adapter.part == "attn") return attention(adapter);
     if (!adapter.expert()) return module(adapter, ffn_prefix(adapter), leaf(adapter));
     if (!llama_like()) {
@@ -168,7 +172,7 @@ class PeftNames {
   }
 
   std::vector<Link> links;
-  std::vector<TensorShape> tensors;
+  std::vector<TensorShape> ours, tensors;
   std::set<std::string> leaves;  // adapter_config.json's target_modules
 
  private:
@@ -236,6 +240,21 @@ PeftNames peft_names(const ModelConfig& config, Family family) {
 }
 
 }  // namespace
+
+PeftLayout peft_layout(const ModelConfig& config, Family family) {
+  PeftNames names = peft_names(config, family);
+  return {std::move(names.ours), std::move(names.tensors), std::move(names.links)};
+}
+
+Family peft_family_of(ModelConfig config, const nlohmann::json& kept) {
+  config.set_lora(std::nullopt);
+  try {
+    return hf_family_of(config, kept);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUnsupported) throw;
+    return Family::kMpt;
+  }
+}
 
 std::vector<MappedTensor> peft_tensors(const ModelConfig& config, Family family) {
   const PeftNames names = peft_names(config, family);

@@ -26,6 +26,17 @@ std::vector<std::string> adapter_names(const ModelConfig& config);
 // W + s B A, in fp32.
 void merge_adapters(const ModelConfig& config, TensorFolder& folder);
 
+// The tensors of the adapters on both sides, and which bytes are which.
+struct PeftLayout {
+  std::vector<TensorShape> ours, theirs;
+  std::vector<Link> links;
+};
+// Throws Error(kUnsupported) where PEFT has no form for an adapter.
+PeftLayout peft_layout(const ModelConfig& config, Family family);
+// The family whose modules PEFT's names are: LLM Foundry's where it is none of Hugging Face's. `kept`:
+// config.json of the model's origin, or null.
+Family peft_family_of(ModelConfig config, const nlohmann::json& kept);
+
 // PEFT's tensors for a model of `family`, and where ours has their bytes. Throws Error(kUnsupported) where
 // PEFT has no form for an adapter.
 std::vector<MappedTensor> peft_tensors(const ModelConfig& config, Family family);

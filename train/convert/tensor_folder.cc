@@ -162,7 +162,7 @@ TensorFolder TensorFolder::open(const std::string& folder) {
                     fmt::format("{} holds {}, which {} has in {}", path, info.name, index_name,
                                 listed == index.end() ? "no file" : listed->second));
       }
-      if (!result.tensors_.emplace(info.name, Entry{&file, info}).second) {
+      if (!result.tensors_.emplace(info.name, Entry{&file, info, {}}).second) {
         throw Error(ErrorKind::kDamaged,
                     fmt::format("{} holds {}, and so does another file", path, info.name));
       }
@@ -175,6 +175,25 @@ TensorFolder TensorFolder::open(const std::string& folder) {
     }
   }
   return result;
+}
+
+TensorFolder TensorFolder::open_file(const std::string& path) {
+  TensorFolder result;
+  result.folder_ = path;
+  result.files_.push_back(std::make_unique<SafetensorsFile>(SafetensorsFile::open(path)));
+  const SafetensorsFile& file = *result.files_.back();
+  for (const TensorInfo& info : file.tensors()) {
+    result.tensors_.emplace(info.name, Entry{&file, info, {}});
+  }
+  return result;
+}
+
+void TensorFolder::add_tensor(const std::string& name, const at::Tensor& tensor) {
+  TensorInfo info;
+  info.name = name;
+  info.shape = tensor.sizes().vec();
+  info.end = tensor.nbytes();
+  tensors_.insert_or_assign(name, Entry{nullptr, info, tensor});
 }
 
 const TensorFolder::Entry& TensorFolder::at(const std::string& name) const {
@@ -259,9 +278,13 @@ void stream_tensor(const TensorFolder& source, const MappedTensor& target, at::S
     const at::Tensor buffer = at::empty({step, piece.columns}, stored);
     for (std::int64_t row = 0; row < piece.rows; row += step) {
       const std::int64_t rows = std::min(step, piece.rows - row);
-      const at::Tensor read = buffer.narrow(0, 0, rows);
-      entry.file->read_part(entry.info, (piece.first_row + row) * row_bytes,
-                            read.mutable_data_ptr(), rows * row_bytes);
+      at::Tensor read = buffer.narrow(0, 0, rows);
+      if (entry.file == nullptr) {
+        read = entry.added.view({-1, piece.columns}).narrow(0, piece.first_row + row, rows);
+      } else {
+        entry.file->read_part(entry.info, (piece.first_row + row) * row_bytes,
+                              read.mutable_data_ptr(), rows * row_bytes);
+      }
       const at::Tensor whole = source.with_terms(piece.source, piece.first_row + row, read);
       sink((piece.transpose ? whole.t() : whole).to(type).contiguous());
     }
@@ -269,10 +292,13 @@ void stream_tensor(const TensorFolder& source, const MappedTensor& target, at::S
 }
 
 at::Tensor read_whole(const TensorFolder& source, const std::string& name) {
-  const MappedTensor tensor = same_tensor({name, source.at(name).info.shape});
-  const at::Tensor whole = at::empty(tensor.tensor.shape, at::kFloat);
+  return read_whole(source, same_tensor({name, source.at(name).info.shape}));
+}
+
+at::Tensor read_whole(const TensorFolder& source, const MappedTensor& target) {
+  const at::Tensor whole = at::empty(target.tensor.shape, at::kFloat);
   std::int64_t filled = 0;
-  stream_tensor(source, tensor, at::kFloat, [&](const at::Tensor& part) {
+  stream_tensor(source, target, at::kFloat, [&](const at::Tensor& part) {
     whole.view({-1}).narrow(0, filled, part.numel()).copy_(part.view({-1}));
     filled += part.numel();
   });

@@ -44,10 +44,13 @@ class TensorFolder {
   // Throws Error as weight_files() does, and kDamaged for a missing or damaged shard and an index
   // that does not match them.
   static TensorFolder open(const std::string& folder);
+  // The tensors of one file.
+  static TensorFolder open_file(const std::string& path);
 
   struct Entry {
-    const SafetensorsFile* file;
+    const SafetensorsFile* file;  // null for a tensor that was added
     TensorInfo info;
+    at::Tensor added;
   };
   const std::map<std::string, Entry>& tensors() const { return tensors_; }
   bool contains(const std::string& name) const { return tensors_.contains(name); }
@@ -58,6 +61,8 @@ class TensorFolder {
   void leave_out(const std::set<std::string>& names) {
     std::erase_if(tensors_, [&](const auto& tensor) { return names.contains(tensor.first); });
   }
+  // From now on it has this one too: fp32, contiguous, on the CPU.
+  void add_tensor(const std::string& name, const at::Tensor& tensor);
   // From now on stream_tensor() gives tensor `name`, seen as rows of its last dimension, plus `term`.
   void add_term(const std::string& name, LowRankTerm term) {
     terms_[name].push_back(std::move(term));
@@ -78,8 +83,9 @@ class TensorFolder {
   std::map<std::string, std::vector<LowRankTerm>> terms_;
 };
 
-// All of tensor `name` in fp32.
+// All of tensor `name`, or of `target`, in fp32.
 at::Tensor read_whole(const TensorFolder& source, const std::string& name);
+at::Tensor read_whole(const TensorFolder& source, const MappedTensor& target);
 
 // The type in which `target` is stored: that of its pieces. Throws Error(kInvalidArgument) where
 // they have several, or one that no weights have.

@@ -16,6 +16,7 @@
 #include "train/base/log.h"
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/convert/adapter_folder.h"
 #include "train/convert/released_folder.h"
 #include "train/run/config.h"
 #include "train/run/memory.h"
@@ -174,6 +175,10 @@ std::string CheckpointContent::write(const std::string& run_folder, std::int64_t
 }
 
 std::string resolve_model(const std::string& path) {
+  if (is_adapter_folder(path) && !is_released_folder(path)) {
+    throw Error(ErrorKind::kInvalidArgument, path + " is an adapter, which is no model alone",
+                "name its model, and this with --adapter");
+  }
   return is_released_folder(path) ? path : resolve_checkpoint(path);
 }
 
@@ -342,13 +347,27 @@ std::vector<TokenId> eos_of_files(const std::string& folder) {
   return {};
 }
 
+// Makes `config` that of the model with the adapter, whose tensors it returns.
+std::map<std::string, at::Tensor> add_adapter(const std::string& adapter, const std::string& folder,
+                                              ModelConfig& config) {
+  if (config.lora) {
+    throw Error(ErrorKind::kInvalidArgument, folder + " has adapters, and takes no others",
+                "merge them first: convert --to dropless --merge-adapter");
+  }
+  AdapterFolder opened = open_adapter_folder(adapter, config, read_origin_config(folder));
+  config.set_lora(opened.lora);
+  return std::move(opened.tensors);
+}
+
 }  // namespace
 
-LoadedModel load_model(const std::string& path, at::Device device) {
+LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter) {
   LoadedModel loaded;
   loaded.folder = resolve_model(path);
   verify_model(loaded.folder);
   ModelConfig config = load_model_config(loaded.folder);
+  std::map<std::string, at::Tensor> beside;
+  if (!adapter.empty()) beside = add_adapter(adapter, loaded.folder, config);
   // Which kernels the training demanded says nothing about where its weights may be used.
   if (auto* layer = std::get_if<MoELayerConfig>(&config.ffn)) {
     if (layer->backend == MoEBackend::kDropless) layer->backend = MoEBackend::kAuto;
@@ -357,6 +376,11 @@ LoadedModel load_model(const std::string& path, at::Device device) {
   with_torch_errors("", [&] {
     loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
     load_model_weights(loaded.folder, *loaded.model);
+    at::NoGradGuard no_grad;
+    for (const Parameter& parameter : loaded.model->parameters()) {
+      const auto found = beside.find(parameter.name);
+      if (found != beside.end()) parameter.value.detach().copy_(found->second);
+    }
   });
   if (is_released_folder(loaded.folder)) {
     const std::string tokenizer = find_tokenizer(loaded.folder);

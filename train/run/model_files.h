@@ -79,7 +79,8 @@ struct LoadedModel {
   // tokenizer's.
   std::vector<TokenId> eos;
 };
-LoadedModel load_model(const std::string& path, at::Device device);
+// `adapter`: a folder of PEFT's whose adapter stands beside the weights; empty: none.
+LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter = {});
 
 // What config.yaml or config.json says.
 ModelConfig load_model_config(const std::string& folder);
