@@ -197,10 +197,10 @@ class LoraTest(CommandTest):
                         a, b = self.sides(2 + layer, 2 * inner, width, experts * 2 * R)
                         parts |= {gate_up + ".lora_A": a, gate_up + ".lora_B": b}
                         # lora_B's columns go through the experts first (PEFT's get_delta_weight); alpha 18 of rank 6.
-                        change = torch.einsum("ore,eri->eoi", b.view(2 * inner, 2 * R, experts), a.view(experts, 2 * R, width)) * 3
+                        change = torch.einsum("ofe,efi->eoi", b.view(2 * inner, 2 * R, experts), a.view(experts, 2 * R, width)) * 3
                         a, b = self.sides(4 + layer, width, inner, experts * R)
                         parts |= {down + ".lora_A": a, down + ".lora_B": b}
-                        back = torch.einsum("ore,eri->eoi", b.view(width, R, experts), a.view(experts, R, inner)) * SCALE
+                        back = torch.einsum("ofe,efi->eoi", b.view(width, R, experts), a.view(experts, R, inner)) * SCALE
                         for e in range(experts):
                             prefix = f"model.layers.{layer}.{old}.experts.{e}."
                             for part, delta in zip(names, (*change[e].chunk(2), back[e])):
