@@ -3,10 +3,10 @@
 
 #include <CLI/CLI.hpp>
 
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "apps/data_verbs.h"
 #include "apps/whole_number.h"
@@ -31,20 +31,18 @@ struct TextOptions {
   TextSetOptions set;
 };
 
-// The files, as far as a look at the folder tells: a changed one has another size or time.
-std::string stamp(const std::string& path) {
-  namespace fs = std::filesystem;
-  if (!fs::is_regular_file(path)) return path + "\n";
-  return fmt::format("{} {} {}\n", path, fs::file_size(path),
-                     fs::last_write_time(path).time_since_epoch().count());
-}
-
+// All that the set is made of, one file a line.
 std::string source_of(const TextOptions& options) {
+  std::vector<std::string> files = options.files;
+  if (is_folder(options.tokenizer)) {
+    for (const std::string& name : list_folder(options.tokenizer)) {
+      files.push_back(join_path(options.tokenizer, name));
+    }
+  } else {
+    files.push_back(options.tokenizer);
+  }
   std::string text;
-  for (const std::string& file : options.files) text += stamp(file);
-  if (!is_folder(options.tokenizer)) return text + stamp(options.tokenizer);
-  for (const std::string& name : list_folder(options.tokenizer))
-    text += stamp(join_path(options.tokenizer, name));
+  for (const std::string& file : files) text += file_stamp(file) + "\n";
   return text;
 }
 

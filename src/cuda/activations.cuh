@@ -1,4 +1,4 @@
-// From a run-time Activation to a template argument.
+// From the public Activation to the kernels', as a value or as a template argument.
 #pragma once
 
 #include "dropless/activation.h"
@@ -25,6 +25,12 @@ void for_activation(Activation activation, Launch launch) {
     case Activation::kQuickGelu:
       return launch(Constant<DeviceActivation::kQuickGelu>{});
   }
+}
+
+inline DeviceActivation device_activation(Activation activation) {
+  DeviceActivation value = DeviceActivation::kSilu;
+  for_activation(activation, [&](auto constant) { value = constant.value; });
+  return value;
 }
 
 }  // namespace dropless::cuda

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "dropless/error.h"
+#include "src/cuda/activations.cuh"
 #include "src/cuda/check.h"
 #include "src/cuda/device/mma_epilogue.cuh"
 #include "src/cuda/device/mma_gemm.cuh"
@@ -66,22 +67,6 @@ Matrix<Element> matrix(const View& view) {
   expect_vectors(view);
   return {static_cast<Element*>(view.data), view.stride[view.rank - 2],
           view.rank == 3 ? view.stride[0] : 0};
-}
-
-inline DeviceActivation device_activation(Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return DeviceActivation::kSilu;
-    case Activation::kGeluTanh:
-      return DeviceActivation::kGeluTanh;
-    case Activation::kGelu:
-      return DeviceActivation::kGelu;
-    case Activation::kRelu:
-      return DeviceActivation::kRelu;
-    case Activation::kQuickGelu:
-      return DeviceActivation::kQuickGelu;
-  }
-  return DeviceActivation::kSilu;
 }
 
 // One CTA an SM, no more than there are tiles.

@@ -9,6 +9,7 @@
 
 #include "src/common/math.h"
 #include "src/common/workspace.h"
+#include "src/cuda/activations.cuh"
 #include "src/cuda/check.h"
 #include "src/cuda/device/small_batch_feed.cuh"
 #include "src/cuda/device/small_batch_multiply.cuh"
@@ -92,21 +93,6 @@ SmallBatchBuffers carve(WorkspaceCarver& carver, const SmallBatchPlan& plan, std
           .tokens_R = carver.take<int>(rows),
           .h_RF = carver.take<__nv_bfloat16>(rows * f),
           .y_RD = carver.take<float>(rows * d)};
-}
-
-DeviceActivation device_activation(Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return DeviceActivation::kSilu;
-    case Activation::kGeluTanh:
-      return DeviceActivation::kGeluTanh;
-    case Activation::kGelu:
-      return DeviceActivation::kGelu;
-    case Activation::kRelu:
-      return DeviceActivation::kRelu;
-    default:
-      return DeviceActivation::kQuickGelu;
-  }
 }
 
 SmallParams make_params(const SmallBatchPlan& plan, const SmallBatch& layer,

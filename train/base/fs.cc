@@ -113,6 +113,13 @@ std::uint64_t file_bytes(const std::string& path) {
   return static_cast<std::uint64_t>(info.st_size);
 }
 
+std::string file_stamp(const std::string& path) {
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return path;
+  return fmt::format("{} {} {}{:09}", path, info.st_size, info.st_mtim.tv_sec,
+                     info.st_mtim.tv_nsec);
+}
+
 FileReader::FileReader(std::string path) : path_(std::move(path)) {
   // O_NONBLOCK: a named pipe must not hang us before fstat can refuse it; no effect on regular
   // files.

@@ -123,6 +123,11 @@ bool is_adapter_folder(const std::string& path) {
 
 AdapterFolder open_adapter_folder(const std::string& folder, const ModelConfig& model,
                                   const nlohmann::json& kept) {
+  if (model.lora) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("the model has adapters, and takes no others from {}", folder),
+                "merge them first: convert --to dropless --merge-adapter");
+  }
   if (!is_adapter_folder(folder)) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{} is no adapter's folder: it has no {}", folder, kAdapterConfig),

@@ -20,10 +20,10 @@ struct AdapterFolder {
 // Whether the folder holds adapter_config.json.
 bool is_adapter_folder(const std::string& path);
 
-// `model`: the one beside which it stands, without adapters; `kept`: config.json of its origin, or null. A
-// matrix of a kind that has adapters elsewhere, and itself none, gets one of zeros, which adds nothing and
-// gets no gradient. Throws Error: kInvalidArgument for a folder that is none, a key that makes another
-// function of the tensors, and tensors that are not of this model; kDamaged for a damaged file.
+// `model`: the one beside which it stands; `kept`: config.json of its origin, or null. A matrix of a kind
+// that has adapters elsewhere, and itself none, gets one of zeros, which adds nothing and gets no gradient.
+// Throws Error: kInvalidArgument for a model that has adapters, a folder that is none, a key that makes
+// another function of the tensors, and tensors that are not of this model; kDamaged for a damaged file.
 AdapterFolder open_adapter_folder(const std::string& folder, const ModelConfig& model,
                                   const nlohmann::json& kept);
 

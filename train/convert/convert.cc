@@ -148,10 +148,6 @@ Source open_ours(const std::string& path, const ConvertOptions& options) {
                 {}};
   source.base = document.root().get<std::string>("load_path", "");
   if (!options.adapter.empty()) {
-    if (source.config.lora) {
-      throw Error(ErrorKind::kInvalidArgument, folder + " has adapters, and takes no others",
-                  "merge them first: convert --to dropless --merge-adapter");
-    }
     adapt(source, options.adapter, kept);
   } else if (const auto peft = document.root().map("model").find_map("peft_config")) {
     source.base = peft->get<std::string>("base_model_name_or_path", source.base);
@@ -218,10 +214,7 @@ std::string plan_of(const Source& source, const std::vector<Planned>& tensors,
   nlohmann::json plan{{"to", static_cast<int>(options.to)},
                       {"shard_bytes", options.shard_bytes},
                       {"merge", options.merge_adapter}};
-  for (const auto& file : source.weights.files()) {
-    const auto changed = std::filesystem::last_write_time(file->path()).time_since_epoch().count();
-    plan["files"].push_back({file->path(), file_bytes(file->path()), changed});
-  }
+  for (const auto& file : source.weights.files()) plan["files"].push_back(file_stamp(file->path()));
   for (const Planned& tensor : tensors) {
     plan["tensors"].push_back({tensor.named.name, storage_type_name(tensor.named.dtype)});
   }

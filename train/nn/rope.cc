@@ -14,6 +14,10 @@
 namespace dropless::train {
 namespace {
 
+at::ScalarType table_type(const at::Tensor& x) {
+  return x.is_cpu() ? at::toOpMathType(x.scalar_type()) : x.scalar_type();
+}
+
 // x [B, S, heads, 2 half], its last stride 1, tables [S, 1, half] -> y, contiguous.
 template <typename T, typename Table = at::opmath_type<T>>
 void rotate_rows(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, double sign,
@@ -45,16 +49,13 @@ void rotate_rows(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& s
 
 // One node instead of the six of the composed form; the gradient is the rotation by the opposite
 // angle. On a CPU also one pass: libtorch's loops over half a head are short, and in bf16 scalar.
-at::Tensor rotate(const at::Tensor& x_any, const at::Tensor& cos_any, const at::Tensor& sin_any,
+at::Tensor rotate(const at::Tensor& x_any, const at::Tensor& cos, const at::Tensor& sin,
                   double sign) {
   const bool on_cpu = x_any.is_cpu();
-  const at::ScalarType type = x_any.scalar_type();
-  const at::ScalarType table_type = on_cpu ? at::toOpMathType(type) : type;
-  const at::Tensor cos = cos_any.to(table_type), sin = sin_any.to(table_type);
   const at::Tensor x = on_cpu && x_any.stride(-1) != 1 ? x_any.contiguous() : x_any;
   at::Tensor y = at::empty(x.sizes(), x.options());
   if (on_cpu) {
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, type, "rotate",
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "rotate",
                                     [&] { rotate_rows<scalar_t>(x, cos, sin, sign, y); });
     return y;
   }
@@ -238,7 +239,10 @@ void Rope::fill(std::int64_t positions) {
 
 at::Tensor Rope::forward(const at::Tensor& x, std::int64_t first) {
   fill(first + x.size(1));
-  return RopeFunction::apply(x, cos_.narrow(0, first, x.size(1)), sin_.narrow(0, first, x.size(1)));
+  const auto rows = [&](const at::Tensor& table) {
+    return table.narrow(0, first, x.size(1)).to(table_type(x));
+  };
+  return RopeFunction::apply(x, rows(cos_), rows(sin_));
 }
 
 }  // namespace dropless::train

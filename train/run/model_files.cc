@@ -350,10 +350,6 @@ std::vector<TokenId> eos_of_files(const std::string& folder) {
 // Makes `config` that of the model with the adapter, whose tensors it returns.
 std::map<std::string, at::Tensor> add_adapter(const std::string& adapter, const std::string& folder,
                                               ModelConfig& config) {
-  if (config.lora) {
-    throw Error(ErrorKind::kInvalidArgument, folder + " has adapters, and takes no others",
-                "merge them first: convert --to dropless --merge-adapter");
-  }
   AdapterFolder opened = open_adapter_folder(adapter, config, read_origin_config(folder));
   config.set_lora(opened.lora);
   return std::move(opened.tensors);

@@ -90,6 +90,23 @@ class Stager {
     }
     __syncwarp();
   }
+
+  // Stages the passes one after the other, and calls body(row in the tile, item) for each of this
+  // lane's rows that lies in the tile, where its column is one of `columns`.
+  template <class Body>
+  __device__ __forceinline__ void for_each_row(const Accumulators& acc, const Work& work,
+                                               int columns, Body body) const {
+#pragma unroll 1
+    for (int pass = 0; pass < kPasses && has_rows(pass, work); ++pass) {
+      put(acc, pass);
+#pragma unroll
+      for (int item = 0; item < kItems; ++item) {
+        if (row(pass, item) >= work.rows || work.n + column_ >= columns) continue;
+        body(row(pass, item), item);
+      }
+    }
+  }
+
   __device__ __forceinline__ void get(int item, int plane, float (&v)[8]) const {
     read8(
         staging_ + local(item) * kStagingPitch + plane * (kWarpColumns / 2) + lane_ % kVectors * 8,
@@ -139,25 +156,18 @@ class StoreEpilogue {
   __device__ __forceinline__ void store(const Accumulators& acc, const Work& work) const {
     const int column = work.n + stager_.column();
     Element* out = params_.out.at(work.m, column) + work.batch_d * params_.out.batch;
-#pragma unroll 1
-    for (int pass = 0; pass < Stager<Tile>::kPasses && stager_.has_rows(pass, work); ++pass) {
-      stager_.put(acc, pass);
+    stager_.for_each_row(acc, work, params_.columns, [&](int row, int item) {
+      float v[8];
+      stager_.get(item, 0, v);
+      add_bias(v, params_.bias, work.batch_b, column);
+      if constexpr (kAdd) {
+        float sum[8];
+        read8(out + row * params_.out.pitch, sum);
 #pragma unroll
-      for (int item = 0; item < Stager<Tile>::kItems; ++item) {
-        const int row = stager_.row(pass, item);
-        if (row >= work.rows || column >= params_.columns) continue;
-        float v[8];
-        stager_.get(item, 0, v);
-        add_bias(v, params_.bias, work.batch_b, column);
-        if constexpr (kAdd) {
-          float sum[8];
-          read8(out + row * params_.out.pitch, sum);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] += sum[i];
-        }
-        write8(out + row * params_.out.pitch, v);
+        for (int i = 0; i < 8; ++i) v[i] += sum[i];
       }
-    }
+      write8(out + row * params_.out.pitch, v);
+    });
   }
 
  private:
@@ -209,16 +219,8 @@ class ActivationEpilogue {
 
   __device__ __forceinline__ void store(const Accumulators& acc, const Work& work) const {
     const int column = work.n + stager_.column();
-#pragma unroll 1
-    for (int pass = 0; pass < Stager<Tile>::kPasses && stager_.has_rows(pass, work); ++pass) {
-      stager_.put(acc, pass);
-#pragma unroll
-      for (int item = 0; item < Stager<Tile>::kItems; ++item) {
-        const int row = stager_.row(pass, item);
-        if (row >= work.rows || column >= params_.columns) continue;
-        store_vector(work, row, column, item);
-      }
-    }
+    stager_.for_each_row(acc, work, params_.columns,
+                         [&](int row, int item) { store_vector(work, row, column, item); });
   }
 
  private:

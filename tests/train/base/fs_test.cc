@@ -102,6 +102,23 @@ TEST_F(Fs, WriteReadReplace) {
   EXPECT_FALSE(path_exists(path("x")));
 }
 
+TEST_F(Fs, StampTellsAChangedFile) {
+  const std::string file = path("a");
+  EXPECT_EQ(file_stamp(file), file) << "absent";
+  EXPECT_EQ(file_stamp(root_), root_) << "a folder";
+  write_new_file(file, "one");
+  const std::string before = file_stamp(file);
+  EXPECT_THAT(before, HasSubstr(file + " 3 "));
+  EXPECT_EQ(file_stamp(file), before);
+  // The same size, and a time that differs by a nanosecond.
+  struct stat info;
+  ASSERT_EQ(stat(file.c_str(), &info), 0);
+  timespec times[2] = {info.st_atim, info.st_mtim};
+  times[1].tv_nsec = times[1].tv_nsec == 0 ? 1 : times[1].tv_nsec - 1;
+  ASSERT_EQ(utimensat(AT_FDCWD, file.c_str(), times, 0), 0);
+  EXPECT_NE(file_stamp(file), before);
+}
+
 TEST_F(Fs, ErrorsNameThePathAndTheReason) {
   std::string message;
   EXPECT_EQ(kind_of([&] { read_file(path("none")); }, &message), ErrorKind::kInvalidArgument);
