@@ -15,8 +15,9 @@ void for_each_implementation(Check&& check) {
     check(Backend::kReference);
   }
   const cpu::SimdLevel best = cpu::simd_level();
-  for (cpu::SimdLevel level : {cpu::SimdLevel::kGeneric, cpu::SimdLevel::kAvx2,
-                               cpu::SimdLevel::kAvx512, cpu::SimdLevel::kAvx512Bf16}) {
+  for (cpu::SimdLevel level :
+       {cpu::SimdLevel::kGeneric, cpu::SimdLevel::kAvx2, cpu::SimdLevel::kAvx512,
+        cpu::SimdLevel::kAvx512Bf16, cpu::SimdLevel::kAmx}) {
     if (level > best) continue;
     cpu::set_simd_level(level);
     SCOPED_TRACE(cpu::simd().name);

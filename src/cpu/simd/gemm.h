@@ -5,8 +5,9 @@
 // that neither needs a transposition in registers except B when its columns run along k. Packing
 // also gathers rows and widens 16-bit storage to float, from there on everything is float or double;
 // but with AVX-512 BF16 two bf16 operands stay as they are, in pairs of neighbouring k that one
-// instruction multiplies and adds to a float. k is cut into steps of kStepK so that a panel of A
-// stays in the first-level cache and all of packed A and B in the second.
+// instruction multiplies and adds to a float, and where there is a matrix unit it multiplies 32 (amx.h).
+// k is cut into steps of kStepK so that a panel of A stays in the first-level cache and all of packed A
+// and B in the second.
 //
 // Each output element is a chain of multiply-adds in the order of k within a step, and of additions
 // over steps: no result depends on how the output is cut into blocks or which thread takes one.
@@ -14,6 +15,9 @@
 
 #include "src/cpu/simd/table.h"
 #include "src/cpu/simd/vec.h"
+#if defined(__AMX_BF16__)
+#include "src/cpu/simd/amx.h"
+#endif
 
 namespace dropless::cpu {
 namespace {
@@ -25,14 +29,24 @@ constexpr int kTileRows = 14;
 #else
 constexpr int kTileRows = 6;
 #endif
+// Rows of A that are packed together.
+template <class P>
+#if defined(__AMX_BF16__)
+constexpr int kPackedRows = sizeof(P) == 2 ? kAmxRows : kTileRows;
+#else
+constexpr int kPackedRows = kTileRows;
+#endif
 
 // P is the type of packed operands: float, double or, in pairs, BFloat16. Sums are of type Sum<P>.
 template <class P>
 using Sum = Accumulator<P>;
-// Neighbours along k that lie together in a packed operand and are multiplied by one instruction; the
-// last group is filled with zeros.
+// Neighbours along k that are multiplied by one instruction; the last group is filled with zeros.
 template <class P>
+#if defined(__AMX_BF16__)
+constexpr int kGroup = sizeof(P) == 2 ? kAmxDepth : 1;
+#else
 constexpr int kGroup = sizeof(P) == 2 ? 2 : 1;
+#endif
 template <class P>
 constexpr int kTileCols = 2 * kLanes<Sum<P>>;
 template <class P>
@@ -81,7 +95,7 @@ GemmShape gemm_shape(DType operand, DType out) {
   const DType packed = packed_type(operand);
   const bool rounded = dtype_bytes(out) == 2;
   GemmShape shape{.packed = packed,
-                  .tile_rows = kTileRows,
+                  .tile_rows = 0,
                   .tile_cols = 0,
                   .max_rows = rounded ? kMaxRowsRounded : kMaxRows,
                   .max_cols = rounded ? kMaxColsRounded : kMaxCols,
@@ -91,6 +105,7 @@ GemmShape gemm_shape(DType operand, DType out) {
                   .group = 0};
   visit_packed(packed, [&](auto zero) {
     using P = decltype(zero);
+    shape.tile_rows = kPackedRows<P>;
     shape.tile_cols = kTileCols<P>;
     shape.step_k = kStepK<P>;
     shape.packed_row = kRowStride<P>;
@@ -247,7 +262,7 @@ void pack_a_along(const GemmOperand& a, std::int64_t rows, std::int64_t first, s
     BFloat16* row = to + i * kRowStride<BFloat16>;
     touch_ahead<BFloat16>(a, i, rows, 0, first, k);
     __builtin_memcpy(row, from, static_cast<std::size_t>(k) * 2);
-    if (k % 2 == 1) row[k] = {};
+    for (std::int64_t p = k; p < whole_groups<BFloat16>(k); ++p) row[p] = {};
   }
 }
 
@@ -265,6 +280,31 @@ void for_pairs_across(const GemmOperand& operand, std::int64_t size, std::int64_
   }
 }
 
+#if defined(__AMX_BF16__)
+// In rows as well: transposed through registers, 16 rows by 32 of k at a time.
+void pack_a_across(const GemmOperand& a, std::int64_t rows, std::int64_t first, std::int64_t k,
+                   BFloat16* to) {
+  const auto row = [&](std::int64_t p) {
+    return static_cast<const BFloat16*>(a.data) + source_row(a, first + p) * a.stride;
+  };
+  for (std::int64_t p = 0; p < k; p += kAmxDepth) {
+    touch_rows<BFloat16>(a, first + p, first + (p + kAmxDepth < k ? p + kAmxDepth : k), 0, rows);
+    for (std::int64_t i = 0; i < rows; i += 16) {
+      const int n = static_cast<int>(rows - i < 16 ? rows - i : 16);
+      Vec<float> block[16] = {};
+      for (int r = 0; r < 16 && p + 2 * r < k; ++r) {
+        const std::int64_t low = p + 2 * r;
+        block[r] =
+            _mm512_castsi512_ps(pairs(row(low) + i, low + 1 < k ? row(low + 1) + i : nullptr, n));
+      }
+      transpose<float>(block);
+      for (int r = 0; r < n; ++r) {
+        _mm512_storeu_ps(to + (i + r) * kRowStride<BFloat16> + p, block[r]);
+      }
+    }
+  }
+}
+#else
 void pack_a_across(const GemmOperand& a, std::int64_t rows, std::int64_t first, std::int64_t k,
                    BFloat16* to) {
   static_assert(kTileRows <= 16);
@@ -279,6 +319,7 @@ void pack_a_across(const GemmOperand& a, std::int64_t rows, std::int64_t first, 
         }
       });
 }
+#endif
 
 void pack_b_across(const GemmOperand& b, std::int64_t cols, std::int64_t first, std::int64_t k,
                    BFloat16* to) {
@@ -294,6 +335,11 @@ void pack_b_across(const GemmOperand& b, std::int64_t cols, std::int64_t first, 
           }
         }
       });
+  const std::int64_t packed = (k + 1) / 2 * 2;
+  for (std::int64_t j = 0; packed < depth && j < cols; j += 32) {
+    __builtin_memset(to + j * depth + packed * 32, 0,
+                     static_cast<std::size_t>(depth - packed) * 64);
+  }
 }
 
 void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, std::int64_t k,
@@ -504,7 +550,7 @@ template <class P>
 void pack_a(const GemmOperand& a, OperandLayout layout, std::int64_t rows, std::int64_t first,
             std::int64_t k, P* to) {
   const bool along = layout == OperandLayout::kAlongK;
-  if constexpr (kGroup<P> == 2) {
+  if constexpr (sizeof(P) == 2) {
     along ? pack_a_along(a, rows, first, k, to) : pack_a_across(a, rows, first, k, to);
   } else {
     visit_storage<P>(a.dtype, [&](auto zero) {
@@ -519,7 +565,7 @@ template <class P>
 void pack_b(const GemmOperand& b, OperandLayout layout, std::int64_t cols, std::int64_t first,
             std::int64_t k, P* to) {
   const bool along = layout == OperandLayout::kAlongK;
-  if constexpr (kGroup<P> == 2) {
+  if constexpr (sizeof(P) == 2) {
     along ? pack_b_along(b, cols, first, k, to) : pack_b_across(b, cols, first, k, to);
   } else {
     visit_storage<P>(b.dtype, [&](auto zero) {
@@ -529,6 +575,53 @@ void pack_b(const GemmOperand& b, OperandLayout layout, std::int64_t cols, std::
     });
   }
 }
+
+#if defined(__AMX_BF16__)
+// The sums of 32 x 32 elements, [32, 32], to where they go.
+void store_sums(int rows, int cols, const float* sums, const TileOutput<float>& out, bool add) {
+  const auto for_vectors = [&](auto&& put) {
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < cols; j += 16) {
+        const int n = cols - j < 16 ? cols - j : 16;
+        Vec<float> v = load(sums + i * 32 + j);
+        if (add) v += load_first(out.sums + i * out.sums_stride + j, n);
+        put(i, j, v, n);
+      }
+    }
+  };
+  const auto store_as = [&](auto zero) {
+    for_vectors([&](int i, int j, Vec<float> v, int n) {
+      store_rounded(static_cast<decltype(zero)*>(out.rounded) + i * out.rounded_stride + j, v, n);
+    });
+  };
+  if (out.rounded == nullptr) {
+    for_vectors([&](int i, int j, Vec<float> v, int n) {
+      store_first(out.sums + i * out.sums_stride + j, v, n);
+    });
+  } else {
+    out.rounded_type == DType::kBFloat16 ? store_as(BFloat16{}) : store_as(Float16{});
+  }
+}
+
+void run_tiles(OperandLayout, std::int64_t rows, std::int64_t cols, std::int64_t k,
+               const BFloat16* a, const BFloat16* b, const TileOutput<float>& out, bool add) {
+  constexpr std::int64_t kStride = kRowStride<BFloat16>;
+  const AmxTiles tiles;
+  const std::int64_t depth = whole_groups<BFloat16>(k);
+  alignas(64) float sums[32 * 32];
+  for (std::int64_t i = 0; i < rows; i += 32) {
+    const int n_rows = static_cast<int>(rows - i < 32 ? rows - i : 32);
+    for (std::int64_t j = 0; j < cols; j += 32) {
+      const int n_cols = static_cast<int>(cols - j < 32 ? cols - j : 32);
+      const auto multiply =
+          n_rows > 16 ? (n_cols > 16 ? amx_multiply<true, true> : amx_multiply<true, false>)
+                      : (n_cols > 16 ? amx_multiply<false, true> : amx_multiply<false, false>);
+      multiply(depth, a + i * kStride, kStride, b + j * depth, sums);
+      store_sums(n_rows, n_cols, sums, out.at(i, j), add);
+    }
+  }
+}
+#endif
 
 template <class P>
 void run_tiles(OperandLayout a_layout, std::int64_t rows, std::int64_t cols, std::int64_t k,

@@ -1,6 +1,11 @@
 // Run-time choice of the instruction set. The contract is table.h.
 #include "src/cpu/simd/table.h"
 
+#ifdef DROPLESS_X86_SIMD
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <string_view>
@@ -14,12 +19,25 @@ extern const SimdTable kGenericTable;
 extern const SimdTable kAvx2Table;
 extern const SimdTable kAvx512Table;
 extern const SimdTable kAvx512Bf16Table;
+extern const SimdTable kAmxTable;
 #endif
 
 namespace {
 
 // Of SimdLevel, in its order.
-constexpr std::string_view kLevelNames[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+constexpr std::string_view kLevelNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr int kLevels = 5;
+
+#ifdef DROPLESS_X86_SIMD
+// Linux lets a process use the matrix unit's registers, which make its signal frames larger, once it has
+// asked.
+bool may_use_amx() {
+  constexpr long kRequestPermission = 0x1023,
+                 kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 SimdLevel processor_level() {
 #ifdef DROPLESS_X86_SIMD
@@ -28,7 +46,9 @@ SimdLevel processor_level() {
                     __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return SimdLevel::kAvx512Bf16;
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) {
+    return may_use_amx() ? SimdLevel::kAmx : SimdLevel::kAvx512Bf16;
+  }
   if (avx2 && avx512) return SimdLevel::kAvx512;
   if (avx2) return SimdLevel::kAvx2;
 #endif
@@ -37,14 +57,14 @@ SimdLevel processor_level() {
 
 SimdLevel requested_level() {
   const char* variable = std::getenv("DROPLESS_CPU_ISA");
-  if (variable == nullptr) return SimdLevel::kAvx512Bf16;
+  if (variable == nullptr) return SimdLevel::kAmx;
   const std::string_view name = variable;
-  for (int level = 0; level < 4; ++level) {
+  for (int level = 0; level < kLevels; ++level) {
     if (name == kLevelNames[level]) return static_cast<SimdLevel>(level);
   }
   check_failed(ErrorKind::kInvalidArgument, "DROPLESS_CPU_ISA", __FILE__, __LINE__,
                concat("the environment variable DROPLESS_CPU_ISA is \"", name, "\""),
-               "set it to generic, avx2, avx512 or avx512_bf16, or unset it");
+               "set it to generic, avx2, avx512, avx512_bf16 or amx, or unset it");
 }
 
 SimdLevel& current_level() {
@@ -60,6 +80,7 @@ void set_simd_level(SimdLevel level) { current_level() = std::min(level, process
 
 const SimdTable& simd() {
 #ifdef DROPLESS_X86_SIMD
+  if (current_level() == SimdLevel::kAmx) return kAmxTable;
   if (current_level() == SimdLevel::kAvx512Bf16) return kAvx512Bf16Table;
   if (current_level() == SimdLevel::kAvx512) return kAvx512Table;
   if (current_level() == SimdLevel::kAvx2) return kAvx2Table;

@@ -112,10 +112,10 @@ struct SimdTable {
                               std::int64_t end);
 };
 
-enum class SimdLevel : std::uint8_t { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
+enum class SimdLevel : std::uint8_t { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The widest level this processor and build have, at most the one named by the environment variable
-// DROPLESS_CPU_ISA (generic, avx2, avx512 or avx512_bf16).
+// DROPLESS_CPU_ISA (generic, avx2, avx512, avx512_bf16 or amx).
 SimdLevel simd_level();
 
 // Lowers the level for the whole process (tests compare levels); not while kernels run.
