@@ -38,10 +38,10 @@ struct Options {
   int rounds = 9;
 };
 
-// A topology on the GPU.
+// A topology on the GPU, with a workspace for dense sides of `dense_size`.
 class GpuTopology {
  public:
-  GpuTopology(std::int64_t block_rows, std::int64_t block_columns,
+  GpuTopology(std::int64_t dense_size, std::int64_t block_rows, std::int64_t block_columns,
               const std::vector<std::int32_t>& row_indices,
               const std::vector<std::int32_t>& column_indices,
               const std::vector<std::int32_t>& offsets)
@@ -52,7 +52,7 @@ class GpuTopology {
     }
     for (const std::int64_t size : {blocks_, columns_ + 1, blocks_}) arrays_.emplace_back(size * 4);
     transpose_topology(view());
-    workspace_ = std::make_unique<DeviceBuffer>(block_sparse_workspace_bytes(view()));
+    workspace_ = std::make_unique<DeviceBuffer>(block_sparse_workspace_bytes(view(), dense_size));
   }
 
   BlockTopology view() const {
@@ -76,7 +76,8 @@ class GpuTopology {
 
 // Blocks where present(row, column).
 template <class Present>
-GpuTopology make_topology(std::int64_t rows, std::int64_t columns, Present present) {
+GpuTopology make_topology(std::int64_t dense_size, std::int64_t rows, std::int64_t columns,
+                          Present present) {
   std::vector<std::int32_t> row_indices, column_indices, offsets{0};
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < columns; ++j) {
@@ -86,7 +87,7 @@ GpuTopology make_topology(std::int64_t rows, std::int64_t columns, Present prese
     }
     offsets.push_back(static_cast<std::int32_t>(row_indices.size()));
   }
-  return {rows, columns, row_indices, column_indices, offsets};
+  return {dense_size, rows, columns, row_indices, column_indices, offsets};
 }
 
 class Runner {
@@ -127,9 +128,10 @@ class Runner {
         d,
         F,
         E,
-        make_topology(R / kBlock, E * per_expert,
+        make_topology(d, R / kBlock, E * per_expert,
                       [&](std::int64_t i, std::int64_t j) { return j / per_expert == experts[i]; }),
-        make_topology(R / kBlock, columns, [&](std::int64_t, std::int64_t) { return drawn(rng); }),
+        make_topology(d, R / kBlock, columns,
+                      [&](std::int64_t, std::int64_t) { return drawn(rng); }),
         DeviceBuffer(offsets.size() * 8),
         DeviceBuffer(cuda::row_tiles_bytes(R, E, 128)),
         DeviceBuffer(R * d * 2),

@@ -112,14 +112,17 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_T
 // ---- Blocks of 128 x 128, bf16 or fp16. The topologies' arrays too are device memory; offsets may
 // end below the number of blocks that there is room for.
 
+// dense_size > 0: with room to cut the walks of dsd and dds into parts, where that is faster.
 std::size_t block_sparse_workspace_bytes(std::int64_t block_rows, std::int64_t block_columns,
-                                         std::int64_t blocks);
+                                         std::int64_t blocks, std::int64_t dense_size = 0);
 void sdd(ConstTensorView a, bool transpose_a, ConstTensorView b, bool transpose_b,
          const BlockTopology& topology, TensorView out_data, void* workspace, Stream stream);
 void dsd(ConstTensorView a_data, bool transpose_a, const BlockTopology& a_topology,
-         ConstTensorView b, bool transpose_b, TensorView out, void* workspace, Stream stream);
+         ConstTensorView b, bool transpose_b, TensorView out, void* workspace,
+         std::size_t workspace_bytes, Stream stream);
 void dds(ConstTensorView a, bool transpose_a, ConstTensorView b_data, bool transpose_b,
-         const BlockTopology& b_topology, TensorView out, void* workspace, Stream stream);
+         const BlockTopology& b_topology, TensorView out, void* workspace,
+         std::size_t workspace_bytes, Stream stream);
 
 // Of any block size. Rows for which the topology has no room are left out.
 void expert_topology(const std::int64_t* offsets_E1, std::int64_t num_experts, std::int64_t d_ffn,

@@ -19,17 +19,19 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBatch = 8;  // loads of a thread in flight at a time
 
-// A CTA per token and 256 vectors: the row is read once and written K times.
+// A thread per vector of x: it is read once and written K times, streaming, since nothing of a large
+// layer's rows stays in L2 until they are used.
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(const uint4* x, std::int64_t pitch, const int* rows_TK, int top_k, int vectors,
-                  uint4* out) {
-  const std::int64_t token = blockIdx.x;
-  const int at = blockIdx.y * kThreads + threadIdx.x;
-  if (at >= vectors) return;
+                  std::int64_t total, uint4* out) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index >= total) return;
+  const std::int64_t token = index / vectors;
+  const auto at = static_cast<int>(index - token * vectors);
   const uint4 value = x[token * pitch + at];
   for (int k = 0; k < top_k; ++k) {
     const std::int64_t row = __ldg(rows_TK + token * top_k + k);
-    if (row >= 0) out[row * vectors + at] = value;
+    if (row >= 0) __stcs(out + row * vectors + at, value);
   }
 }
 
@@ -148,10 +150,6 @@ std::int64_t pitch_of(const ConstTensorView& matrix) {
   return matrix.stride[0] * static_cast<std::int64_t>(dtype_bytes(matrix.dtype)) / 16;
 }
 
-dim3 grid_of(std::int64_t tokens, int vectors) {
-  return dim3(static_cast<unsigned>(tokens), (vectors + kThreads - 1) / kThreads);
-}
-
 template <class Launch>
 void for_element(DType dtype, const char* op, Launch launch) {
   switch (dtype) {
@@ -175,9 +173,11 @@ void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_
   const std::int64_t tokens = x_TD.shape[0];
   const int vectors = vectors_of(x_TD.shape[1], x_TD.dtype, "gather");
   if (tokens == 0 || top_k == 0 || vectors == 0) return;
-  gather_kernel<<<grid_of(tokens, vectors), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+  const std::int64_t total = tokens * vectors;
+  const auto blocks = static_cast<unsigned>(ceil_div(total, kThreads));
+  gather_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       static_cast<const uint4*>(x_TD.data), pitch_of(x_TD), rows_TK, static_cast<int>(top_k),
-      vectors, static_cast<uint4*>(x_RD.data));
+      vectors, total, static_cast<uint4*>(x_RD.data));
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }
 

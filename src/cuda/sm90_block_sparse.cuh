@@ -23,12 +23,15 @@ struct Sdd {
   cudaStream_t stream;
 };
 
-// D [lines, dense_size] = op(sparse) op(dense); `transposed`: out is D^T.
+// D [lines, dense_size] = op(sparse) op(dense); `transposed`: out is D^T. With parts > 1 the walks are cut,
+// and `sums` has room for fp32 [parts, lines * 128, dense_size].
 struct SparseDense {
   const ConstTensorView &data, &dense;
   bool data_is_mn, dense_is_mn, transposed;
   std::int64_t lines, dense_size, depth;
   const int *offsets, *indices, *blocks;  // the walk along D's block rows
+  int parts;
+  float* sums;
   const TensorView& out;
   void* workspace;
   cudaStream_t stream;
@@ -88,11 +91,16 @@ void launch(const Sdd& x) {
                     epilogue);
 }
 
-template <class Element, Major kMajorA, Major kMajorB, bool kTransposed>
+// What a product stores: D, D^T, or the sums of its parts.
+enum class Stored { kRows, kTransposed, kParts };
+
+template <class Element, Major kMajorA, Major kMajorB, Stored kStored>
 void launch(const SparseDense& x) {
   using Tile = BlockTile<Element, kMajorA, kMajorB>;
-  using Epilogue = std::conditional_t<kTransposed, TransposedEpilogue<Tile>,
-                                      StoreEpilogue<Tile, Element, StoreMode::kOverwrite>>;
+  using Epilogue = std::conditional_t<
+      kStored == Stored::kTransposed, TransposedEpilogue<Tile>,
+      StoreEpilogue<Tile, std::conditional_t<kStored == Stored::kParts, float, Element>,
+                    StoreMode::kOverwrite>>;
   const SameLines pairs = find_same_lines(x.offsets, x.indices, x.lines, x.workspace, x.stream);
   const BlockSparseOperands operands{.a = {block_map(x.data, kBlock / 2)},
                                      .b = {dense_operand<kMajorB>(x.dense, kBlock)},
@@ -105,9 +113,19 @@ void launch(const SparseDense& x) {
                                              .alike = pairs.alike,
                                              .lines = static_cast<int>(x.lines),
                                              .depth = static_cast<int>(x.depth / kBlock),
-                                             .tiles_n = tiles_n};
+                                             .tiles_n = tiles_n,
+                                             .parts = x.parts};
   typename Epilogue::Params epilogue{};
-  if constexpr (kTransposed) {
+  if constexpr (kStored == Stored::kParts) {
+    const std::int64_t rows = x.lines * kBlock;
+    epilogue.out = {make_tensor_map({.data = x.sums,
+                                     .dtype = DType::kFloat32,
+                                     .dims = {x.dense_size, rows, x.parts},
+                                     .row_pitch = x.dense_size,
+                                     .batch_pitch = rows * x.dense_size,
+                                     .box = {32, 16}}),
+                    x.sums, x.dense_size, static_cast<int>(x.dense_size)};
+  } else if constexpr (kStored == Stored::kTransposed) {
     epilogue.map = make_tensor_map({.data = x.out.data,
                                     .dtype = x.out.dtype,
                                     .dims = {x.out.shape[1], x.out.shape[0], 1},
@@ -117,8 +135,11 @@ void launch(const SparseDense& x) {
     epilogue.out = row_output<Element>(x.out);
   }
   launch_persistent(gemm_kernel<Tile, SparseDenseSchedule, Epilogue, SparseDenseLoader<Tile>>,
-                    kGemmThreads, Tile::kSharedBytes, Tile::kCluster, (x.lines + 1) / 2 * tiles_n,
-                    x.stream, operands, schedule, epilogue);
+                    kGemmThreads, Tile::kSharedBytes, Tile::kCluster,
+                    (x.lines + 1) / 2 * tiles_n * x.parts, x.stream, operands, schedule, epilogue);
+  if constexpr (kStored == Stored::kParts) {
+    sum_parts(x.sums, x.parts, x.lines * kBlock, x.dense_size, x.transposed, x.out, x.stream);
+  }
 }
 
 template <class Element>
@@ -132,20 +153,22 @@ void run(const Sdd& x) {
   }
 }
 
-template <class Element, bool kTransposed>
+template <class Element, Stored kStored>
 void run_stored(const SparseDense& x) {
   if (x.data_is_mn) {
-    x.dense_is_mn ? launch<Element, Major::kMN, Major::kMN, kTransposed>(x)
-                  : launch<Element, Major::kMN, Major::kK, kTransposed>(x);
+    x.dense_is_mn ? launch<Element, Major::kMN, Major::kMN, kStored>(x)
+                  : launch<Element, Major::kMN, Major::kK, kStored>(x);
   } else {
-    x.dense_is_mn ? launch<Element, Major::kK, Major::kMN, kTransposed>(x)
-                  : launch<Element, Major::kK, Major::kK, kTransposed>(x);
+    x.dense_is_mn ? launch<Element, Major::kK, Major::kMN, kStored>(x)
+                  : launch<Element, Major::kK, Major::kK, kStored>(x);
   }
 }
 
 template <class Element>
 void run(const SparseDense& x) {
-  x.transposed ? run_stored<Element, true>(x) : run_stored<Element, false>(x);
+  if (x.parts > 1) return run_stored<Element, Stored::kParts>(x);
+  x.transposed ? run_stored<Element, Stored::kTransposed>(x)
+               : run_stored<Element, Stored::kRows>(x);
 }
 
 extern template void run<__half>(const Sdd& x);

@@ -75,7 +75,7 @@ void grouped_gemm_activation_grad(Activation, ConstTensorView, const std::int32_
   unavailable("grouped_gemm_activation_grad");
 }
 
-std::size_t block_sparse_workspace_bytes(std::int64_t, std::int64_t, std::int64_t) {
+std::size_t block_sparse_workspace_bytes(std::int64_t, std::int64_t, std::int64_t, std::int64_t) {
   unavailable("block_sparse_workspace_bytes");
 }
 void sdd(ConstTensorView, bool, ConstTensorView, bool, const BlockTopology&, TensorView, void*,
@@ -83,11 +83,11 @@ void sdd(ConstTensorView, bool, ConstTensorView, bool, const BlockTopology&, Ten
   unavailable("sdd");
 }
 void dsd(ConstTensorView, bool, const BlockTopology&, ConstTensorView, bool, TensorView, void*,
-         Stream) {
+         std::size_t, Stream) {
   unavailable("dsd");
 }
 void dds(ConstTensorView, bool, ConstTensorView, bool, const BlockTopology&, TensorView, void*,
-         Stream) {
+         std::size_t, Stream) {
   unavailable("dds");
 }
 void expert_topology(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t*,

@@ -97,10 +97,10 @@ void sparse_dense(const char* op, bool sparse_is_a, const SparseOperand& sparse,
     const cuda::CurrentDevice current(view.device.index);
     if (sparse_is_a) {
       cuda::dsd(sparse.data, sparse.transpose, topology, view, dense.transpose, out, workspace,
-                stream);
+                workspace_bytes, stream);
     } else {
       cuda::dds(view, dense.transpose, sparse.data, sparse.transpose, topology, out, workspace,
-                stream);
+                workspace_bytes, stream);
     }
     return;
   }
@@ -124,12 +124,12 @@ void sparse_dense(const char* op, bool sparse_is_a, const SparseOperand& sparse,
 
 std::size_t block_sparse_workspace_bytes() { return cpu::max_threads() * cpu::kGemmSlotBytes; }
 
-std::size_t block_sparse_workspace_bytes(const BlockTopology& topology) {
+std::size_t block_sparse_workspace_bytes(const BlockTopology& topology, std::int64_t dense_size) {
   if (!on_gpu(topology.row_indices.device)) return block_sparse_workspace_bytes();
   const char* op = "block_sparse_workspace_bytes";
   expect_block_size(op, topology.block_size);
   return cuda::block_sparse_workspace_bytes(block_rows(topology), block_columns(topology),
-                                            expect_blocks(op, topology));
+                                            expect_blocks(op, topology), dense_size);
 }
 
 void sdd(ConstTensorView a, bool transpose_a, ConstTensorView b, bool transpose_b,

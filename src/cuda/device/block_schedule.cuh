@@ -95,7 +95,8 @@ class SddSchedule {
 };
 
 // dsd and dds. What a Work means besides k_length and rows: m and n, the place in D; k, the first
-// entry of the walk; batch_b, how many entries. k_length may be longer: the rest is zeros.
+// entry of the walk; batch_b, how many entries; batch_d, which of the walk's parts. k_length may be longer:
+// the rest is zeros.
 //
 // Lines of different lengths would soon have the clusters at different places along k, and what one
 // reads of the dense operand would be gone from L2 before the next wants it. So all walk in a circle
@@ -111,6 +112,7 @@ class SparseDenseSchedule {
     int lines;         // block rows of D
     int depth;         // blocks along k
     int tiles_n;
+    int parts;  // of each line's walk, one after the other
   };
   static constexpr bool kRaggedK = false;
   static constexpr bool kEmptyK = true;
@@ -119,16 +121,18 @@ class SparseDenseSchedule {
       : params_(params),
         rank_(rank),
         index_(static_cast<int>(blockIdx.x) / 2),
-        circle_(max(1, __ldg(params.offsets + params.lines) / params.lines)) {}
+        circle_(max(1, __ldg(params.offsets + params.lines) / (params.lines * params.parts))) {}
 
   // A pair of lines is tiles_n works of a cluster: where both lines have the same indices, the pair
   // by one tile along N each; else one line by two tiles each, and what is left over unshared.
   __device__ __forceinline__ bool next(Work& work) {
     const int pairs = (params_.lines + 1) / 2;
-    if (index_ >= pairs * params_.tiles_n) return false;
-    const int band = index_ / (kBandPairs * params_.tiles_n);
+    part_ = index_ / (pairs * params_.tiles_n);
+    if (part_ >= params_.parts) return false;
+    const int index = index_ - part_ * pairs * params_.tiles_n;
+    const int band = index / (kBandPairs * params_.tiles_n);
     int pair, t;
-    raster(index_ - band * kBandPairs * params_.tiles_n, min(kBandPairs, pairs - band * kBandPairs),
+    raster(index - band * kBandPairs * params_.tiles_n, min(kBandPairs, pairs - band * kBandPairs),
            params_.tiles_n, __ldg(params_.alike + band) != 0 ? kAlikePairs : kBandPairs, pair, t);
     pair += band * kBandPairs;
     index_ += static_cast<int>(gridDim.x) / 2;
@@ -150,24 +154,30 @@ class SparseDenseSchedule {
     work.rows = line < params_.lines ? kBlock : 0;
     work.m = line * kBlock;
     work.n = tile * 2 * kBlock;
-    work.k = line < params_.lines ? __ldg(params_.offsets + line) : 0;
+    work.k = line < params_.lines ? __ldg(params_.offsets + line) + first(line, part_) : 0;
     work.batch_b = entries(line);
-    work.batch_d = 0;
+    work.batch_d = part_;
     if (!same) work.share |= start(work.k, work.batch_b) << kShareBits;
     clock_ = (clock_ + length) % circle_;
     return true;
   }
 
  private:
+  // Where a part begins among the line's entries.
+  __device__ __forceinline__ int first(int line, int part) const {
+    const int all = __ldg(params_.offsets + line + 1) - __ldg(params_.offsets + line);
+    return static_cast<int>(static_cast<std::int64_t>(all) * part / params_.parts);
+  }
   __device__ __forceinline__ int entries(int line) const {
-    if (line >= params_.lines) return 0;
-    return __ldg(params_.offsets + line + 1) - __ldg(params_.offsets + line);
+    return line < params_.lines ? first(line, part_ + 1) - first(line, part_) : 0;
   }
 
   // The first of a line's entries that is not behind the clock.
   __device__ __forceinline__ int start(int first, int count) const {
-    const int k = static_cast<int>(static_cast<float>(clock_) / static_cast<float>(circle_) *
-                                   static_cast<float>(params_.depth));
+    const float turned = static_cast<float>(clock_) / static_cast<float>(circle_);
+    const int k =
+        static_cast<int>((static_cast<float>(part_) + turned) * static_cast<float>(params_.depth) /
+                         static_cast<float>(params_.parts));
     const int place = lower_bound(params_.indices, first, first + count, k) - first;
     return place < count ? place : 0;
   }
@@ -175,7 +185,8 @@ class SparseDenseSchedule {
   const Params& params_;
   int rank_;
   int index_;
-  int circle_;     // blocks of a line, on average
+  int part_ = 0;   // of the work
+  int circle_;     // blocks of a part of a line, on average
   int clock_ = 0;  // blocks multiplied, modulo circle_
 };
 
