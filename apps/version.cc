@@ -26,6 +26,7 @@ std::vector<std::string> cpu_features() {
   if (__builtin_cpu_supports("fma")) features.push_back("fma");
   if (__builtin_cpu_supports("avx512f")) features.push_back("avx512f");
   if (__builtin_cpu_supports("avx512bf16")) features.push_back("avx512bf16");
+  if (__builtin_cpu_supports("amx-bf16")) features.push_back("amx-bf16");
 #endif
   return features;
 }

@@ -1,13 +1,14 @@
 // Run-time choice of the instruction set. The contract is table.h.
 #include "src/cpu/simd/table.h"
 
-#ifdef DROPLESS_X86_SIMD
+#if defined(DROPLESS_X86_SIMD) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <string_view>
 
 #include "src/common/check.h"
@@ -26,40 +27,48 @@ namespace {
 
 // Of SimdLevel, in its order.
 constexpr std::string_view kLevelNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
-constexpr int kLevels = 5;
+static_assert(std::ssize(kLevelNames) == static_cast<int>(SimdLevel::kAmx) + 1);
 
 #ifdef DROPLESS_X86_SIMD
-// Linux lets a process use the matrix unit's registers, which make its signal frames larger, once it has
-// asked.
+// Linux lets a process use the matrix unit's registers once it has asked. That cannot be taken back: from then
+// on signal frames have room for them (8 KB).
 bool may_use_amx() {
+#ifdef __linux__
   constexpr long kRequestPermission = 0x1023,
                  kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
-SimdLevel processor_level() {
+// The widest level up to `most` that processor and operating system have.
+SimdLevel available_level(SimdLevel most) {
+  SimdLevel level = SimdLevel::kGeneric;
 #ifdef DROPLESS_X86_SIMD
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) {
-    return may_use_amx() ? SimdLevel::kAmx : SimdLevel::kAvx512Bf16;
+  if (avx2) level = SimdLevel::kAvx2;
+  if (avx2 && avx512) level = SimdLevel::kAvx512;
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) level = SimdLevel::kAvx512Bf16;
+  // Asked for last, and only where it would be used.
+  if (level == SimdLevel::kAvx512Bf16 && most >= SimdLevel::kAmx && may_use_amx()) {
+    level = SimdLevel::kAmx;
   }
-  if (avx2 && avx512) return SimdLevel::kAvx512;
-  if (avx2) return SimdLevel::kAvx2;
 #endif
-  return SimdLevel::kGeneric;
+  return std::min(level, most);
 }
 
 SimdLevel requested_level() {
   const char* variable = std::getenv("DROPLESS_CPU_ISA");
   if (variable == nullptr) return SimdLevel::kAmx;
   const std::string_view name = variable;
-  for (int level = 0; level < kLevels; ++level) {
+  for (int level = 0; level < std::ssize(kLevelNames); ++level) {
     if (name == kLevelNames[level]) return static_cast<SimdLevel>(level);
   }
   check_failed(ErrorKind::kInvalidArgument, "DROPLESS_CPU_ISA", __FILE__, __LINE__,
@@ -68,7 +77,7 @@ SimdLevel requested_level() {
 }
 
 SimdLevel& current_level() {
-  static SimdLevel level = std::min(processor_level(), requested_level());
+  static SimdLevel level = available_level(requested_level());
   return level;
 }
 
@@ -76,7 +85,7 @@ SimdLevel& current_level() {
 
 SimdLevel simd_level() { return current_level(); }
 
-void set_simd_level(SimdLevel level) { current_level() = std::min(level, processor_level()); }
+void set_simd_level(SimdLevel level) { current_level() = available_level(level); }
 
 const SimdTable& simd() {
 #ifdef DROPLESS_X86_SIMD

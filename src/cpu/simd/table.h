@@ -115,7 +115,8 @@ struct SimdTable {
 enum class SimdLevel : std::uint8_t { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The widest level this processor and build have, at most the one named by the environment variable
-// DROPLESS_CPU_ISA (generic, avx2, avx512, avx512_bf16 or amx).
+// DROPLESS_CPU_ISA (generic, avx2, avx512, avx512_bf16 or amx). For amx the process asks the kernel, the
+// first time this is called, to let it use the matrix unit, which makes its signal frames larger for good.
 SimdLevel simd_level();
 
 // Lowers the level for the whole process (tests compare levels); not while kernels run.
