@@ -84,10 +84,11 @@ void transpose_topology(const BlockTopology& topology, Backend backend = Backend
 // On the CPU: bytes for all OpenMP threads that a parallel region started now would use. A smaller
 // workspace is accepted down to one thread's share; fewer threads then work.
 std::size_t block_sparse_workspace_bytes();
-// Of every product with a topology of this size, on the device of its row_indices. With the size of a
-// dense side that is summed over nothing (out's other one in dsd and dds) the workspace may be larger: a
-// GPU then cuts the sums of few block lines into up to four parts, where that is faster by a tenth or more.
-// The parts' sums are fp32 and as many as out has elements, each.
+// Of every product with a topology of this size, on the device of its row_indices. `dense_size`, out's
+// columns in dsd and its rows in dds: with room for dsd and dds to cut the sums of few block lines into up
+// to four parts where that keeps more of a GPU busy; at most four times out's elements in fp32 more. Less
+// room means fewer parts, and last bits may differ. 0: no parts; right for a topology with much more room
+// than blocks, whose parts would be short. The CPU has none. Throws for a negative one.
 std::size_t block_sparse_workspace_bytes(const BlockTopology& topology,
                                          std::int64_t dense_size = 0);
 

@@ -3,16 +3,16 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdint>
 
 #include "src/common/math.h"
 #include "src/common/workspace.h"
+#include "src/cuda/block_parts.h"
 #include "src/cuda/check.h"
 #include "src/cuda/device/block_schedule.cuh"
 #include "src/cuda/device/scan.cuh"
 #include "src/cuda/device/search.cuh"
-#include "src/cuda/element.h"
 #include "src/cuda/kernels.h"
-#include "src/cuda/launch.cuh"
 
 namespace dropless::cuda {
 namespace {
@@ -191,39 +191,6 @@ __global__ void __launch_bounds__(kPairsThreads)
   }
 }
 
-constexpr int kSumTile = 32;
-
-// A CTA of 32 x 8 threads a tile of 32 x 32.
-template <class Element, bool kTransposed>
-__global__ void __launch_bounds__(kSumTile * 8)
-    sum_parts_kernel(const float* sums, int parts, int rows, int columns, Element* out) {
-  __shared__ float tile[kSumTile][kSumTile + 1];
-  const int column = static_cast<int>(blockIdx.x) * kSumTile + threadIdx.x;
-  const int top = static_cast<int>(blockIdx.y) * kSumTile;
-  const std::int64_t size = static_cast<std::int64_t>(rows) * columns;
-  for (int i = threadIdx.y; i < kSumTile; i += 8) {
-    const int row = top + i;
-    if (row >= rows || column >= columns) continue;
-    const float* at = sums + static_cast<std::int64_t>(row) * columns + column;
-    float sum = 0.0f;
-    for (int part = 0; part < parts; ++part) sum += __ldg(at + part * size);
-    if constexpr (kTransposed) {
-      tile[i][threadIdx.x] = sum;
-    } else {
-      out[static_cast<std::int64_t>(row) * columns + column] = static_cast<Element>(sum);
-    }
-  }
-  if constexpr (kTransposed) {
-    __syncthreads();
-    const int row = top + threadIdx.x;
-    for (int i = threadIdx.y; i < kSumTile; i += 8) {
-      const int to = static_cast<int>(blockIdx.x) * kSumTile + i;
-      if (row >= rows || to >= columns) continue;
-      out[static_cast<std::int64_t>(to) * rows + row] = static_cast<Element>(tile[threadIdx.x][i]);
-    }
-  }
-}
-
 struct Carved {
   int *same, *alike, *count;
   int2* clusters;
@@ -239,55 +206,20 @@ Carved carve(WorkspaceCarver& carver, std::int64_t lines, std::int64_t blocks) {
           .clusters = carver.take<int2>(blocks / 2 + 1)};
 }
 
-// Of cutting walks into parts: no more than this many, and of no fewer blocks each.
-constexpr int kMostParts = 4;
-constexpr std::int64_t kLeastPartBlocks = 64;
-
 }  // namespace
-
-int walk_parts(std::int64_t lines, std::int64_t dense_size, std::int64_t blocks) {
-  if (lines == 0 || dense_size == 0) return 1;
-  const std::int64_t works = pairs_of(lines) * ceil_div(dense_size, 2 * kBlock);
-  const std::int64_t clusters = multiprocessors() / 2;
-  // Of the clusters' time, what `parts` would have them work.
-  const auto busy = [&](std::int64_t parts) {
-    const std::int64_t rounds = ceil_div(works * parts, clusters);
-    return static_cast<double>(works * parts) / static_cast<double>(rounds * clusters);
-  };
-  int best = 1;
-  for (int parts = 2; parts <= kMostParts && blocks / (lines * parts) >= kLeastPartBlocks;
-       ++parts) {
-    if (busy(parts) > busy(best) + 0.1) best = parts;
-  }
-  return best;
-}
 
 std::size_t block_sparse_workspace_bytes(std::int64_t block_rows, std::int64_t block_columns,
                                          std::int64_t blocks, std::int64_t dense_size) {
   WorkspaceCarver carver;
   carve(carver, std::max(block_rows, block_columns), blocks);
-  std::int64_t most = 0;
+  std::size_t most = carver.used();
+  if (dense_size == 0) return most;
   for (const std::int64_t lines : {block_rows, block_columns}) {
-    const int parts = walk_parts(lines, dense_size, blocks);
-    if (parts > 1) most = std::max(most, parts * lines * kBlock * dense_size);
+    WorkspaceCarver with_parts = carver;
+    carve_walk_parts(with_parts, lines, dense_size, blocks, SIZE_MAX);
+    most = std::max(most, with_parts.used());
   }
-  carver.take<float>(most);
-  return carver.used();
-}
-
-void sum_parts(const float* sums, int parts, std::int64_t rows, std::int64_t columns,
-               bool transposed, const TensorView& out, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(columns, kSumTile)),
-                  static_cast<unsigned>(ceil_div(rows, kSumTile)));
-  for_16_bit(out.dtype, "sum_parts", [&](auto element) {
-    using Element = decltype(element);
-    const auto kernel =
-        transposed ? sum_parts_kernel<Element, true> : sum_parts_kernel<Element, false>;
-    kernel<<<grid, dim3(kSumTile, 8), 0, stream>>>(sums, parts, static_cast<int>(rows),
-                                                   static_cast<int>(columns),
-                                                   static_cast<Element*>(out.data));
-  });
-  DROPLESS_CUDA_CHECK(cudaGetLastError());
+  return most;
 }
 
 SameLines find_same_lines(const int* offsets, const int* indices, std::int64_t lines,

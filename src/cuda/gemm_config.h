@@ -41,4 +41,26 @@ constexpr GemmConfig choose_weight_grad(std::int64_t n) {
   return kWeightGradVariants[n <= 128 ? 1 : 0];
 }
 
+// Block-sparse products (sums over the blocks of `lines` lines, by tiles of 256 columns, two a cluster): how
+// many parts of each line's walk make works that fill the last round of `clusters` clusters. 1 where another
+// number keeps them busy for less than a tenth of the time more, or where parts would on average be so
+// short that their fp32 sums, to memory and back, cost as much. `blocks`: of all lines.
+inline constexpr int kMostWalkParts = 4;
+constexpr int choose_walk_parts(std::int64_t lines, std::int64_t dense_size, std::int64_t blocks,
+                                std::int64_t clusters) {
+  constexpr std::int64_t kLeastBlocks = 64;  // of a part
+  const std::int64_t works = (lines + 1) / 2 * ((dense_size + 255) / 256);
+  if (works == 0 || clusters == 0) return 1;
+  // Share of the clusters' time in which they work.
+  const auto busy = [&](std::int64_t parts) {
+    const std::int64_t rounds = (works * parts + clusters - 1) / clusters;
+    return static_cast<double>(works * parts) / static_cast<double>(rounds * clusters);
+  };
+  int best = 1;
+  for (int parts = 2; parts <= kMostWalkParts && blocks >= lines * parts * kLeastBlocks; ++parts) {
+    if (busy(parts) > busy(best) + 0.1) best = parts;
+  }
+  return best;
+}
+
 }  // namespace dropless::cuda

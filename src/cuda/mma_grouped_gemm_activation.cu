@@ -1,4 +1,5 @@
 // Up projection with the activation in its epilogue, on every GPU since compute capability 8.0.
+#include "src/cuda/activations.cuh"
 #include "src/cuda/mma_launch.cuh"
 #include "src/cuda/path.h"
 

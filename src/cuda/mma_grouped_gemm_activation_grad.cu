@@ -1,5 +1,6 @@
 // The gradient through the down projection and the activation, on every GPU since compute capability
 // 8.0.
+#include "src/cuda/activations.cuh"
 #include "src/cuda/mma_launch.cuh"
 #include "src/cuda/path.h"
 

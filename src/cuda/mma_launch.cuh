@@ -7,7 +7,6 @@
 #include <string>
 
 #include "dropless/error.h"
-#include "src/cuda/activations.cuh"
 #include "src/cuda/check.h"
 #include "src/cuda/device/mma_epilogue.cuh"
 #include "src/cuda/device/mma_gemm.cuh"

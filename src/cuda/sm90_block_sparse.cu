@@ -28,11 +28,9 @@ void sparse_dense(bool sparse_is_a, const ConstTensorView& data, bool transpose_
   const std::int64_t dense_size = out.shape[sparse_is_a ? 1 : 0];
   const std::int64_t blocks = data.shape[0];
   const std::size_t least = block_sparse_workspace_bytes(t.rows / kBlock, t.cols / kBlock, blocks);
-  int parts = walk_parts(lines, dense_size, blocks);
   WorkspaceCarver carver(workspace, workspace_bytes);
   carver.take_bytes(least);
-  auto* sums = carver.take<float>(parts > 1 ? parts * lines * kBlock * dense_size : 0);
-  if (carver.used() > workspace_bytes) parts = 1;
+  const WalkParts parts = carve_walk_parts(carver, lines, dense_size, blocks, carver.left());
   const sm90_block_sparse::SparseDense x{
       .data = data,
       .dense = dense,
@@ -46,7 +44,6 @@ void sparse_dense(bool sparse_is_a, const ConstTensorView& data, bool transpose_
       .indices = int32s(by_column ? t.column_indices_t : t.column_indices),
       .blocks = by_column ? int32s(t.block_offsets_t) : nullptr,
       .parts = parts,
-      .sums = sums,
       .out = out,
       .workspace = workspace,
       .stream = queue};

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "src/cuda/block_clusters.h"
+#include "src/cuda/block_parts.h"
 #include "src/cuda/device/block_sparse.cuh"
 #include "src/cuda/device/epilogue_block.cuh"
 #include "src/cuda/kernels.h"
@@ -23,15 +24,13 @@ struct Sdd {
   cudaStream_t stream;
 };
 
-// D [lines, dense_size] = op(sparse) op(dense); `transposed`: out is D^T. With parts > 1 the walks are cut,
-// and `sums` has room for fp32 [parts, lines * 128, dense_size].
+// D [lines, dense_size] = op(sparse) op(dense); `transposed`: out is D^T.
 struct SparseDense {
   const ConstTensorView &data, &dense;
   bool data_is_mn, dense_is_mn, transposed;
   std::int64_t lines, dense_size, depth;
   const int *offsets, *indices, *blocks;  // the walk along D's block rows
-  int parts;
-  float* sums;
+  WalkParts parts;
   const TensorView& out;
   void* workspace;
   cudaStream_t stream;
@@ -114,17 +113,18 @@ void launch(const SparseDense& x) {
                                              .lines = static_cast<int>(x.lines),
                                              .depth = static_cast<int>(x.depth / kBlock),
                                              .tiles_n = tiles_n,
-                                             .parts = x.parts};
+                                             .parts = x.parts.count};
   typename Epilogue::Params epilogue{};
   if constexpr (kStored == Stored::kParts) {
+    // Tiles are whole or empty: no rows go out by copy_rows, which knows no batches.
     const std::int64_t rows = x.lines * kBlock;
-    epilogue.out = {make_tensor_map({.data = x.sums,
+    epilogue.out = {make_tensor_map({.data = x.parts.sums,
                                      .dtype = DType::kFloat32,
-                                     .dims = {x.dense_size, rows, x.parts},
+                                     .dims = {x.dense_size, rows, x.parts.count},
                                      .row_pitch = x.dense_size,
                                      .batch_pitch = rows * x.dense_size,
                                      .box = {32, 16}}),
-                    x.sums, x.dense_size, static_cast<int>(x.dense_size)};
+                    x.parts.sums, x.dense_size, static_cast<int>(x.dense_size)};
   } else if constexpr (kStored == Stored::kTransposed) {
     epilogue.map = make_tensor_map({.data = x.out.data,
                                     .dtype = x.out.dtype,
@@ -136,9 +136,10 @@ void launch(const SparseDense& x) {
   }
   launch_persistent(gemm_kernel<Tile, SparseDenseSchedule, Epilogue, SparseDenseLoader<Tile>>,
                     kGemmThreads, Tile::kSharedBytes, Tile::kCluster,
-                    (x.lines + 1) / 2 * tiles_n * x.parts, x.stream, operands, schedule, epilogue);
+                    (x.lines + 1) / 2 * tiles_n * x.parts.count, x.stream, operands, schedule,
+                    epilogue);
   if constexpr (kStored == Stored::kParts) {
-    sum_parts(x.sums, x.parts, x.lines * kBlock, x.dense_size, x.transposed, x.out, x.stream);
+    sum_walk_parts(x.parts, x.lines * kBlock, x.dense_size, x.transposed, x.out, x.stream);
   }
 }
 
@@ -166,7 +167,7 @@ void run_stored(const SparseDense& x) {
 
 template <class Element>
 void run(const SparseDense& x) {
-  if (x.parts > 1) return run_stored<Element, Stored::kParts>(x);
+  if (x.parts.count > 1) return run_stored<Element, Stored::kParts>(x);
   x.transposed ? run_stored<Element, Stored::kTransposed>(x)
                : run_stored<Element, Stored::kRows>(x);
 }

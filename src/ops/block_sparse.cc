@@ -128,6 +128,8 @@ std::size_t block_sparse_workspace_bytes(const BlockTopology& topology, std::int
   if (!on_gpu(topology.row_indices.device)) return block_sparse_workspace_bytes();
   const char* op = "block_sparse_workspace_bytes";
   expect_block_size(op, topology.block_size);
+  DROPLESS_CHECK(dense_size >= 0, concat(op, ": dense_size is ", dense_size));
+  const cuda::CurrentDevice current(topology.row_indices.device.index);
   return cuda::block_sparse_workspace_bytes(block_rows(topology), block_columns(topology),
                                             expect_blocks(op, topology), dense_size);
 }

@@ -22,6 +22,22 @@ TEST(GemmConfigTest, WideTileUnlessHalfOfItWouldBeEmpty) {
   EXPECT_EQ(choose_weight_grad(28672).block_n, 256);
 }
 
+TEST(WalkPartsTest, FillTheLastRound) {
+  const std::int64_t blocks = 1 << 20;  // walks are long
+  EXPECT_EQ(choose_walk_parts(24, 2048, blocks, 66),
+            2);  // 96 works: 0.73 of two rounds, 0.97 of three
+  EXPECT_EQ(choose_walk_parts(22, 1536, blocks, 66), 1);   // 66
+  EXPECT_EQ(choose_walk_parts(1, 1792, blocks, 66), 4);    // 7
+  EXPECT_EQ(choose_walk_parts(448, 4096, blocks, 66), 1);  // 3584
+  EXPECT_EQ(choose_walk_parts(0, 2048, 0, 66), 1);
+  EXPECT_EQ(choose_walk_parts(24, 0, blocks, 66), 1);
+}
+
+TEST(WalkPartsTest, KeepPartsLong) {
+  EXPECT_EQ(choose_walk_parts(24, 2048, 24 * 128, 66), 2);
+  EXPECT_EQ(choose_walk_parts(24, 2048, 24 * 128 - 1, 66), 1);
+}
+
 TEST(SmallBatchConfigTest, FewRowsAnExpertAreASmallBatch) {
   EXPECT_FALSE(choose_small_batch(0, 8, 2));
   EXPECT_FALSE(choose_small_batch(kSmallBatchTokens + 1, 1024, 1));
