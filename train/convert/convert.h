@@ -22,7 +22,7 @@ struct ConvertOptions {
   std::optional<at::ScalarType> dtype;  // absent: as stored
   bool overwrite = false;
   bool merge_adapter = false;  // what has no word for adapters gets them merged in any case
-  std::string adapter;         // a folder of PEFT's, beside the source's weights; empty: none
+  std::string adapter = {};    // a folder of PEFT's, beside the source's weights; empty: none
   bool progress = false;       // a line on standard error
   std::uint64_t shard_bytes = 5'000'000'000;  // of tensors in one file
 };

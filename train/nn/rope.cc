@@ -14,6 +14,7 @@
 namespace dropless::train {
 namespace {
 
+// What a table is in beside x: a CPU multiplies 16-bit numbers in fp32, a GPU's operators want one type.
 at::ScalarType table_type(const at::Tensor& x) {
   return x.is_cpu() ? at::toOpMathType(x.scalar_type()) : x.scalar_type();
 }
@@ -235,14 +236,19 @@ void Rope::fill(std::int64_t positions) {
   };
   cos_ = table(angle.cos());
   sin_ = table(angle.sin());
+  cast_cos_ = cast_sin_ = at::Tensor();
 }
 
 at::Tensor Rope::forward(const at::Tensor& x, std::int64_t first) {
   fill(first + x.size(1));
-  const auto rows = [&](const at::Tensor& table) {
-    return table.narrow(0, first, x.size(1)).to(table_type(x));
-  };
-  return RopeFunction::apply(x, rows(cos_), rows(sin_));
+  // Cast whole and kept: what every call saves for backward is then a view.
+  const at::ScalarType type = table_type(x);
+  if (!cast_cos_.defined() || cast_cos_.scalar_type() != type) {
+    cast_cos_ = cos_.to(type);
+    cast_sin_ = sin_.to(type);
+  }
+  return RopeFunction::apply(x, cast_cos_.narrow(0, first, x.size(1)),
+                             cast_sin_.narrow(0, first, x.size(1)));
 }
 
 }  // namespace dropless::train

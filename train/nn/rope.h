@@ -67,8 +67,9 @@ class Rope {
   RopeScaling scaling_;
   at::Device device_;
   at::ScalarType type_;
-  std::int64_t filled_for_ = 0;  // positions whose frequencies the tables have
-  at::Tensor cos_, sin_;         // [positions, 1, head_dim / 2]
+  std::int64_t filled_for_ = 0;     // positions whose frequencies the tables have
+  at::Tensor cos_, sin_;            // [positions, 1, head_dim / 2]
+  at::Tensor cast_cos_, cast_sin_;  // the same in the type that was last asked for
 };
 
 }  // namespace dropless::train
