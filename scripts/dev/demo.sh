@@ -20,49 +20,62 @@ demo_ngram() {
 # The sequence length stands in the config alone.
 config_value() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" "$root/$2"; }
 
+# Training in the demo's run folder. Not a stage: the command shows its own progress. It saves at Ctrl-C, which
+# the terminal sends to it as well, and at SIGTERM, and ends well; the demo is over then, too.
+demo_train() {  # demo_train DROPLESS CONFIG OVERRIDE...; sets demo_stopped
+  local training status=0
+  demo_stopped=
+  "$@" >&2 &
+  training=$!
+  trap 'demo_stopped=1' INT
+  trap 'demo_stopped=1; kill -TERM "$training" 2>/dev/null' TERM
+  # A signal that is trapped ends `wait`, not the training.
+  while status=0; wait "$training" || status=$?; kill -0 "$training" 2>/dev/null; do :; done
+  trap stop_by_hand INT
+  trap - TERM
+  return "$status"
+}
+
 verb_demo() {
-  local name=demo preset dropless config length start=$EPOCHREALTIME
-  case "${1:-}" in
-    "") ;;
-    --tiny) name=demo-tiny ;;
-    *) fail 2 "demo takes no argument but --tiny, got: $*" "./dev demo, about 5 minutes; ./dev demo --tiny, under 40 s" ;;
+  local name=demo preset dropless config length steps most pace reason demo_stopped start=$EPOCHREALTIME
+  case "$*" in
+    "") most=6400 ;;
+    --tiny) name=demo-tiny most=0 ;;
+    *) fail 2 "demo takes no argument but --tiny, got: $*" "./dev demo, 5 to 10 minutes; ./dev demo --tiny, under 40 s" ;;
   esac
   config=configs/$name.yaml
   preset=$(default_preset)
   build_command "$preset" bin/dropless_ngram
   dropless=$(command_of "$preset")
+  exec 8>"$root/build/.demo-lock"
+  flock -n 8 || fail 1 "another ./dev demo is running here" "both would write runs/demo-data"
   start=$EPOCHREALTIME
   length=$(config_value max_seq_len "$config")
+  steps=$(config_value max_duration "$config")
   stage corpus "see the log" demo_corpus "$dropless" "$length"
   stage n-gram "see the log" demo_ngram "${dropless}_ngram"
-  local overrides=()
-  if [[ $name == demo ]]; then
-    stage pace "see the log" demo_pace "$dropless" "$config"
-    read -ra overrides <runs/demo-data/pace
-  fi
+  stage pace "see the log" demo_pace "$dropless" "$config" "$steps" "$most"
+  { read -ra pace && read -r reason; } <runs/demo-data/pace
+  say "$reason"
   rm -rf "runs/$name"
-  say "training: dropless train $config ${overrides[*]}"
-  # Not a stage: the command shows its own progress. It saves at Ctrl-C and ends well; the demo is over then.
-  local stopped=
-  trap 'stopped=1' INT TERM
-  "$dropless" train "$config" "${overrides[@]}" >&2 || fail 1 "training failed" "the message above; the data: runs/demo-data"
-  trap - INT TERM
+  # The evaluation in the middle is left out: it takes as long as 2 % of the steps.
+  pace+=(eval_interval=1dur)
+  say "training: dropless train $config ${pace[*]}"
+  demo_train "$dropless" train "$config" "${pace[@]}" || fail 1 "training failed" "the message above; the data: runs/demo-data"
   # A signal to the command alone ends it well too, before its last step.
-  local steps; steps=$(config_value max_duration "$config")
-  [[ ${overrides[*]} =~ max_duration=([0-9]+) ]] && steps=${BASH_REMATCH[1]}
-  [[ $(readlink "runs/$name/latest") == "step-$steps" ]] || stopped=1
-  [[ -z $stopped ]] || fail 130 "demo stopped; what it learnt is saved" \
-    "./dev run train $config ${overrides[*]} autoresume=true"
+  [[ ${pace[*]} =~ max_duration=([0-9]+) ]] && steps=${BASH_REMATCH[1]}
+  [[ $(readlink "runs/$name/latest") == "step-$steps" ]] || demo_stopped=1
+  [[ -z $demo_stopped ]] || fail 130 "demo stopped; what it learnt is saved in runs/$name" \
+    "to train it to its end, without the demo's summary: ./dev run train $config ${pace[*]} autoresume=true"
   stage evaluate "the data: runs/demo-data" demo_evaluate "$dropless" "$name" "$length"
   stage sample "dropless generate --help" demo_sample "$dropless" "$name"
   "$venv/bin/python" scripts/demo_summary.py "runs/$name" runs/demo-data/ngram.json
   say "demo took $(seconds_since "$start") s after set-up"
 }
 
-# The faster precision and the steps of five minutes, as overrides.
-demo_pace() {  # demo_pace DROPLESS CONFIG
-  local data=$root/runs/demo-data
-  "$venv/bin/python" "$root/scripts/demo_pace.py" "$1" "$2" "$data/pace-run" >"$data/pace"
+# The faster precision and the steps of five minutes, as overrides, and a sentence about them.
+demo_pace() {  # demo_pace DROPLESS CONFIG FEWEST_STEPS MOST_STEPS
+  "$venv/bin/python" "$root/scripts/demo_pace.py" "$@" >"$root/runs/demo-data/pace"
 }
 
 # Training evaluates on rows whose first bytes nothing predicts; here every byte counts, as for the n-gram.

@@ -22,7 +22,7 @@ paint_progress() {
   local name=$1 log=$2 start=$3 tick=0 line width
   while true; do
     # The sleep holds no file open: whoever reads our output must not wait for it.
-    sleep 1 <&- >&- 2>&- 9>&- || return 0
+    sleep 1 <&- >&- 2>&- 7>&- 8>&- 9>&- || return 0
     kill -0 $$ 2>/dev/null || return 0
     tick=$((tick + 1))
     [[ -t 2 ]] || ((tick % 30 == 0)) || continue
@@ -48,6 +48,17 @@ stop_painter() {
   painter=
   [[ ! -t 2 ]] || printf '\r\033[K' >&2
 }
+
+# Ctrl-C where nothing else is said of it; whatever ran has had the signal, too. A stage's standard error is its
+# log: 7 is the one of before.
+exec 7>&2
+stop_by_hand() {
+  exec 2>&7
+  stop_painter
+  say "dev: stopped"
+  exit 130
+}
+trap stop_by_hand INT
 
 # stage NAME HINT COMMAND...: runs COMMAND with its output in build/logs/NAME.log. A function given as
 # COMMAND must chain its steps with &&, as errexit is off inside.
