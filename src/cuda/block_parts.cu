@@ -54,8 +54,8 @@ WalkParts carve_walk_parts(WorkspaceCarver& carver, std::int64_t lines, std::int
   return {count, count > 1 ? carver.take<float>(count * size) : nullptr};
 }
 
-void sum_walk_parts(const WalkParts& parts, std::int64_t rows, std::int64_t columns, bool transposed,
-                    const TensorView& out, cudaStream_t stream) {
+void sum_walk_parts(const WalkParts& parts, std::int64_t rows, std::int64_t columns,
+                    bool transposed, const TensorView& out, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(columns, kTile)),
                   static_cast<unsigned>(ceil_div(rows, kTile)));
   for_16_bit(out.dtype, "sum_walk_parts", [&](auto element) {

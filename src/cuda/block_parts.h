@@ -21,7 +21,7 @@ WalkParts carve_walk_parts(WorkspaceCarver& carver, std::int64_t lines, std::int
 
 // out [rows, columns], or with `transposed` its transpose, = the parts' sums, added in order. At most
 // 2 M rows: many more than walks that are worth cutting have.
-void sum_walk_parts(const WalkParts& parts, std::int64_t rows, std::int64_t columns, bool transposed,
-                    const TensorView& out, cudaStream_t stream);
+void sum_walk_parts(const WalkParts& parts, std::int64_t rows, std::int64_t columns,
+                    bool transposed, const TensorView& out, cudaStream_t stream);
 
 }  // namespace dropless::cuda

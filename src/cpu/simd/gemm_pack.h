@@ -38,7 +38,9 @@ template <class P>
 constexpr int kPackedRows = kMatrixUnit && sizeof(P) == 2 ? kUnitRows : kTileRows;
 // Neighbours along k that are multiplied by one instruction; the last group is filled with zeros.
 template <class P>
-constexpr int kGroup = sizeof(P) != 2 ? 1 : kMatrixUnit ? kUnitDepth : 2;
+constexpr int kGroup = sizeof(P) != 2 ? 1
+                       : kMatrixUnit  ? kUnitDepth
+                                      : 2;
 template <class P>
 constexpr int kTileCols = 2 * kLanes<Sum<P>>;
 template <class P>
