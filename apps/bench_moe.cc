@@ -1,6 +1,5 @@
-// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rounds N] [--json]` (--decode:
-// bench_moe_decode.cc): the whole
-// SwiGLU layer, forward and forward with backward, beside the same layer on libtorch's operators
+// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rivals COMMAND] [--rounds N] [--json]`
+// (--decode: bench_moe_decode.cc): the whole SwiGLU layer, forward and forward with backward, beside the same layer on libtorch's operators
 // (grouped products, a product per expert, batched and padded products), beside dense products of
 // equal FLOPs and a dense network of equal active parameters. All candidates take turns within each
 // round; medians.
@@ -23,6 +22,7 @@
 #include "apps/bench_moe_decode.h"
 #include "apps/bench_moe_kernels.h"
 #include "apps/bench_moe_rivals.h"
+#include "apps/bench_rival_program.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
@@ -48,6 +48,7 @@ struct BenchMoeVerb {
   std::string device = "auto", dtype = "bf16";
   int rounds = 9;
   bool decode = false, kernels = false, json = false;
+  std::string rival_command;
 };
 
 LayerShape parse_shape(const std::string& text) {
@@ -103,9 +104,11 @@ Routing parse_routing(const std::string& text) {
 // One way to run the layer; what needs more memory than there is drops out.
 struct Candidate {
   std::string name;
-  std::function<void()> run;
+  std::function<std::optional<double>()> time_ms;  // of one run; absent: out of memory
   bool out_of_memory = false;
 };
+
+const std::vector<std::string> kRivals = {"torch", "loop", "padded"};
 
 constexpr int kBackToBack = 5;  // calls queued without waiting
 constexpr int kWarmUp = 2;      // rounds that do not count
@@ -120,7 +123,10 @@ LayerFunction rival(RivalProducts products) {
 // All of a direction, one run of each in turn within a round.
 class Contest {
  public:
-  Contest(const LayerCase& c, bool backward, const at::Device& device) : device_(device) {
+  // `program`, where there is one, has `c`'s shape prepared as its rivals `names`.
+  Contest(const LayerCase& c, bool backward, const at::Device& device, RivalProgram* program,
+          const std::vector<std::string>& names)
+      : device_(device), rivals_(kRivals) {
     const auto pass = [&c, backward](const LayerFunction& layer) {
       return [&c, backward, layer] {
         if (backward) {
@@ -131,35 +137,38 @@ class Contest {
         }
       };
     };
-    const auto own = pass(kOwn);
-    candidates_ = {
-        {"own", own},
-        {"dense", [&c, backward] { c.dense(backward); }},
-        {"copy", [&c] { c.copy_combine(); }},
-        {"torch", pass(kTorch)},
-        {"loop", pass(rival(RivalProducts::kLoop))},
-        {"padded", pass(rival(RivalProducts::kPadded))},
-        {"dense_model",
-         [&c, backward] {
-           if (backward) {
-             c.dense_model_backward(c.dense_model_forward());
-           } else {
-             const at::NoGradGuard no_grad;
-             c.dense_model_forward();
-           }
-         }},
-    };
+    own_ = pass(kOwn);
+    add("own", own_);
+    add("dense", [&c, backward] { c.dense(backward); });
+    add("copy", [&c] { c.copy_combine(); });
+    add("torch", pass(kTorch));
+    add("loop", pass(rival(RivalProducts::kLoop)));
+    add("padded", pass(rival(RivalProducts::kPadded)));
+    add("dense_model", [&c, backward] {
+      if (backward) {
+        c.dense_model_backward(c.dense_model_forward());
+      } else {
+        const at::NoGradGuard no_grad;
+        c.dense_model_forward();
+      }
+    });
+    for (const std::string& name : names) {
+      rivals_.push_back(name);
+      candidates_.push_back(
+          {name, [program, name, backward] { return program->time_ms(name, backward); }});
+    }
   }
 
+  const std::vector<std::string>& rivals() const { return rivals_; }
+
   void run(int rounds) {
-    const std::function<void()> own = candidates_.front().run;
     // Alone: they warm the card for whoever comes next.
-    alone("back_to_back", rounds, [&own] {
-      for (int i = 0; i < kBackToBack; ++i) own();
+    alone("back_to_back", rounds, [this] {
+      for (int i = 0; i < kBackToBack; ++i) own_();
     });
     if (device_.is_cuda()) {
       // Also for its memory: libtorch gives to others what a graph was captured with.
-      const DeviceGraph graph(device_, own);
+      const DeviceGraph graph(device_, own_);
       alone("graph", rounds, [&graph] { graph.launch(); });
     }
     for (int i = -kWarmUp; i < rounds; ++i) {
@@ -178,17 +187,25 @@ class Contest {
     for (int i = 0; i < rounds; ++i) times_[name].push_back(time_ms(device_, run));
   }
 
+  void add(const std::string& name, const std::function<void()>& run) {
+    candidates_.push_back({name, [this, name, run]() -> std::optional<double> {
+                             try {
+                               return time_ms(device_, run);
+                             } catch (const c10::OutOfMemoryError&) {
+                               if (name == "own") throw;
+                               return std::nullopt;
+                             }
+                           }});
+  }
+
   void time(Candidate& candidate, bool count) {
     if (candidate.out_of_memory) return;
-    try {
-      const double ms = time_ms(device_, candidate.run);
-      if (count) times_[candidate.name].push_back(ms);
-    } catch (const c10::OutOfMemoryError&) {
-      if (candidate.name == "own") throw;
-      candidate.out_of_memory = true;
-      times_.erase(candidate.name);
-      empty_cache(device_);
-    }
+    const std::optional<double> ms = candidate.time_ms();
+    if (ms && count) times_[candidate.name].push_back(*ms);
+    if (ms) return;
+    candidate.out_of_memory = true;
+    times_.erase(candidate.name);
+    empty_cache(device_);
   }
 
   std::optional<double> find(const std::string& name) const {
@@ -197,6 +214,8 @@ class Contest {
   }
 
   at::Device device_;
+  std::vector<std::string> rivals_;
+  std::function<void()> own_;
   std::vector<Candidate> candidates_;
   std::map<std::string, std::vector<double>> times_;
 };
@@ -213,7 +232,7 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
   nlohmann::ordered_json rivals;
   std::string best;
   std::optional<double> best_ms;
-  for (const char* name : {"torch", "loop", "padded"}) {
+  for (const std::string& name : contest.rivals()) {
     const std::optional<double> time = contest.ms(name);
     rivals[name] = or_null(time);
     if (time && (!best_ms || *time < *best_ms)) {
@@ -259,14 +278,18 @@ double largest_difference(const LayerCase& c, const at::Device& device) {
 }
 
 void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoeVerb& verb,
-                 const at::Device& device, nlohmann::ordered_json& rows) {
+                 const at::Device& device, RivalProgram* program, nlohmann::ordered_json& rows) {
   const auto type = verb.dtype == "bf16"   ? at::kBFloat16
                     : verb.dtype == "fp16" ? at::kHalf
                                            : at::kFloat;
   const LayerCase c(s, parse_routing(routing), at::TensorOptions().dtype(type).device(device));
+  RivalProgram::Prepared prepared;
+  if (program) prepared = program->prepare(s, verb.dtype, routing, device);
+  std::vector<std::string> names;
+  for (const auto& [name, about] : prepared.rivals) names.push_back(name);
   nlohmann::ordered_json both[2];
   for (const bool backward : {false, true}) {
-    Contest contest(c, backward, device);
+    Contest contest(c, backward, device, program, names);
     contest.run(verb.rounds);
     both[backward] =
         make_row(s, verb.dtype, routing, backward, (backward ? 3 : 1) * c.forward_flops(), contest);
@@ -276,8 +299,15 @@ void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoe
     if (!verb.kernels) break;
     both[backward]["kernels"] = time_kernels(c, kOwn, backward, device, verb.rounds);
   }
-  both[0]["rivals_differ_by"] = both[1]["rivals_differ_by"] = largest_difference(c, device);
-  for (const nlohmann::ordered_json& row : both) rows.push_back(row);
+  const double difference = largest_difference(c, device);
+  for (nlohmann::ordered_json& row : both) {
+    row["rivals_differ_by"] = difference;
+    if (program) {
+      row["rival_versions"] = prepared.rivals;
+      row["rivals_absent"] = prepared.absent;
+    }
+    rows.push_back(row);
+  }
 }
 
 std::string cell(const nlohmann::ordered_json& value, int width, int digits, double scale = 1) {
@@ -291,6 +321,21 @@ void print_header() {
       "{:>7} {:>6} {:>8} {:>8} {:>8} {:>5} {:>8} {:>5} {:>5}\n",
       "T", "d", "f", "E", "k", "routing", "direction", "ms", "in a row", "graph", "TFLOP/s",
       "dense", "of max", "torch", "loop", "padded", "ratio", "N*F", "kept", "peak");
+}
+
+// Those of --rivals under a row.
+void print_rival_program(const nlohmann::ordered_json& row) {
+  for (const auto& [name, about] : row["rival_versions"].items()) {
+    const auto& ms = row["rivals"][name];
+    std::cout << fmt::format(
+        "{:>39} {:<13}{} ms, {:>5} of ours ({})\n", "", name, cell(ms, 9, 3),
+        ms.is_null() ? std::string("-")
+                     : fmt::format("{:.2f}", ms.get<double>() / row["ms"].get<double>()),
+        about.get<std::string>());
+  }
+  for (const auto& [name, why] : row["rivals_absent"].items()) {
+    std::cout << fmt::format("{:>39} {:<13} not there: {}\n", "", name, why.get<std::string>());
+  }
 }
 
 void print(const nlohmann::ordered_json& row) {
@@ -307,6 +352,7 @@ void print(const nlohmann::ordered_json& row) {
             << cell(rivals["padded"], 9, 3) << cell(row["ratio"], 6, 2)
             << cell(row["dense_model_ms"], 9, 3) << cell(row["kept_bytes"], 6, 2, kGiB)
             << cell(row["peak_bytes"], 6, 2, kGiB) << "\n";
+  if (row.contains("rival_versions")) print_rival_program(row);
 }
 
 void check_dtype(const std::string& dtype) {
@@ -331,11 +377,14 @@ void run_bench_moe(const BenchMoeVerb& verb) {
     print_header();
   }
   for (const std::string& routing : verb.routings) parse_routing(routing);
+  std::optional<RivalProgram> program;
+  if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
   for (const LayerShape& shape : shapes) {
     for (const std::string& routing : verb.routings) {
       empty_cache(device);
-      with_torch_errors("choose a smaller --shape",
-                        [&] { bench_shape(shape, routing, verb, device, json["rows"]); });
+      with_torch_errors("choose a smaller --shape", [&] {
+        bench_shape(shape, routing, verb, device, program ? &*program : nullptr, json["rows"]);
+      });
       if (verb.json) continue;
       const std::size_t count = json["rows"].size();
       for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i]);
@@ -382,6 +431,11 @@ void add_bench_verb(CLI::App& app) {
   moe->add_flag("--kernels", verb->kernels,
                 "also the layer's time part by part, on a GPU: each beside what its operations or "
                 "bytes would take at the rates of the dense products and of a copy");
+  moe->add_option("--rivals", verb->rival_command,
+                  "a program whose layers take turns with the others, such as \"python3 "
+                  "benchmarks/moe_rivals.py\" (transformers, sonic-moe)")
+      ->type_name("COMMAND")
+      ->excludes("--decode");
   moe->add_flag("--json", verb->json, "one JSON document");
   moe->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
   moe->callback([verb, moe] {
@@ -398,8 +452,10 @@ void add_bench_verb(CLI::App& app) {
       throw Error(ErrorKind::kInvalidArgument, "--kernels shows what a GPU is given to do",
                   "choose --device cuda");
     }
-    // The CPU has rows of its own, on random routers; with --routing it has those of a GPU.
-    if (!device.is_cpu() || moe->count("--routing") > 0) return run_bench_moe(*verb);
+    // The CPU has rows of its own, on random routers; with --routing or --rivals it has those of a GPU.
+    if (!device.is_cpu() || moe->count("--routing") > 0 || moe->count("--rivals") > 0) {
+      return run_bench_moe(*verb);
+    }
     run_bench_moe_cpu(shapes, moe->count("--dtype") == 0 ? "" : verb->dtype, verb->rounds,
                       verb->json);
   });

@@ -1,6 +1,7 @@
 """`dropless bench moe`: the shape of its report, on the CPU, and what it refuses."""
 
 import json
+import sys
 import unittest
 
 from command import CommandTest
@@ -71,6 +72,51 @@ class BenchMoeTest(CommandTest):
             result = self.run_command("bench", "moe", "--device", "cpu", *arguments)
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn("routing", result.stderr)
+
+    # Answers as benchmarks/moe_rivals.py does: "two" takes 2 ms forward, three times that with backward.
+    PROGRAM = '''
+import json, sys
+for line in sys.stdin:
+    question = json.loads(line)
+    if "prepare" in question:
+        assert question["prepare"]["T"] == 64 and question["prepare"]["device"].startswith("cpu"), question
+        answer = {"rivals": {"full": "no memory", "two": "a program"}, "absent": {"none": "not installed"}}
+    else:
+        ms = {"full": None, "two": 6 if question["backward"] else 2}[question["time"]]
+        answer = {"ms": ms}
+    print(json.dumps(answer), flush=True)
+'''
+
+    def rivals(self, program, *options):
+        (self.folder / "rivals.py").write_text(program)
+        return self.run_command(
+            "bench", "moe", "--device", "cpu", "--dtype", "fp32", "--rounds", 3, "--shape", "64,32,16,8,2",
+            "--rivals", f"{sys.executable} {self.folder}/rivals.py", *options,
+        )
+
+    def test_rivals_of_another_program(self):
+        result = self.rivals(self.PROGRAM, "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        rows = json.loads(result.stdout)["rows"]
+        self.assertEqual([row["rivals"]["two"] for row in rows], [2, 6])
+        for row in rows:
+            self.assertEqual(list(row["rivals"]), ["torch", "loop", "padded", "full", "two"])
+            self.assertIsNone(row["rivals"]["full"])
+            self.assertEqual(row["rivals_absent"], {"none": "not installed"})
+            self.assertEqual(row["rival_versions"]["two"], "a program")
+        table = self.rivals(self.PROGRAM).stdout
+        self.assertRegex(table, r"two +2\.000 ms")
+        self.assertIn("none          not there: not installed", table)
+
+    def test_rivals_that_answer_badly(self):
+        for program, message in [
+            ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
+            ("import json\ninput()\nprint(json.dumps({'rivals': {'a': 1}}))", "rivals"),
+        ]:
+            result = self.rivals(program)
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertIn("--rivals", result.stderr)
+            self.assertIn(message, result.stderr)
 
     def test_table_names_the_device_and_every_shape(self):
         lines = self.check_command(

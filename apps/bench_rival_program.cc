@@ -1,0 +1,113 @@
+#include "apps/bench_rival_program.h"
+
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <sstream>
+#include <string_view>
+#include <utility>
+
+#include "dropless/error.h"
+
+extern char** environ;
+
+namespace dropless::apps {
+namespace {
+
+constexpr std::size_t kLongestAnswer = 1 << 20;
+
+}  // namespace
+
+RivalProgram::RivalProgram(std::string command) : command_(std::move(command)) {
+  std::array<int, 2> ends{};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+    fail(std::strerror(errno));
+  }
+  socket_ = ends[0];
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  std::string shell = "sh", option = "-c";
+  std::array<char*, 4> arguments = {shell.data(), option.data(), command_.data(), nullptr};
+  const int error = ::posix_spawn(&child_, "/bin/sh", &actions, nullptr, arguments.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  ::close(ends[1]);
+  if (error != 0) {
+    ::close(socket_);
+    fail(std::strerror(error));
+  }
+}
+
+RivalProgram::~RivalProgram() {
+  ::close(socket_);  // ends its loop over questions
+  while (::waitpid(child_, nullptr, 0) == -1 && errno == EINTR) {
+  }
+}
+
+void RivalProgram::fail(const std::string& what) const {
+  throw Error(ErrorKind::kResource, fmt::format("--rivals \"{}\": {}", command_, what),
+              "what it printed stands above; benchmarks/moe_rivals.py says what it has to answer");
+}
+
+nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
+  const std::string line = question.dump() + "\n";
+  for (std::string_view left = line; !left.empty();) {
+    // Not write(): a program that has ended is an error here, not a SIGPIPE.
+    const ssize_t sent = ::send(socket_, left.data(), left.size(), MSG_NOSIGNAL);
+    if (sent == -1 && errno == EINTR) continue;
+    if (sent == -1) fail("ended before it was asked");
+    left.remove_prefix(static_cast<std::size_t>(sent));
+  }
+  for (;;) {
+    if (const std::size_t end = unread_.find('\n'); end != std::string::npos) {
+      const std::string answer = unread_.substr(0, end);
+      unread_.erase(0, end + 1);
+      nlohmann::json parsed = nlohmann::json::parse(answer, nullptr, /*allow_exceptions=*/false);
+      if (!parsed.is_object()) fail("answered " + answer.substr(0, 200));
+      return parsed;
+    }
+    if (unread_.size() > kLongestAnswer) fail("answered more than 1 MB without a line's end");
+    std::array<char, 4096> buffer{};
+    const ssize_t got = ::read(socket_, buffer.data(), buffer.size());
+    if (got == -1 && errno == EINTR) continue;
+    if (got <= 0) fail("ended without an answer to " + question.dump());
+    unread_.append(buffer.data(), static_cast<std::size_t>(got));
+  }
+}
+
+RivalProgram::Prepared RivalProgram::prepare(const LayerShape& s, const std::string& dtype,
+                                             const std::string& routing, const at::Device& device) {
+  std::ostringstream device_name;
+  device_name << device;
+  const nlohmann::json answer = ask({{"prepare",
+                                      {{"T", s.T},
+                                       {"d", s.d},
+                                       {"f", s.f},
+                                       {"E", s.E},
+                                       {"k", s.k},
+                                       {"dtype", dtype},
+                                       {"routing", routing},
+                                       {"device", device_name.str()}}}});
+  try {
+    return {answer.at("rivals").get<std::map<std::string, std::string>>(),
+            answer.at("absent").get<std::map<std::string, std::string>>()};
+  } catch (const nlohmann::json::exception&) {
+    fail("answered " + answer.dump());
+  }
+}
+
+std::optional<double> RivalProgram::time_ms(const std::string& name, bool backward) {
+  const nlohmann::json answer = ask({{"time", name}, {"backward", backward}});
+  const auto ms = answer.find("ms");
+  if (ms == answer.end() || !(ms->is_null() || ms->is_number())) fail("answered " + answer.dump());
+  return ms->is_null() ? std::nullopt : std::optional(ms->get<double>());
+}
+
+}  // namespace dropless::apps

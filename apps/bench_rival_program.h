@@ -1,0 +1,47 @@
+// Rivals of `bench moe` that another program runs, such as benchmarks/moe_rivals.py (which states the
+// questions and answers): it is started once, asked over its standard input to run one of its layers,
+// and answers on its standard output how long that took.
+#pragma once
+
+#include <sys/types.h>
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "apps/bench_case.h"
+
+namespace dropless::apps {
+
+class RivalProgram {
+ public:
+  // `command` is given to /bin/sh. Errors of all calls: kRuntime, naming the command.
+  explicit RivalProgram(std::string command);
+  ~RivalProgram();
+  RivalProgram(const RivalProgram&) = delete;
+  RivalProgram& operator=(const RivalProgram&) = delete;
+
+  struct Prepared {
+    std::map<std::string, std::string> rivals;  // name: what it is
+    std::map<std::string, std::string> absent;  // name: why it is not there
+  };
+  Prepared prepare(const LayerShape& shape, const std::string& dtype, const std::string& routing,
+                   const at::Device& device);
+  // Milliseconds of one run of what was prepared last; absent when it ran out of memory.
+  std::optional<double> time_ms(const std::string& name, bool backward);
+
+ private:
+  nlohmann::json ask(const nlohmann::json& question);
+  [[noreturn]] void fail(const std::string& what) const;
+
+  std::string command_;
+  pid_t child_ = -1;
+  int socket_ = -1;  // its standard input and output
+  std::string unread_;
+};
+
+}  // namespace dropless::apps
