@@ -51,7 +51,7 @@ class BadInputTest(CommandTest):
             ("max_duration=0ba", "max_duration"),
             ("max_duration=5min", "max_duration"),
             ("max_duration=9e15ep", "too many to count"),
-            ("scheduler.t_warmup=50ba", "t_warmup"),
+            ("scheduler.t_max=39ba", "t_max 39ba"),
             ("global_train_batch_size=100000", "a batch of 100000"),
             ("precision=amp_fp8", "amp_fp8"),
             ("optimizer.name=adam", "decoupled_adamw"),

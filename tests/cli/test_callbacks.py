@@ -46,6 +46,13 @@ class CallbacksTest(CommandTest):
         self.assertIn("resumed from cut/step-6", self.train("save_folder=cut", "autoresume=true", *arguments))
         self.assertEqual(self.steps("cut"), list(range(1, 15)))
 
+    def test_an_eval_interval_of_zero_never_evaluates(self):
+        evaluated = lambda: [line["step"] for line in self.metrics() if "metrics/eval/LanguageCrossEntropy" in line]
+        for interval, first, steps in [("0", "false", []), ("0ba", "true", [0]), ("3ba", "false", [3, 4])]:
+            with self.subTest(interval):
+                self.train("max_duration=4ba", f"eval_interval={interval}", f"eval_first={first}", "save_overwrite=true")
+                self.assertEqual(evaluated(), steps)
+
     def test_loss_spike_ends_the_run_and_names_the_checkpoint(self):
         callback = "callbacks={kill_loss_spike: {log_only: %s, window_size: 5, loss_cap: 0.1}}"
         err = self.train(callback % "false", code=1)

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import subprocess
 import tempfile
 import unittest
 
@@ -42,7 +43,8 @@ class FixturesTest(unittest.TestCase):
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        cls.fates = yaml_page.fates(BINARY, pathlib.Path(folder.name))
+        cls.folder = pathlib.Path(folder.name)
+        cls.fates = yaml_page.fates(BINARY, cls.folder)
 
     def check_runs(self, fate, evaluates=True):
         self.assertTrue(fate.runs, fate.error)
@@ -75,6 +77,27 @@ class FixturesTest(unittest.TestCase):
                 self.assertIn(words, fate.error)
                 self.assertTrue(fate.hint, "the way out")
                 self.assertFalse((fate.folder / "run").exists() or (fate.folder / "runs").exists(), "nothing is started")
+
+    def test_the_quick_start(self):
+        """README of LLM Foundry: ten batches of mpt-125m.yaml, which stay within its warm-up of 100; here of a small model."""
+        given = ("max_duration=", "eval_interval=", "save_folder=", "variables.data_local=")
+        result = subprocess.run(
+            [
+                BINARY, "train", yaml_page.FIXTURES / "pretrain" / "mpt-125m.yaml",
+                *(override for override in yaml_page.TINY if not override.startswith(given)),
+                "variables.data_local=data", "train_loader.dataset.split=train_small", "eval_loader.dataset.split=val_small",
+                "max_duration=10ba", "eval_interval=0", "save_folder=mpt-125m",
+            ],
+            cwd=self.folder, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 0, result.stderr)
+        warnings = re.findall(r"^warning: (.*warm-up.*)", result.stderr, re.M)
+        self.assertEqual(len(warnings), 1, result.stderr)
+        self.assertRegex(warnings[0], r"mpt-125m\.yaml:\d+:\d+: scheduler\.t_warmup: the run ends during the warm-up of 100ba")
+        lines = [json.loads(line) for line in (self.folder / "mpt-125m" / "metrics.jsonl").read_text().splitlines()]
+        self.assertEqual([line["step"] for line in lines], list(range(1, 11)), "and no evaluation")
+        for line in lines:
+            self.assertAlmostEqual(line["lr-DecoupledAdamW/group0"], 6e-4 * (line["step"] - 1) / 100)
 
     def test_the_page_is_what_the_program_says(self):
         expected = yaml_page.page(BINARY, self.fates)

@@ -25,13 +25,13 @@ TINY = [
     "model.d_model=32", "model.n_heads=4", "model.n_layers=2", "variables.max_seq_len=32",
     "variables.data_local=data", "global_train_batch_size=4", "device_train_microbatch_size=2",
     "device_eval_batch_size=4", "eval_subset_num_batches=1", "eval_interval=2ba", "max_duration=2ba",
-    "scheduler.t_warmup=1ba", "device=cpu", "save_folder=run",
+    "device=cpu", "save_folder=run",
 ]  # fmt: skip
 
 # What trains a file that names a model of the hub on a small folder of a released family's kind instead.
 FOLDER = [
     "tokenizer={name: bytes}", "variables.max_seq_len=32", "global_train_batch_size=4", "device_train_microbatch_size=2",
-    "device_eval_batch_size=4", "eval_subset_num_batches=1", "eval_interval=2ba", "max_duration=2ba", "scheduler.t_warmup=1ba",
+    "device_eval_batch_size=4", "eval_subset_num_batches=1", "eval_interval=2ba", "max_duration=2ba",
     "device=cpu", "save_folder=run",
 ]  # fmt: skip
 TEXT, ANSWERS = "variables.data_local=data", "train_loader.dataset.hf_name=answers"

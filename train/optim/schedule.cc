@@ -13,11 +13,19 @@ namespace dropless::train {
 
 namespace {
 
+Time batches_at(const YamlMap& map, const char* key, const std::optional<Time>& fallback) {
+  const Time time = map.time(key, fallback);
+  if (time.unit == TimeUnit::kSecond) {
+    map.fail(key, time.str() + " is not a number of batches", "use ba, ep, sp, tok or dur");
+  }
+  return time;
+}
+
 // The run may be made longer later, which must not move these times: no fractions of its length.
 void read_inverse_sqrt(const YamlMap& map, ScheduleConfig& config) {
   for (const auto& [key, time] :
        {std::pair("t_scale", &config.t_scale), std::pair("t_cooldown", &config.t_cooldown)}) {
-    *time = map.time(key);
+    *time = batches_at(map, key, std::nullopt);
   }
   for (const auto& [key, time] :
        {std::pair("t_warmup", config.t_warmup), std::pair("t_scale", config.t_scale),
@@ -54,8 +62,8 @@ ScheduleConfig ScheduleConfig::from_yaml(const YamlMap& map) {
              "one of: cosine_with_warmup, linear_decay_with_warmup, constant_with_warmup, "
              "inv_sqrt_with_warmup");
   }
-  config.t_warmup = map.time("t_warmup", config.t_warmup);
-  config.t_max = map.time("t_max", config.t_max);
+  config.t_warmup = batches_at(map, "t_warmup", config.t_warmup);
+  config.t_max = batches_at(map, "t_max", config.t_max);
   if (config.type == ScheduleType::kInverseSqrt) {
     read_inverse_sqrt(map, config);
   } else {
@@ -96,18 +104,28 @@ Schedule::Schedule(const ScheduleConfig& config, const TrainingLength& length)
       scale_(length.batches(config.t_scale)),
       cooldown_(length.batches(config.t_cooldown)) {
   const bool decays = config.type == ScheduleType::kCosine || config.type == ScheduleType::kLinear;
-  if (decays && warmup_ >= max_) {
+  // The last batch may be a part of one, as max_batches counts it.
+  const auto run = static_cast<double>(length.max_batches);
+  if (decays && std::ceil(max_) < run) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("t_warmup {} ({:g} batches) is not below t_max {} ({:g} batches)",
-                            config.t_warmup.str(), warmup_, config.t_max.str(), max_),
-                "shorten the warm-up, or train longer");
+                fmt::format("t_max {} ({:g} batches) is below max_duration ({:g} batches): the "
+                            "schedule says nothing of the rest",
+                            config.t_max.str(), max_, run),
+                "leave t_max out (1dur), or make it at least max_duration");
+  }
+  if (warmup_ > 0 && warmup_ >= run) {
+    short_run_ = fmt::format(
+        "the run ends during the warm-up of {} ({:g} batches): after its {:g} batches the learning "
+        "rate is still below optimizer.lr",
+        config.t_warmup.str(), warmup_, run);
   }
 }
 
 double Schedule::multiplier(std::int64_t batches_done) const {
   const double t = static_cast<double>(batches_done);
   if (t < warmup_) return t / warmup_;
-  const double tau = std::min(1.0, (t - warmup_) / (max_ - warmup_));
+  // Composer's value where there is no time to decay in.
+  const double tau = max_ > warmup_ ? std::min(1.0, (t - warmup_) / (max_ - warmup_)) : 0.0;
   const double alpha = config_.alpha_f;
   switch (config_.type) {
     case ScheduleType::kConstant:

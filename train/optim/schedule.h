@@ -4,7 +4,7 @@
 //   cosine_with_warmup:       alpha_f + (1 - alpha_f) (1 + cos(pi tau)) / 2
 //   linear_decay_with_warmup: 1 + tau (alpha_f - 1)
 //   constant_with_warmup:     1
-//   with tau = (t - t_warmup) / (t_max - t_warmup), at most 1
+//   with tau = (t - t_warmup) / (t_max - t_warmup), at most 1, and 0 where t_max <= t_warmup
 //   inv_sqrt_with_warmup:     a(t) = alpha_f_decay + (1 - alpha_f_decay) sqrt(t_scale / (t - t_warmup + t_scale))
 //                             from t_c = max(t_warmup, t_max - t_cooldown) on, linearly from a(t_c)
 //                             to alpha_f_cooldown within t_cooldown
@@ -47,13 +47,17 @@ struct TrainingLength {
 
 class Schedule {
  public:
+  // Throws Error(kInvalidArgument) where a decay's t_max is below the run's length.
   Schedule(const ScheduleConfig& config, const TrainingLength& length);
   // The factor on the configured learning rate for the batch after `batches_done` finished ones.
   double multiplier(std::int64_t batches_done) const;
+  // What to warn of where the run ends before its warm-up does; else empty.
+  const std::string& short_run() const { return short_run_; }
 
  private:
   ScheduleConfig config_;
   double warmup_, max_, scale_, cooldown_;  // in batches
+  std::string short_run_;
 };
 
 }  // namespace dropless::train

@@ -214,8 +214,8 @@ std::string read_run_folder(const YamlMap& root, const std::string& run_name) {
   return root.locate("save_folder", [&] { return RunFolder::name(save_folder, run_name); });
 }
 
-// Where the run's length in batches follows from the config alone, a warm-up that does not fit is
-// said before the data are opened.
+// Where the run's length in batches follows from the config alone, a schedule that does not cover it
+// is refused before the data are opened.
 void check_schedule(const YamlMap& root, const TrainConfig& config) {
   const ScheduleConfig& scheduler = config.scheduler;
   for (const Time* time : {&config.max_duration, &scheduler.t_warmup, &scheduler.t_max}) {
@@ -226,7 +226,7 @@ void check_schedule(const YamlMap& root, const TrainConfig& config) {
   length.tokens_per_batch = config.global_train_batch_size * config.max_seq_len;
   length.max_batches =
       static_cast<std::int64_t>(std::min(std::ceil(length.batches(config.max_duration)), 9e15));
-  root.locate("scheduler.t_warmup", [&] { Schedule(scheduler, length); });
+  root.locate("scheduler.t_max", [&] { Schedule(scheduler, length); });
 }
 
 void read_saving(const YamlMap& root, TrainConfig& config) {

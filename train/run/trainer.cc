@@ -94,7 +94,7 @@ Trainer::Trainer(TrainConfig config)
   open_data();
   open_tasks();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
-  source.locate("scheduler.t_warmup", [&] { schedule_.emplace(config_.scheduler, length_); });
+  source.locate("scheduler.t_max", [&] { schedule_.emplace(config_.scheduler, length_); });
   source.locate("model." + estimate_parameters(config_.model).cause, [&] {
     // Beside the frozen weights the adapters' gradients and moments are next to nothing.
     const double bytes = config_.model.lora
@@ -321,6 +321,9 @@ void Trainer::run() {
     return;
   }
   log_info("{}", training_summary(config_, *model_, *train_loader_, length_));
+  if (!schedule_->short_run().empty()) {
+    config_.source.warn("scheduler.t_warmup", schedule_->short_run());
+  }
   try {
     with_torch_errors("if memory ran out, lower device_train_microbatch_size", [&] { loop(); });
   } catch (const Error& error) {
@@ -375,7 +378,7 @@ void Trainer::loop() {
     tokens_ += batch.tokens;
     log_step(result, multiplier, batch, seconds_since(start));
     const bool at_end = step_ == length_.max_batches;
-    if (at_end || due(config_.eval_interval)) {
+    if ((at_end && config_.eval_interval.value > 0) || due(config_.eval_interval)) {
       save_if_it_fails(batch, [&] { evaluate_all(); });
     }
     for (const auto& [name, watcher] : watchers_) {

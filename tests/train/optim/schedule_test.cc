@@ -1,5 +1,6 @@
 #include "train/optim/schedule.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -30,10 +31,10 @@ TEST(Schedule, CosineWithWarmup) {
 
 TEST(Schedule, LinearDecayAndConstant) {
   const Schedule linear =
-      make("{name: linear_decay_with_warmup, t_warmup: 0ba, t_max: 50ba, alpha_f: 0.5}");
+      make("{name: linear_decay_with_warmup, t_warmup: 0ba, t_max: 200ba, alpha_f: 0.5}");
   EXPECT_DOUBLE_EQ(linear.multiplier(0), 1.0);
-  EXPECT_DOUBLE_EQ(linear.multiplier(25), 0.75);
-  EXPECT_DOUBLE_EQ(linear.multiplier(99), 0.5);
+  EXPECT_DOUBLE_EQ(linear.multiplier(100), 0.75);
+  EXPECT_DOUBLE_EQ(linear.multiplier(300), 0.5);
   const Schedule constant = make("{name: constant_with_warmup, t_warmup: 4ba}");
   EXPECT_DOUBLE_EQ(constant.multiplier(1), 0.25);
   EXPECT_DOUBLE_EQ(constant.multiplier(99), 1.0);
@@ -73,8 +74,36 @@ TEST(Schedule, EveryUnitBecomesBatches) {
   EXPECT_THROW(kLength.batches(Time::parse("10sec")), Error);
 }
 
-TEST(Schedule, RefusesAWarmupBeyondTheEnd) {
-  EXPECT_THROW(make("{name: cosine_with_warmup, t_warmup: 100ba}"), Error);
+TEST(Schedule, AWarmupBeyondTheEndIsAWarning) {
+  for (const char* name :
+       {"cosine_with_warmup", "linear_decay_with_warmup", "constant_with_warmup"}) {
+    const Schedule schedule = make(std::string("{t_warmup: 400ba, name: ") + name + "}");
+    EXPECT_THAT(schedule.short_run(), testing::HasSubstr("during the warm-up of 400ba")) << name;
+    EXPECT_DOUBLE_EQ(schedule.multiplier(99), 99.0 / 400) << name;
+    // Longer than the run, where Composer's formula gives the whole rate.
+    EXPECT_DOUBLE_EQ(schedule.multiplier(400), 1.0) << name;
+  }
+  EXPECT_EQ(make("{name: cosine_with_warmup, t_warmup: 100ba}").multiplier(100), 1.0);
+  EXPECT_EQ(make("{name: cosine_with_warmup, t_warmup: 99ba}").short_run(), "");
+}
+
+TEST(Schedule, RefusesATMaxBelowTheRun) {
+  for (const char* t_max : {"99ba", "2ep", "0.5dur", "25000tok"}) {
+    for (const char* name : {"cosine_with_warmup", "linear_decay_with_warmup"}) {
+      EXPECT_THROW(make(std::string("{t_max: ") + t_max + ", name: " + name + "}"), Error) << t_max;
+    }
+    EXPECT_NO_THROW(make(std::string("{name: inv_sqrt_with_warmup, t_warmup: 0ba, t_scale: 1ba, "
+                                     "t_cooldown: 0ba, t_max: ") +
+                         t_max + "}"))
+        << t_max;
+  }
+  // 99.6 batches are the hundred that the run counts.
+  EXPECT_NO_THROW(make("{name: cosine_with_warmup, t_max: 797sp}"));
+}
+
+TEST(Schedule, RefusesWhatIsNoNumberOfBatches) {
+  EXPECT_THROW(make("{name: cosine_with_warmup, t_warmup: 10sec}"), Error);
+  EXPECT_THROW(make("{name: cosine_with_warmup, t_max: 10sec}"), Error);
   EXPECT_THROW(make("{name: inv_sqrt_with_warmup, t_warmup: 1ba}"), Error);
   EXPECT_THROW(make("{name: cosine_with_warmup, t_warmup: soon}"), Error);
 }

@@ -81,7 +81,7 @@ TEST(TrainConfig, RefusesContradictions) {
                                "device=cdua",
                                "run_name=../x",
                                "run_name=..",
-                               "scheduler.t_warmup=100ba",
+                               "scheduler.t_max=9ba",
                                "model.n_heads=null"}) {
     EXPECT_THROW(parse(kMinimal, {override}), Error) << override;
   }
