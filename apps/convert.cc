@@ -9,8 +9,10 @@
 #include "apps/verbs.h"
 #include "apps/whole_number.h"
 #include "dropless/error.h"
+#include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/convert/convert.h"
+#include "train/run/model_files.h"
 
 namespace dropless::apps {
 
@@ -33,12 +35,25 @@ Layout parse_layout(const std::string& name) {
               "one of: dropless, hf, llm-foundry, mistral, peft");
 }
 
+// What is written can be read, and mended, but not run.
+void warn_of_vocabulary(const std::string& source) {
+  try {
+    const std::string folder = resolve_model(source);
+    const std::string name = tokenizer_of_model(folder);
+    if (!is_tokenizer(name)) return;
+    require_vocabulary(folder, load_model_config(folder), *make_tokenizer(name));
+  } catch (const Error& error) {
+    log_warning("{}", error.what());
+  }
+}
+
 void run_convert(ConvertVerb verb) {
   install_signal_handlers(SignalMode::kThrow);
   verb.options.to = parse_layout(verb.to);
   if (!verb.dtype.empty()) verb.options.dtype = compute_type(parse_dtype(verb.dtype));
   verb.options.progress = true;
   convert_model(verb.source, verb.target, verb.options);
+  if (verb.options.to != Layout::kPeft) warn_of_vocabulary(verb.source);
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 // `dropless generate MODEL [--prompt TEXT | --prompt-file F | --prompt-ids JSON] ...`
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -113,6 +115,19 @@ std::vector<std::vector<TokenId>> ids_from_json(const std::string& text) {
   return prompts;
 }
 
+// What --prompt and --prompt-file say; empty where neither is given.
+std::vector<std::string> read_texts(const GenerateVerb& verb) {
+  std::vector<std::string> texts = verb.prompts;
+  if (verb.from_file) texts = {read_file(verb.prompt_file, 64 << 20)};
+  for (const std::string& text : texts) {
+    if (!text.empty()) continue;
+    throw Error(ErrorKind::kInvalidArgument,
+                verb.from_file ? verb.prompt_file + " is empty" : "--prompt is empty",
+                "without a prompt a new document begins");
+  }
+  return texts;
+}
+
 // What is said first, and then each prompt as the user's; or the messages of a file.
 std::vector<std::string> chat_texts(const GenerateVerb& verb, const ChatTemplate& chat,
                                     const std::vector<std::string>& prompts) {
@@ -131,6 +146,17 @@ std::vector<std::string> chat_texts(const GenerateVerb& verb, const ChatTemplate
   return texts;
 }
 
+// Positions behind the context are none that the model was trained on. New tokens may reach there:
+// generate() warns.
+void require_context(const std::vector<TokenId>& prompt, const ModelConfig& config) {
+  const auto tokens = static_cast<std::int64_t>(prompt.size());
+  if (tokens <= config.max_seq_len) return;
+  throw Error(
+      ErrorKind::kInvalidArgument,
+      fmt::format("a prompt has {} tokens, and the model {} positions", tokens, config.max_seq_len),
+      "shorten it");
+}
+
 std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
                                                const Tokenizer* tokenizer) {
   if (verb.from_ids) return ids_from_json(verb.prompt_ids);
@@ -138,8 +164,7 @@ std::vector<std::vector<TokenId>> read_prompts(const GenerateVerb& verb,
     throw Error(ErrorKind::kInvalidArgument, "this model's tokenizer is not here",
                 "give token ids: --prompt-ids");
   }
-  std::vector<std::string> texts = verb.prompts;
-  if (verb.from_file) texts = {read_file(verb.prompt_file, 64 << 20)};
+  std::vector<std::string> texts = read_texts(verb);
   if (texts.empty()) texts.emplace_back();
   std::vector<std::vector<TokenId>> prompts;
   for (const std::string& text : texts) {
@@ -178,21 +203,20 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result, const To
 }
 
 // The ids of a rendered template, which says itself where its special tokens are.
-std::vector<TokenId> encode_chat(const Tokenizer& tokenizer, const std::string& text) {
-  std::vector<TokenId> ids = tokenizer.encode(text);
+std::vector<TokenId> encode_chat(const LoadedModel& loaded, const std::string& text) {
+  std::vector<TokenId> ids = loaded.tokenizer->encode(text);
   if (ids.empty()) throw Error(ErrorKind::kInvalidArgument, "the chat template makes no text");
+  require_context(ids, loaded.model->config());
   return ids;
 }
 
 void run_chat(const GenerateVerb& verb, const LoadedModel& loaded, const GenerateOptions& options) {
   const ChatTemplate chat = chat_template_of(loaded);
   const Tokenizer& tokenizer = *loaded.tokenizer;
-  std::vector<std::string> said = verb.prompts;
-  if (verb.from_file) said = {read_file(verb.prompt_file, 64 << 20)};
-  const std::vector<std::string> texts = chat_texts(verb, chat, said);
+  const std::vector<std::string> texts = chat_texts(verb, chat, read_texts(verb));
   if (verb.json) {
     std::vector<std::vector<TokenId>> prompts;
-    for (const std::string& text : texts) prompts.push_back(encode_chat(tokenizer, text));
+    for (const std::string& text : texts) prompts.push_back(encode_chat(loaded, text));
     return print_json(verb, generate(*loaded.model, prompts, options), &tokenizer, texts);
   }
   const auto answer = [&](const std::string& text) {
@@ -203,7 +227,7 @@ void run_chat(const GenerateVerb& verb, const LoadedModel& loaded, const Generat
       if (!end) printer.print(tokenizer.decode_bytes(std::vector<TokenId>{id}, /*first=*/false));
     };
     const GenerateResult result =
-        generate(*loaded.model, {encode_chat(tokenizer, text)}, options, on_token);
+        generate(*loaded.model, {encode_chat(loaded, text)}, options, on_token);
     printer.finish();
     std::fputs("\n", stdout);
     flush_output();
@@ -264,6 +288,7 @@ void run_generate(const GenerateVerb& verb) {
   options.eos = loaded.eos;
   if (verb.chat) return run_chat(verb, loaded, options);
   const auto prompts = read_prompts(verb, tokenizer);
+  for (const auto& prompt : prompts) require_context(prompt, loaded.model->config());
   if (verb.json) {
     print_json(verb, generate(*loaded.model, prompts, options), tokenizer);
     return;

@@ -86,13 +86,15 @@ class ChatTest(CommandTest):
         self.assertIn("refuses these messages: only assistants", result.stderr)
         self.template("{{ messages[0].content }}")
         (self.folder / "bad.json").write_text('[{"role": "user"}]')
+        (self.folder / "silent.json").write_text('[{"role": "user", "content": ""}]')
         for arguments, words in (
             (("--system", "x", "--prompt", "y"), "need --chat"),
             (("--chat", "--prompt-ids", "[[1]]"), "--prompt-ids"),
             (("--chat", "--messages", "bad.json"), "message 0"),
             (("--chat", "--json"), "needs --prompt"),
             (("--chat", "--messages", "bad.json", "--prompt", "x"), "no --prompt"),
-            (("--chat", "--prompt", ""), "makes no text"),
+            (("--chat", "--prompt", ""), "--prompt is empty"),
+            (("--chat", "--messages", "silent.json"), "makes no text"),
         ):
             result = self.run_command("generate", "model", *arguments)
             self.assertEqual(result.returncode, 2, f"{arguments}: {result.stderr}")

@@ -191,6 +191,19 @@ class ConvertTest(CommandTest):
         self.assertIn("warning", result.stderr)
         self.assertIn("transformer.norm_f.weight", result.stderr)
 
+    def test_a_tokenizer_of_more_ids_than_embeddings(self):
+        tokenizer = pathlib.Path(__file__).parents[1] / "data/tokenizer/bpe.model"
+        self.write_model("olmoe")
+        shutil.copy(tokenizer, self.folder / "olmoe/tokenizer.model")
+        (self.folder / "text.txt").write_text("some text")
+        words = ["tokenizer.model has", "embeddings of 96", "olmoe/config.json"]
+        self.check_refused(words, "generate", "olmoe", "--prompt-ids", "[[1]]")
+        self.check_refused(words, "eval", "olmoe", "--data", "text.txt")
+        self.check_refused(words, "convert", "olmoe", "ours", "--to", "dropless", code=0)
+        words[-1] = "ours/config.yaml"
+        self.check_refused(words, "eval", "ours", "--data", "text.txt")
+        self.check_refused(words, "convert", "ours", "back", "--to", "hf", code=0)
+
     def test_pickles_are_refused_with_the_line_that_converts_them(self):
         self.write_model("olmoe")
         (self.folder / "olmoe/model.safetensors").rename(self.folder / "olmoe/pytorch_model.bin")

@@ -99,6 +99,14 @@ class GenerateTest(CommandTest):
         self.assertLess(max(answer["sequences"][0]), 257)
         self.assertEqual(len(answer["logits_last"][0]), 2048)
 
+    def test_prompts_fit_the_context_and_new_tokens_need_not(self):
+        result = self.run_command("generate", "run", "--prompt", "a" * 33)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("33 tokens, and the model 32 positions", result.stderr)
+        result = self.run_command("generate", "run", "--prompt", "a" * 32, "--max-new-tokens", 3)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("35 tokens are more than the 32", result.stderr)
+
     def test_edges(self):
         none = self.generate("--prompt-ids", "[[65]]", "--max-new-tokens", 0, "--logits")
         self.assertEqual(none["sequences"], [[]])

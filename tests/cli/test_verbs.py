@@ -87,7 +87,10 @@ class VerbsTest(CommandTest):
         self.train()
         self.refuse(2, "--prompt-ids is empty", "generate", "run", "--prompt-ids", "")
         self.refuse(2, "--prompt-file is empty", "generate", "run", "--prompt-file", "")
-        self.check_command("generate", "run", "--prompt", "", "--max-new-tokens", 1)
+        self.refuse(2, "--prompt is empty", "generate", "run", "--prompt", "")
+        (self.folder / "nothing.txt").write_text("")
+        self.refuse(2, "nothing.txt is empty", "generate", "run", "--prompt-file", "nothing.txt")
+        self.check_command("generate", "run", "--max-new-tokens", 1)
 
     def test_empty_names_count_as_given(self):
         self.train()
@@ -145,9 +148,9 @@ class VerbsTest(CommandTest):
 
     def test_a_signal_ends_verbs_that_only_print(self):
         self.train()
-        (self.folder / "long.txt").write_text("a" * 50000)
+        (self.folder / "text.txt").write_text("a" * 3000000)
         for arguments in [
-            ["generate", "run", "--prompt-file", "long.txt"],
+            ["eval", "run", "--data", "text.txt"],
             ["bench", "moe", "--device", "cpu", "--shape", "20000,512,512,8,2"],
         ]:
             for number in [signal.SIGTERM, signal.SIGINT]:

@@ -40,12 +40,14 @@ nlohmann::json read_hf_json(const std::string& folder) {
   return read_config_file(join_path(folder, kHfConfigFile));
 }
 
+std::string released_config_path(const std::string& folder) {
+  return join_path(folder, is_mistral_folder(folder) ? kMistralConfigFile : kHfConfigFile);
+}
+
 ReleasedModel read_released_config(const std::string& folder) {
-  if (is_mistral_folder(folder)) {
-    const std::string path = join_path(folder, kMistralConfigFile);
-    return read_mistral_params(read_config_file(path), path);
-  }
-  return read_hf_config(read_hf_json(folder), join_path(folder, kHfConfigFile));
+  const std::string path = released_config_path(folder);
+  const nlohmann::json json = read_config_file(path);
+  return is_mistral_folder(folder) ? read_mistral_params(json, path) : read_hf_config(json, path);
 }
 
 namespace {

@@ -21,6 +21,8 @@ bool is_released_folder(const std::string& path);
 nlohmann::json read_hf_json(const std::string& folder);
 // Mistral releases folders of both layouts: config.json counts, unless its tensor files are not there.
 ReleasedModel read_released_config(const std::string& folder);
+// The file that says it.
+std::string released_config_path(const std::string& folder);
 
 struct ReleasedFolder {
   ReleasedModel model;

@@ -32,12 +32,17 @@ constexpr const char* kAnotherPrecision =
     "a run goes on in fp64 only where it began in it: give `precision` its former value, or start "
     "from the weights alone with load_path and load_weights_only=true";
 
+constexpr const char* kAnotherMemory =
+    "the `optimizer` block has changed (momentum, disable_grad, param_groups): give its keys their "
+    "former values, or start a new run from the weights alone with load_path and "
+    "load_weights_only=true";
+
 // Reads tensor `name` into `target`, which must have its shape and type.
 void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target) {
   const TensorInfo* info = file.find(name);
   if (info == nullptr) {
     throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name,
-                kAnotherModel);
+                kAnotherMemory);
   }
   if (info->shape != target.sizes().vec() ||
       info->dtype != storage_type(dtype_of(target.scalar_type()))) {
@@ -251,6 +256,10 @@ void require_resumable(const std::string& checkpoint) {
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer) {
   const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kOptimizerFile));
   for (const auto& [name, tensor] : optimizer.state()) read_tensor(file, name, tensor);
+}
+
+void load_generator(const std::string& checkpoint) {
+  const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kOptimizerFile));
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   at::Tensor rng = at::empty_like(generator.get_state());
   read_tensor(file, kRngName, rng);
@@ -315,7 +324,9 @@ std::string find_tokenizer(const std::string& folder) {
   return {};
 }
 
-void load_tokenizer(LoadedModel& loaded, const std::string& name) {
+void load_tokenizer(LoadedModel& loaded) {
+  const std::string name = tokenizer_of_model(loaded.folder);
+  if (name.empty()) return;
   try {
     loaded.tokenizer = make_tokenizer(name);
   } catch (const Error& error) {
@@ -357,11 +368,33 @@ std::map<std::string, at::Tensor> add_adapter(const std::string& adapter, const 
 
 }  // namespace
 
+std::string tokenizer_of_model(const std::string& folder) {
+  if (is_released_folder(folder)) return find_tokenizer(folder);
+  // A converted model brings its tokenizer's file along.
+  const YamlDocument document = load_config(folder);
+  const std::string name = tokenizer_from_yaml(document.root().map("tokenizer"));
+  const std::string beside = join_path(folder, name);
+  return path_exists(beside) ? beside : name;
+}
+
+void require_vocabulary(const std::string& folder, const ModelConfig& config,
+                        const Tokenizer& tokenizer) {
+  if (tokenizer.vocab_size() <= config.vocab_size) return;
+  const std::string path =
+      is_released_folder(folder) ? released_config_path(folder) : join_path(folder, kConfigFile);
+  throw Error(ErrorKind::kInvalidArgument,
+              fmt::format("tokenizer {} has {} ids, and the model of {} embeddings of {}",
+                          tokenizer.name(), tokenizer.vocab_size(), path, config.vocab_size),
+              "it is another model's, or has tokens that the model was not resized for");
+}
+
 LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter) {
   LoadedModel loaded;
   loaded.folder = resolve_model(path);
   verify_model(loaded.folder);
   ModelConfig config = load_model_config(loaded.folder);
+  load_tokenizer(loaded);
+  if (loaded.tokenizer) require_vocabulary(loaded.folder, config, *loaded.tokenizer);
   std::map<std::string, at::Tensor> beside;
   if (!adapter.empty()) beside = add_adapter(adapter, loaded.folder, config);
   // Which kernels the training demanded says nothing about where its weights may be used.
@@ -378,16 +411,6 @@ LoadedModel load_model(const std::string& path, at::Device device, const std::st
       if (found != beside.end()) parameter.value.detach().copy_(found->second);
     }
   });
-  if (is_released_folder(loaded.folder)) {
-    const std::string tokenizer = find_tokenizer(loaded.folder);
-    if (!tokenizer.empty()) load_tokenizer(loaded, tokenizer);
-  } else {
-    // A converted model brings its tokenizer's file along.
-    const YamlDocument document = load_config(loaded.folder);
-    const std::string name = tokenizer_from_yaml(document.root().map("tokenizer"));
-    const std::string beside = join_path(loaded.folder, name);
-    load_tokenizer(loaded, path_exists(beside) ? beside : name);
-  }
   loaded.eos = eos_of_files(loaded.folder);
   if (loaded.eos.empty() && loaded.tokenizer && loaded.tokenizer->eos_id()) {
     loaded.eos.push_back(*loaded.tokenizer->eos_id());

@@ -65,8 +65,15 @@ void load_some_weights(const std::string& folder, Transformer& model,
 // Throws Error(kInvalidArgument) for a checkpoint that was saved with save_weights_only.
 void require_resumable(const std::string& checkpoint);
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);
+void load_generator(const std::string& checkpoint);  // of random numbers
 OptimizerType load_optimizer_type(const std::string& checkpoint);  // of the run that saved it
 nlohmann::json load_training_state(const std::string& checkpoint);
+
+// The name of the tokenizer of a folder that resolve_model() named, which need not be here; empty: none.
+std::string tokenizer_of_model(const std::string& folder);
+// Throws Error(kInvalidArgument) where the tokenizer can say ids that the folder's model has no embedding of.
+void require_vocabulary(const std::string& folder, const ModelConfig& config,
+                        const Tokenizer& tokenizer);
 
 // A model ready to run, from a checkpoint folder, a run folder (its latest) or a Hugging Face
 // folder.
@@ -79,6 +86,7 @@ struct LoadedModel {
   // tokenizer's.
   std::vector<TokenId> eos;
 };
+// Throws Error(kInvalidArgument) also where the tokenizer does not fit.
 // `adapter`: a folder of PEFT's whose adapter stands beside the weights; empty: none.
 LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter = {});
 
