@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 import unittest
@@ -268,6 +269,47 @@ class ResumeTest(CommandTest):
                 weights, memory = straight
                 frozen = "disable_grad" in optimizer
                 self.assertEqual(len(memory) - 1, moments * (len(weights) - frozen))
+
+    def test_another_optimizer_begins_anew(self):
+        """Weights, position and schedule go on; its memory is that of one step."""
+        blocks = {
+            "lion": "{name: decoupled_lionw, lr: 1e-4}",
+            "sgd": "{name: sgd, lr: 1e-2}",
+            "adamw": "{name: decoupled_adamw, lr: 1e-3}",
+        }
+        floats = lambda tensors: [v[0] for _, _, raw in tensors for v in struct.iter_unpack("<f", raw)]
+        for old, new in [("lion", "adamw"), ("sgd", "adamw"), ("adamw", "lion")]:
+            with self.subTest(f"{old} -> {new}"):
+                run = f"{old}-{new}"
+                arguments = ["train", self.config, f"save_folder={run}", "optimizer=null", "max_duration=6ba", "save_interval=3ba"]
+                self.check_command(*arguments, f"optimizer={blocks[old]}")
+                straight = self.losses(run)
+                shutil.rmtree(self.folder / run / "step-6")
+                (self.folder / run / "latest").unlink()
+                result = self.run_command(*arguments, f"optimizer={blocks[new]}", "autoresume=true", "save_interval=1ba")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("was saved by another optimizer", result.stderr)
+                self.assertIn(f"resumed from {run}/step-3 at step 3", result.stderr)
+                self.assertEqual(self.losses(run)[:4], straight[:4])
+                (line,) = [line for line in self.metrics(run) if line["step"] == 4 and "loss/train/total" in line]
+                memory = read_safetensors(self.folder / run / "step-4" / "optimizer.safetensors")
+                first = floats(memory[name] for name in sorted(memory) if name.startswith("exp_avg/"))
+                if new == "lion":
+                    self.assertAlmostEqual(line["lr-DecoupledLionW/group0"], 1e-4 * 0.75)
+                    norm = sum((value / 0.01) ** 2 for value in first) ** 0.5
+                    self.assertAlmostEqual(norm, min(1.0, line["l2_norm/grad/global"]), places=3)
+                    continue
+                self.assertAlmostEqual(line["lr-DecoupledAdamW/group0"], 1e-3 * 0.75)
+                second = floats(memory[name] for name in sorted(memory) if name.startswith("exp_avg_sq/"))
+                for m, v in zip(first, second, strict=True):
+                    self.assertAlmostEqual((m / 0.1) ** 2, v / 0.05, delta=1e-4 * v / 0.05 + 1e-20)
+
+    def test_another_memory_of_the_same_optimizer_is_refused(self):
+        arguments = ["train", self.config, "save_folder=plain", "optimizer=null"]
+        self.check_command(*arguments, "optimizer={name: sgd, lr: 1e-2}", "max_duration=5ba")
+        result = self.run_command(*arguments, "optimizer={name: sgd, lr: 1e-2, momentum: 0.9}", "autoresume=true")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("the `optimizer` block has changed (momentum", result.stderr)
 
     def test_resume_takes_a_changed_run(self):
         """What does not change the function of the weights may change."""

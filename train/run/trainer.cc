@@ -17,6 +17,7 @@
 #include "train/base/suggest.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/convert/peft.h"
 #include "train/convert/convert.h"
 #include "train/run/evaluate.h"
 #include "train/run/expert_load.h"
@@ -91,6 +92,10 @@ Trainer::Trainer(TrainConfig config)
     load_from_ = config_.pretrained;
   }
   if (!load_from_.empty()) verify_model(load_from_);
+  if (config_.model.lora && !load_from_.empty()) {
+    const auto why = peft_obstacle(config_.model, read_origin_config(load_from_));
+    if (why) log_warning("convert --to peft will not take these adapters: {}", *why);
+  }
   open_data();
   open_tasks();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
@@ -260,18 +265,25 @@ void Trainer::restore_from(const std::string& checkpoint) {
     throw Error(ErrorKind::kInvalidArgument, *difference, hint);
   }
   load_model_weights(checkpoint, *model_);
-  if (load_optimizer_type(checkpoint) != config_.optimizer.type) {
-    log_warning("{} was saved by another optimizer: what it kept of its steps is not used",
-                checkpoint);
+  const bool same_optimizer = load_optimizer_type(checkpoint) == config_.optimizer.type;
+  if (same_optimizer) {
+    load_optimizer(checkpoint, *optimizer_);
+  } else {
+    log_warning(
+        "{} was saved by another optimizer: what it kept of its steps is not used, and {} "
+        "begins anew",
+        checkpoint, optimizer_->class_name());
   }
-  load_optimizer(checkpoint, *optimizer_);
+  load_generator(checkpoint);
   const nlohmann::json state = load_training_state(checkpoint);
   try {
     step_ = state.at("step").get<std::int64_t>();
     samples_ = state.at("samples").get<std::int64_t>();
     tokens_ = state.at("tokens").get<std::int64_t>();
-    optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
-    if (state.contains("optimizer")) optimizer_->reload(state["optimizer"]);
+    if (same_optimizer) {
+      optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
+      if (state.contains("optimizer")) optimizer_->reload(state["optimizer"]);
+    }
     LossScale& scale = stepper_->loss_scale();
     scale.restore(scale.enabled() ? state.at("loss_scale").get<double>() : 1.0,
                   state.at("loss_scale_good_steps").get<std::int64_t>());
