@@ -1,11 +1,13 @@
 // `dropless data order` prints which sample comes when, for specs on standard input.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 
 #include "apps/data_verbs.h"
 #include "apps/standard_input.h"
@@ -15,6 +17,7 @@
 #include "train/base/signals.h"
 #include "train/data/epoch_plan.h"
 #include "train/data/mds_index.h"
+#include "train/data/order_size.h"
 
 namespace dropless::apps {
 
@@ -46,6 +49,8 @@ class SpecMap {
     if (value == nullptr) return std::nullopt;
     if (!value->is_number_integer())
       refuse(fmt::format("{}: {} is no whole number", key, value->dump()));
+    if (value->is_number_unsigned() && value->get<std::uint64_t>() > kMostCount)
+      refuse(fmt::format("{}: {} is above 2^53", key, value->dump()));
     return value->get<std::int64_t>();
   }
   std::optional<double> number(const char* key) {
@@ -83,7 +88,9 @@ EpochStream read_stream(const json& node, const std::string& root) {
     if (folder) refuse("a stream has a dir or shard_sizes, not both");
     if (!sizes->is_array()) refuse("shard_sizes is no list");
     for (const json& size : *sizes) {
-      if (!size.is_number_integer()) refuse(fmt::format("a shard of {} samples", size.dump()));
+      const bool whole = size.is_number_integer() &&
+                         !(size.is_number_unsigned() && size.get<std::uint64_t>() > kMostCount);
+      if (!whole) refuse(fmt::format("a shard of {} samples", size.dump()));
       stream.shard_sizes.push_back(size.get<std::int64_t>());
     }
   } else {
@@ -131,6 +138,10 @@ EpochPlan plan_spec(SpecMap& map, const std::string& root) {
   return plan_epoch(config, streams, world, epoch, sample);
 }
 
+std::string dump(const ordered_json& answer) {
+  return answer.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 // SHA-256 of the ids as little-endian int64.
 std::string digest_of(const SampleIds& ids) {
   constexpr std::size_t kPiece = 1 << 16;
@@ -142,28 +153,46 @@ std::string digest_of(const SampleIds& ids) {
   return hash.hex();
 }
 
-std::string answer(const std::string& line, const std::string& root, bool digest) {
+// The ids a piece at a time: an order of billions as one JSON value would take many times its memory.
+void print_order(ordered_json answer, const SampleIds& ids) {
+  constexpr std::size_t kPiece = 1 << 16;
+  answer["order"] = nullptr;
+  const std::string text = dump(answer);
+  constexpr std::string_view kNone = "null}";
+  std::cout << text.substr(0, text.size() - kNone.size()) << "[";
+  for (std::size_t at = 0; at < ids.size() && std::cout; at += kPiece) {
+    check_interrupted();
+    std::cout << (at == 0 ? "" : ",") << fmt::format("{}", fmt::join(ids.slice(at, kPiece), ","));
+  }
+  std::cout << "]}\n";
+}
+
+void print_answer(const std::string& line, const std::string& root, bool digest) {
   ordered_json out;
   out["id"] = nullptr;
+  EpochPlan plan;
   try {
     const json spec = json::parse(line, nullptr, false);
     if (spec.is_discarded()) refuse("the line is not JSON");
     SpecMap map(spec);
     if (const json* id = map.find("id")) out["id"] = *id;
-    const EpochPlan plan = plan_spec(map, root);
-    const World& world = plan.world;
-    out["shape"] = {world.nodes, world.ranks_per_node, world.workers_per_rank, plan.batches,
-                    world.batch_size};
-    if (digest) {
-      out["sha256"] = digest_of(plan.ids_PRWNB);
-    } else {
-      out["order"] = plan.ids_PRWNB.slice(0, plan.ids_PRWNB.size());
-    }
+    plan = plan_spec(map, root);
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kInterrupted) throw;
     out["error"] = error.what();
+  } catch (const std::bad_alloc&) {
+    out["error"] = "out of memory";
+  } catch (const std::length_error&) {
+    out["error"] = "out of memory";
   }
-  return out.dump(-1, ' ', false, json::error_handler_t::replace);
+  if (!out.contains("error")) {
+    const World& world = plan.world;
+    out["shape"] = {world.nodes, world.ranks_per_node, world.workers_per_rank, plan.batches,
+                    world.batch_size};
+    if (!digest) return print_order(std::move(out), plan.ids_PRWNB);
+    out["sha256"] = digest_of(plan.ids_PRWNB);
+  }
+  std::cout << dump(out) << "\n";
 }
 
 }  // namespace
@@ -187,7 +216,8 @@ void add_data_order(CLI::App& data) {
     for (std::string line; input.next_line(line) && std::cout;) {
       check_interrupted();
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-      std::cout << answer(line, options->root, options->digest) << "\n" << std::flush;
+      print_answer(line, options->root, options->digest);
+      std::cout << std::flush;
     }
   });
 }

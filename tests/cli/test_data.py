@@ -329,6 +329,30 @@ class DataTest(CommandTest):
         for line, part in zip(lines, ["nowhere", "JSON", "shufle"]):
             self.assertIn(part, line["error"])
 
+    def test_orders_too_large_to_make_are_error_lines_of_their_own(self):
+        small = {"streams": [{"shard_sizes": [9, 9]}], "shuffle_algo": "py1e"}
+        huge, top = 4_000_000_000, 2**63 - 1
+        bad = [
+            {"batch_size": huge}, {"num_canonical_nodes": huge}, {"nodes": 10**8, "ranks_per_node": 10**8},
+            {"nodes": huge}, {"ranks_per_node": huge, "workers_per_rank": huge, "batch_size": huge},
+            {"epoch_size": "10t"}, {"epoch_size": 10**13}, {"streams": [{"shard_sizes": [9], "choose": 10**13}]},
+            {"streams": [{"shard_sizes": [9], "repeat": 1e13}]}, {"streams": [{"shard_sizes": [10**13]}]},
+            {"streams": [{"shard_sizes": [2**52] * 4}]}, {"streams": [{"shard_sizes": [2**64 - 1]}]},
+            {"batching_method": "device_per_stream", "num_canonical_nodes": huge},
+            {"nodes": 3, "num_canonical_nodes": 2, "initial_physical_nodes": 2**62, "ranks_per_node": 4},
+            {"nodes": top, "ranks_per_node": top, "replication": 2}, {"shuffle_block_size": top},
+            {"shuffle_algo": "py1br", "shuffle_block_size": top}, {"epoch": top}, {"shuffle_seed": top},
+            {"sample_in_epoch": top}, {"batch_size": 2**64 - 1},
+        ]
+        specs = [dict(small, id=i) | change for i, change in enumerate(bad)]
+        good = dict(small, id="good", epoch_size=12, sampling_granularity=2**53)
+        lines = self.lines("data", "order", input="\n".join(map(json.dumps, [*specs, good])))
+        self.assertEqual([line["id"] for line in lines], [*range(len(bad)), "good"])
+        for line, change in zip(lines, bad):
+            self.assertIn("error", line, change)
+            self.assertGreater(len(line["error"]), 10, change)
+        self.assertEqual(len(lines[-1]["order"]), 12)
+
     def test_interrupted_epochs_go_on_with_other_worlds(self):
         """A run on 2 processes that ends mid-epoch and goes on on 1 or 4: each sample as often as without the break."""
         spec = {"streams": [{"shard_sizes": [30, 50, 16]}], "shuffle_algo": "py1e", "num_canonical_nodes": 4, "id": 0}

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "dropless/error.h"
+#include "train/data/order_size.h"
 #include "train/data/resample.h"
 #include "train/data/rng.h"
 
@@ -382,6 +383,7 @@ EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> str
         "nodes {}, ranks per node {}, workers {} and batch size {} must all be positive",
         world.nodes, world.ranks_per_node, world.workers_per_rank, world.batch_size));
   }
+  check_counts(config, streams, world, epoch, sample_in_epoch);
   EpochPlan out;
   out.world = config.replication ? replicate(world, *config.replication) : world;
   const auto plan = [&]<class Id>(Id) {
@@ -389,10 +391,13 @@ EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> str
     out.batches = partition.batches;
     out.ids_PRWNB = SampleIds(std::move(partition.ids_PRWNB));
   };
-  const std::int64_t largest =
-      std::max(count_samples(streams),
-               share_epoch(streams, config.epoch_size, config.shuffle.seed).epoch_size);
-  if (largest <= std::numeric_limits<std::int32_t>::max()) {
+  const std::int64_t epoch_size =
+      share_epoch(streams, config.epoch_size, config.shuffle.seed).epoch_size;
+  const bool narrow =
+      std::max(count_samples(streams), epoch_size) <= std::numeric_limits<std::int32_t>::max();
+  check_order_size(config, streams.size(), out.world, epoch_size,
+                   narrow ? sizeof(std::int32_t) : sizeof(std::int64_t));
+  if (narrow) {
     plan(std::int32_t{});
   } else {
     plan(std::int64_t{});

@@ -52,7 +52,7 @@ struct EpochPlan {
   SampleIds ids_PRWNB;
 };
 
-// Throws Error(kInvalidArgument) where the package raises ValueError.
+// Throws Error(kInvalidArgument) where the package raises ValueError, and as order_size.h says.
 EpochPlan plan_epoch(const EpochConfig& config, std::span<const EpochStream> streams,
                      const World& world, std::int64_t epoch, std::int64_t sample_in_epoch);
 

@@ -208,15 +208,17 @@ Partition<Id> partition_epoch(PartitionAlgo algo, std::int64_t num_samples,
   World initial = world;
   initial.nodes = *initial_nodes;
   const std::int64_t global_batch = ranks * world.batch_size;
-  const std::int64_t initial_ranks = *initial_nodes * world.ranks_per_node;
-  if (*initial_nodes <= 0 || global_batch % initial_ranks != 0) {
+  // More nodes than samples of a batch are refused before the product, which might not fit.
+  const bool fits = *initial_nodes > 0 && *initial_nodes <= global_batch &&
+                    global_batch % (*initial_nodes * world.ranks_per_node) == 0;
+  if (!fits) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("a global batch of {} samples does not go over the {} ranks that the "
-                            "run began with",
-                            global_batch, initial_ranks),
+                fmt::format("a global batch of {} samples does not go over the {} nodes of {} "
+                            "ranks that the run began with",
+                            global_batch, *initial_nodes, world.ranks_per_node),
                 "keep the global batch size while resuming");
   }
-  initial.batch_size = global_batch / initial_ranks;
+  initial.batch_size = global_batch / (*initial_nodes * world.ranks_per_node);
   return from_traversal(
       traversal(partition_orig<Id>(num_samples, num_canonical_nodes, initial, drop), initial),
       world);

@@ -10,7 +10,7 @@ namespace dropless::train {
 namespace {
 
 std::int64_t pieces_of(std::int64_t size, std::int64_t granularity) {
-  return (size + granularity - 1) / granularity;
+  return size / granularity + (size % granularity != 0 ? 1 : 0);
 }
 
 // Of each shard with pieces, the size of its last one. An empty shard has none: the package then sets

@@ -139,10 +139,12 @@ StreamShares share_epoch(std::span<const EpochStream> streams,
     refuse("epoch_size goes with proportions, or with streams without weights",
            "remove it, or weigh the streams by proportion");
   }
+  double total = 0;
   for (const EpochStream& stream : streams) {
     const std::int64_t samples = sum(stream.shard_sizes);
     const double repeated = stream.weight.repeat.value_or(1) * static_cast<double>(samples);
-    if (repeated >= 0x1p53) refuse("a stream is repeated too often");
+    total += repeated;
+    if (total >= 0x1p53) refuse("a stream is repeated too often");
     shares.choose.push_back(stream.weight.repeat ? static_cast<std::int64_t>(repeated)
                                                  : stream.weight.choose.value_or(samples));
   }
