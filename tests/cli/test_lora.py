@@ -315,15 +315,57 @@ class LoraTest(CommandTest):
         self.assertIn("load_path names none", result.stderr)
         self.assertFalse((self.folder / "run").exists())
 
+    def test_what_peft_is_told_to_adapt(self):
+        """The cases in which PEFT 0.21 makes other parameters out of the names of layers than these adapters are of."""
+        projections = ("gate_proj", "up_proj", "down_proj")
+        pair = ".*\\.gate_up_proj"
+        dense = [f"model.layers.1.mlp.{name}.weight" for name in sorted(projections)]
+        cases = {
+            "qwen2_moe": (dict(lora_dropout=0.1), {}, dict(target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"], rank_pattern={pair: 2 * R}, alpha_pattern={pair: 2 * ALPHA})),
+            "qwen3_moe": ({}, dict(mlp_only_layers=[1]), dict(target_parameters=dense)),
+            "olmoe": (dict(use_rslora="true"), {}, dict(lora_alpha=ALPHA * R**0.5)),
+        }  # fmt: skip
+        for name, (lora, keys, expected) in cases.items():
+            with self.subTest(name):
+                self.write_base(name, **keys)
+                self.write_config(TUNE, "all-linear")
+                overrides = [f"model.peft_config.{key}={value}" for key, value in lora.items()]
+                self.train("load_path=base", "save_folder=tuned", "save_overwrite=true", "max_duration=1ba", *overrides)
+                self.check_command("convert", "tuned", "adapter", "--to", "peft", "--overwrite")
+                config = json.loads((self.folder / "adapter/adapter_config.json").read_text())
+                self.assertEqual((config["lora_dropout"], config["use_rslora"]), (0, False))
+                self.assertLessEqual(set(projections), set(config["target_modules"]))
+                for key, value in expected.items():
+                    self.assertEqual(config[key], value)
+                # They are read again as what they were.
+                self.check_close(self.logits("base", "--adapter", "adapter"), self.logits("tuned"), 1e-6)
+
+    def test_adapters_that_peft_has_no_form_for(self):
+        for name, targets, words in (("olmoe", "[q_proj, up_proj]", "up_proj alone"), ("dbrx", "[Wqkv, w1]", "experts of dbrx")):
+            with self.subTest(name):
+                self.write_base(name)
+                self.write_config(TUNE, targets)
+                result = self.run_command("train", "train.yaml", "load_path=base", "save_folder=tuned", "save_overwrite=true", "max_duration=1ba")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("convert --to peft will not take these adapters", result.stderr)
+                self.assertIn(words, result.stderr)
+                result = self.run_command("convert", "tuned", "adapter", "--to", "peft")
+                self.assertEqual(result.returncode, 2, result.stderr)
+                self.assertIn(words, result.stderr)
+                self.assertFalse((self.folder / "adapter").exists())
+
     @unittest.skipUnless(importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"), "peft is not installed")
     def test_the_package_reads_it(self):
         import peft
         import transformers
 
-        for name, targets in (("olmoe", "all-linear"), ("mixtral", "[q_proj, v_proj, w1, w2, w3]"), ("qwen2_moe", "[q_proj, k_proj, v_proj]"), ("dbrx", "[Wqkv, out_proj]"), ("llama", "[Wqkv, o_proj]")):
-            with self.subTest(name):
-                self.write_base(name)
-                self.tune(targets)
+        for name, targets, *more in (("olmoe", "all-linear", "rslora"), ("olmoe", "all-linear"), ("mixtral", "[q_proj, v_proj, w1, w2, w3]"), ("qwen2_moe", "all-linear"), ("qwen3_moe", "all-linear"), ("qwen2_moe", "[q_proj, k_proj, v_proj, down_proj]"), ("dbrx", "[Wqkv, out_proj]"), ("llama", "[Wqkv, o_proj]")):  # fmt: skip
+            with self.subTest(name, more=more):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                self.write_base(name, **(dict(mlp_only_layers=[1]) if name == "qwen3_moe" else {}))
+                self.write_config(TUNE, targets)
+                switches = ["model.peft_config.use_rslora=true", "model.peft_config.lora_dropout=0.1"] if more else []
+                self.train("load_path=base", "save_folder=tuned", "save_overwrite=true", *switches)
                 self.check_command("convert", "tuned", "adapter", "--to", "peft", "--overwrite")
                 base = transformers.AutoModelForCausalLM.from_pretrained(self.folder / name, dtype=torch.float32)
                 model = peft.PeftModel.from_pretrained(base, self.folder / "adapter").eval()

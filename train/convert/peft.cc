@@ -154,7 +154,12 @@ class PeftNames {
     ours.push_back({adapter.a, {adapter.count * config_.lora->r, adapter.in}});
     ours.push_back({adapter.b, {adapter.count * adapter.out, config_.lora->r}});
     if (adapter.part == "attn") return attention(adapter);
-    if (!adapter.expert()) return module(adapter, ffn_prefix(adapter), leaf(adapter));
+    if (!adapter.expert()) {
+      module(adapter, ffn_prefix(adapter), leaf(adapter));
+      if (adapter.part == "ffn" && family_ == Family::kQwen3Moe) dense_.push_back(adapter);
+      return;
+    }
+    experts_.insert(adapter.target);
     if (!llama_like()) {
       throw Error(ErrorKind::kUnsupported,
                   fmt::format("PEFT has no adapters for the experts of {}, which are no modules",
@@ -174,6 +179,32 @@ class PeftNames {
   std::vector<Link> links;
   std::vector<TensorShape> ours, tensors;
   std::set<std::string> leaves;  // adapter_config.json's target_modules
+
+  bool has_experts() const { return !experts_.empty(); }
+  bool has_gates() const { return experts_.contains(LoraTarget::kGate); }
+  // PEFT 0.21 makes parameters of the stacked experts out of target_modules that are called like their
+  // layers. It does so for none of Qwen2-MoE's, and for Qwen3-MoE's dense layers of these names too.
+  std::set<std::string> target_parameters() const {
+    std::set<std::string> names;
+    if (family_ == Family::kQwen2Moe) {
+      if (has_gates()) names.insert("mlp.experts.gate_up_proj");
+      if (experts_.contains(LoraTarget::kDown)) names.insert("mlp.experts.down_proj");
+    } else if (has_experts()) {
+      for (const Adapter& adapter : dense_) {
+        names.insert(ffn_prefix(adapter) + leaf(adapter) + ".weight");
+      }
+    }
+    return names;
+  }
+  // Throws Error(kUnsupported). Our models may have adapters of one half.
+  void require_pairs() const {
+    if (has_gates() == experts_.contains(LoraTarget::kUp)) return;
+    throw Error(ErrorKind::kUnsupported,
+                fmt::format("PEFT has one adapter for gate_proj and up_proj of an expert, and this "
+                            "model has one of {} alone",
+                            has_gates() ? "gate_proj" : "up_proj"),
+                "train both; or merge it into the model: convert --to hf");
+  }
 
  private:
   struct Range {
@@ -231,6 +262,8 @@ class PeftNames {
 
   const ModelConfig& config_;
   Family family_;
+  std::set<LoraTarget> experts_;  // which of every expert's matrices have adapters
+  std::vector<Adapter> dense_;    // of Qwen3-MoE's dense layers
 };
 
 PeftNames peft_names(const ModelConfig& config, Family family) {
@@ -256,26 +289,54 @@ Family peft_family_of(ModelConfig config, const nlohmann::json& kept) {
   }
 }
 
+std::optional<std::string> peft_obstacle(const ModelConfig& config, const nlohmann::json& kept) {
+  try {
+    peft_names(config, peft_family_of(config, kept)).require_pairs();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUnsupported) throw;
+    return error.what();
+  }
+  return std::nullopt;
+}
+
 std::vector<MappedTensor> peft_tensors(const ModelConfig& config, Family family) {
   const PeftNames names = peft_names(config, family);
+  names.require_pairs();
   return gather_pieces(names.links, names.tensors, /*ours=*/false);
 }
 
 nlohmann::ordered_json make_adapter_config(const ModelConfig& config, Family family,
                                            const std::string& base) {
   const LoraConfig& lora = *config.lora;
-  return {{"peft_type", "LORA"},
-          {"task_type", "CAUSAL_LM"},
-          {"base_model_name_or_path", base},
-          {"r", lora.r},
-          {"lora_alpha", lora.alpha},
-          {"lora_dropout", lora.dropout},
-          {"use_rslora", lora.rslora},
-          {"target_modules", peft_names(config, family).leaves},
-          {"bias", "none"},
-          {"fan_in_fan_out", false},
-          {"init_lora_weights", true},
-          {"inference_mode", true}};
+  const PeftNames names = peft_names(config, family);
+  nlohmann::ordered_json json{{"peft_type", "LORA"},
+                              {"task_type", "CAUSAL_LM"},
+                              {"base_model_name_or_path", base},
+                              {"r", lora.r},
+                              {"lora_alpha", lora.alpha},
+                              {"lora_dropout", lora.dropout},
+                              {"use_rslora", lora.rslora},
+                              {"target_modules", names.leaves},
+                              {"bias", "none"},
+                              {"fan_in_fan_out", false},
+                              {"init_lora_weights", true},
+                              {"inference_mode", true}};
+  if (!names.has_experts()) return json;
+  // PEFT has no dropout for parameters, and doubles alpha with the rank whatever the scale is.
+  json["lora_dropout"] = 0.0;
+  if (lora.rslora) {
+    json["lora_alpha"] = lora.scale() * static_cast<double>(lora.r);
+    json["use_rslora"] = false;
+  }
+  if (const auto parameters = names.target_parameters(); !parameters.empty()) {
+    json["target_parameters"] = parameters;
+  }
+  if (family == Family::kQwen2Moe && names.has_gates()) {
+    constexpr const char* kBoth = ".*\\.gate_up_proj";
+    json["rank_pattern"][kBoth] = 2 * lora.r;
+    json["alpha_pattern"][kBoth] = 2 * json["lora_alpha"].get<double>();
+  }
+  return json;
 }
 
 }  // namespace dropless::train

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,9 @@ PeftLayout peft_layout(const ModelConfig& config, Family family);
 // The family whose modules PEFT's names are: LLM Foundry's where it is none of Hugging Face's. `kept`:
 // config.json of the model's origin, or null.
 Family peft_family_of(ModelConfig config, const nlohmann::json& kept);
+
+// Why peft_tensors() will refuse the adapters of such a model; nullopt where it will not.
+std::optional<std::string> peft_obstacle(const ModelConfig& config, const nlohmann::json& kept);
 
 // PEFT's tensors for a model of `family`, and where ours has their bytes. Throws Error(kUnsupported) where
 // PEFT has no form for an adapter.
