@@ -53,6 +53,50 @@ class CallbacksTest(CommandTest):
                 self.train("max_duration=4ba", f"eval_interval={interval}", f"eval_first={first}", "save_overwrite=true")
                 self.assertEqual(evaluated(), steps)
 
+    def test_monitors_add_their_figures(self):
+        self.train("max_duration=4ba", "save_folder=none")
+        for line in self.metrics("none"):
+            self.assertFalse({"time/train", "time/remaining_estimate", "throughput/device/tokens_per_sec"} & line.keys())
+        arguments = [
+            "max_duration=8ba", "eval_interval=2ba", "save_interval=3ba", "loggers={tensorboard: {}}",
+            "callbacks={speed_monitor: {window_size: 10, time_unit: minutes, gpu_flops_available: 1e12}, "
+            "runtime_estimator: {skip_batches: 2}, mbmoe_tok_per_expert: {log_interval: 4, log_every_layer: true}, "
+            "lr_monitor: {}, memory_monitor: {}}",
+        ]  # fmt: skip
+        err = self.train(*arguments)
+        self.assertIn("speed_monitor.window_size has no effect", err)
+        train = lambda: [line for line in self.metrics() if "loss/train/total" in line]
+        lines = train()
+        for before, line in zip([None, *lines], lines):
+            for what in ["tokens", "samples", "batches", "flops"]:
+                self.assertEqual(line[f"throughput/device/{what}_per_sec"], line[f"throughput/{what}_per_sec"])
+            self.assertAlmostEqual(line["throughput/device/mfu"], line["throughput/flops_per_sec"] / 1e12)
+            self.assertAlmostEqual(line["time/total"], line["time/train"] + line["time/val"])
+            self.assertEqual("time/remaining_estimate" in line, line["step"] > 2)
+            self.assertEqual("mb_moe/layer1_median_tpe" in line, line["step"] in [4, 8])
+            if before:
+                self.assertAlmostEqual(line["time/train"] - before["time/train"], 1 / line["throughput/batches_per_sec"] / 60)
+        self.assertEqual([line["step"] for line in lines if line["time/val"] == 0], [1, 2])
+        self.assertGreaterEqual(lines[-1]["time/remaining_estimate"], 0)
+        # A resumed run's times go on.
+        os.rename(self.folder / "run/step-8", self.folder / "step-8")
+        os.unlink(self.folder / "run/latest")
+        self.train(*arguments, "autoresume=true")
+        again = train()
+        self.assertEqual(again[:6], lines[:6])
+        self.assertGreater(again[6]["time/train"], lines[5]["time/train"])
+        self.assertGreaterEqual(again[6]["time/val"], lines[5]["time/val"])
+
+    def test_token_accuracy(self):
+        self.train("max_duration=20ba", "eval_interval=20ba")
+        lines = self.metrics()
+        measured = [line["step"] for line in lines if "metrics/train/TokenAccuracy" in line]
+        self.assertEqual(measured, [10, 20])
+        for line in lines:
+            for part in ["train", "eval"]:
+                self.assertTrue(0 < line.get(f"metrics/{part}/TokenAccuracy", 0.5) < 1)
+        self.assertIn("metrics/eval/TokenAccuracy", lines[-1])
+
     def test_loss_spike_ends_the_run_and_names_the_checkpoint(self):
         callback = "callbacks={kill_loss_spike: {log_only: %s, window_size: 5, loss_cap: 0.1}}"
         err = self.train(callback % "false", code=1)
@@ -211,6 +255,9 @@ class CallbacksTest(CommandTest):
             ("{generate_callback: {prompts: [a]}}", "interval: required key is missing"),
             ("{kill_loss_spike: {window_size: 0}}", "window_size"),
             ("{kill_loss_spik: {}}", "did you mean"),
+            ("{speed_monitor: {window_sise: 1}}", 'window_sise: unknown key; did you mean "window_size"?'),
+            ("{lr_monitor: {interval: 1}}", "interval: unknown key"),
+            ("{mbmoe_tok_per_expert: {log_every_leyer: true}}", 'did you mean "log_every_layer"?'),
             ("{hf_checkpointer: {save_folder: x, save_interval: 1ba, precision: fp8}}", "unknown precision fp8"),
         ]:
             with self.subTest(callback):

@@ -228,7 +228,7 @@ const plan = () => [
   ['Entropy of the router (1: undecided, 0: certain)', /router_entropy/, all],
   ['Loss scale', /^loss_scale$/, none],
 ];
-const duplicates = /^metrics\/train\/LanguageCrossEntropy$|^time\//;
+const duplicates = /^metrics\/train\/LanguageCrossEntropy$|^time\/|^throughput\/device\/.*_per_sec$|^mb_moe\/layer\d/;
 const routerLoss = /^loss\/train\/(lbl|zloss)$/;
 const shortName = key => key.replace(/^memory\/(.*)_mem$/, (_, what) => what.replace('_', ' ')).replace(/^mb_moe\/all_layers_(.*)_tpe$/, '$1').replace(/^loss\/train\/loss$/, 'training')
   .replace(/^metrics\/eval\/(.*)LanguageCrossEntropy$/, (_, label) => `evaluation ${label.replace(/\/$/, '')}`.trim());

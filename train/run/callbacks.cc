@@ -1,6 +1,7 @@
 #include "train/run/callbacks.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include "train/convert/hf_config.h"
 #include "train/run/run_folder.h"
@@ -79,6 +80,31 @@ std::optional<std::int64_t> read_optimizer_monitor(const YamlMap& map) {
   return metrics && !only_global ? std::optional(every) : std::nullopt;
 }
 
+void read_monitors(const YamlMap& callbacks, const ModelConfig& model, CallbackConfig& config) {
+  if (const auto map = callbacks.find_map("speed_monitor")) {
+    config.speed_monitor = SpeedMonitorConfig::from_yaml(*map);
+  }
+  if (const auto map = callbacks.find_map("runtime_estimator")) {
+    config.runtime_estimator = RuntimeEstimatorConfig::from_yaml(*map);
+  }
+  if (const auto map = callbacks.find_map("mbmoe_tok_per_expert")) {
+    config.experts = ExpertMonitorConfig::from_yaml(*map);
+    if (!model.moe()) callbacks.warn("mbmoe_tok_per_expert", "the model has no experts");
+  }
+  for (const char* name : {"lr_monitor", "memory_monitor"}) {
+    callbacks.no_effect(name, "its figures are always in metrics.jsonl");
+    const auto block = callbacks.find_map(name);
+    if (!block) continue;
+    const YamlMap map = block->without_warnings();
+    if (std::string_view(name) == "memory_monitor") {
+      for (const char* key : {"memory_keys", "dist_aggregate_batch_interval"}) {
+        map.no_effect(key, "the figures are libtorch's");
+      }
+    }
+    map.finish();
+  }
+}
+
 void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const std::string& run_name,
                     const std::vector<std::string>& eval_labels, CallbackConfig& config) {
   if (const auto map = callbacks.find_map("early_stopper")) {
@@ -104,11 +130,7 @@ void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const st
     config.wd_pct = map->non_negative<double>("wd_pct", 0.0);
     map->finish();
   }
-  for (const char* name : {"speed_monitor", "lr_monitor", "runtime_estimator"}) {
-    callbacks.no_effect(name, "its figures are always in metrics.jsonl and on the console");
-  }
-  callbacks.no_effect("mbmoe_tok_per_expert", "its figures are always in metrics.jsonl");
-  callbacks.no_effect("memory_monitor", "its figures are always in metrics.jsonl");
+  read_monitors(callbacks, model, config);
   callbacks.no_effect("scheduled_gc", "there is no garbage collector");
   callbacks.no_effect("nan_monitor",
                       "a loss that is not finite always stops the run (skip_nonfinite_steps)");

@@ -10,6 +10,7 @@
 #include "train/nn/model_config.h"
 #include "train/run/generate.h"
 #include "train/run/interval.h"
+#include "train/run/monitors.h"
 #include "train/run/watchers.h"
 
 namespace dropless::train {
@@ -37,6 +38,9 @@ struct CallbackConfig {
   std::optional<LossSpikeConfig> kill_loss_spike;
   std::optional<SampleConfig> generate;
   std::optional<HfExportConfig> hf_export;
+  std::optional<SpeedMonitorConfig> speed_monitor;
+  std::optional<RuntimeEstimatorConfig> runtime_estimator;
+  ExpertMonitorConfig experts;                   // mbmoe_tok_per_expert
   std::vector<std::string> frozen_parameters;    // layer_freezing.layer_names
   std::optional<std::int64_t> monitor_interval;  // optimizer_monitor: every so many batches
   // global_lr_scaling: OptimizerConfig::scale's arguments.

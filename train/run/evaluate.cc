@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "dropless/error.h"
 #include "train/base/signals.h"
@@ -19,9 +20,22 @@ double EvalResult::cross_entropy() const {
 
 double EvalResult::perplexity() const { return std::exp(cross_entropy()); }
 
+double EvalResult::accuracy() const {
+  if (tokens == 0) return std::numeric_limits<double>::quiet_NaN();
+  return static_cast<double>(correct) / static_cast<double>(tokens);
+}
+
 void EvalResult::add(const EvalResult& other) {
   loss_sum += other.loss_sum;
   tokens += other.tokens;
+  correct += other.correct;
+}
+
+at::Tensor correct_tokens(const at::Tensor& logits_BSV, const at::Tensor& labels_BS) {
+  at::NoGradGuard no_grad;
+  // Not argmax(), which takes several times as long on a CPU in bf16.
+  const at::Tensor likeliest_BS = std::get<1>(logits_BSV.max(-1));
+  return likeliest_BS.eq(labels_BS).sum();
 }
 
 namespace {
@@ -44,6 +58,7 @@ EvalResult run_evaluation(Transformer& model, BatchSource& source, Precision pre
     const at::Tensor logits = model.forward(tensors.tokens_BS, record, nullptr, options);
     result.loss_sum += cross_entropy_sum(logits, tensors.labels_BS).item<double>();
     result.tokens += tensors.scored;
+    result.correct += correct_tokens(logits, tensors.labels_BS).item<std::int64_t>();
     if (!std::isfinite(result.loss_sum)) {
       throw Error(
           ErrorKind::kNonFinite,

@@ -10,6 +10,7 @@
 #include "dropless/error.h"
 #include "train/base/log.h"
 #include "train/run/batches.h"
+#include "train/run/evaluate.h"
 #include "train/run/memory.h"
 
 namespace dropless::train {
@@ -48,15 +49,15 @@ Stepper::Stepper(const TrainConfig& config, Transformer& model, Optimizer& optim
 
 // Backward over all microbatches. Every scored token of the batch weighs the same, however the
 // batch is cut; the router's losses weigh by each microbatch's share of the tokens (LLM Foundry's
-// rule). Returns [4] on the device: cross-entropy, load-balancing loss, z-loss, as in the
-// total, and in every kLogInterval-th step the routers' entropy.
+// rule). Returns [5] on the device: cross-entropy, load-balancing loss, z-loss, as in the
+// total, and in every kLogInterval-th step the routers' entropy and the tokens that are right.
 at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number,
                                          StepResult& result) {
   const std::int64_t scored = batch.scored_tokens();
-  const bool want_entropy = number % kLogInterval == 0;
+  const bool want_slow = number % kLogInterval == 0;
   const MoELayerConfig* moe = model_.config().moe();
   at::Tensor sums =
-      at::zeros({4}, at::TensorOptions(weight_type(precision_)).device(model_.device()));
+      at::zeros({5}, at::TensorOptions(weight_type(precision_)).device(model_.device()));
   at::Tensor tokens_per_expert;
   for (std::int64_t first = 0; first < batch.batch; first += microbatch_) {
     const std::int64_t rows = std::min(microbatch_, batch.batch - first);
@@ -67,12 +68,13 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number
       RECORD_USER_SCOPE("forward");
       AutocastGuard autocast(precision_, model_.device());
       RouterRecord record;
-      record.want_entropy = want_entropy;
+      record.want_entropy = want_slow;
       const PassOptions options{tensors.sequence_ids_BS, noise_seed(seed_, number, first),
                                 recompute_blocks_, tensors.kept_R};
       const at::Tensor logits = model_.forward(tensors.tokens_BS, record, nullptr, options);
       loss = cross_entropy_sum(logits, tensors.labels_BS) / static_cast<double>(scored);
       sums[0].add_(loss.detach());
+      if (want_slow) sums[4].add_(correct_tokens(logits.detach(), tensors.labels_BS));
       if (moe) {
         const double share = static_cast<double>(tensors.scored) / static_cast<double>(scored);
         const at::Tensor losses_L2 = at::stack(record.losses_2);
@@ -81,7 +83,7 @@ at::Tensor Stepper::accumulate_gradients(const Batch& batch, std::int64_t number
         loss = loss + balance + z;
         sums[1].add_(balance.detach());
         sums[2].add_(z.detach());
-        if (want_entropy) sums[3].add_(at::stack(record.entropy).mean() * share);
+        if (want_slow) sums[3].add_(at::stack(record.entropy).mean() * share);
         const at::Tensor load = at::stack(record.tokens_per_expert_E).to(at::kLong);
         tokens_per_expert = tokens_per_expert.defined() ? tokens_per_expert + load : load;
       }
@@ -139,6 +141,7 @@ StepResult Stepper::step(const Batch& batch, std::int64_t number, double multipl
   result.load_balance = sums[1].item<double>();
   result.zloss = sums[2].item<double>();
   result.router_entropy = sums[3].item<double>();
+  result.token_accuracy = sums[4].item<double>() / static_cast<double>(batch.scored_tokens());
   if (std::isfinite(result.total())) {
     apply_gradients(result, number, multiplier);
   } else {

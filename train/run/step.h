@@ -26,6 +26,7 @@ struct StepResult {
   // "l2_norm/grad/NAME" ...: what optimizer_monitor asks for.
   std::vector<std::pair<std::string, double>> norms;
   double router_entropy = 0;        // of every kLogInterval-th step of a mixture of experts
+  double token_accuracy = 0;        // of every kLogInterval-th step
   at::Tensor tokens_per_expert_LE;  // int64 on the CPU; undefined for dense models
   double total() const { return cross_entropy + load_balance + zloss; }
 };

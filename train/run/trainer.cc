@@ -17,10 +17,9 @@
 #include "train/base/suggest.h"
 #include "train/bridge/device.h"
 #include "train/checkpoint/checkpoint.h"
-#include "train/convert/peft.h"
 #include "train/convert/convert.h"
+#include "train/convert/peft.h"
 #include "train/run/evaluate.h"
-#include "train/run/expert_load.h"
 #include "train/run/memory.h"
 #include "train/run/model_files.h"
 #include "train/run/summary.h"
@@ -28,6 +27,10 @@
 
 namespace dropless::train {
 namespace {
+
+double clock_seconds(std::chrono::steady_clock::time_point time) {
+  return std::chrono::duration<double>(time.time_since_epoch()).count();
+}
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -220,7 +223,8 @@ void Trainer::build_model() {
     watchers_["kill_loss_spike"] = std::make_unique<LossSpikeWatcher>(*callbacks.kill_loss_spike);
   }
   flops_per_token_ = training_flops_per_token(config_.model, model_->count(), config_.max_seq_len);
-  peak_flops_ = peak_bf16_flops(device_);
+  if (callbacks.speed_monitor) peak_flops_ = callbacks.speed_monitor->peak_flops;
+  if (peak_flops_ == 0) peak_flops_ = peak_bf16_flops(device_);
 }
 
 void Trainer::restore() {
@@ -249,6 +253,7 @@ void Trainer::restore() {
     if (const auto difference = maths_difference(checkpoint, wanted)) {
       log_warning("the weights were trained as another model: {}", *difference);
     }
+    warn_of_ruined_tensors(checkpoint, *model_);
     log_info("weights of {}", checkpoint);
     return;
   }
@@ -294,6 +299,9 @@ void Trainer::restore_from(const std::string& checkpoint) {
       for (const auto& [name, watcher] : watchers_) {
         if (saved->contains(name)) watcher->reload(saved->at(name));
       }
+    }
+    if (const auto seconds = state.find("seconds"); seconds != state.end()) {
+      seconds_before_ = {seconds->at("train").get<double>(), seconds->at("val").get<double>()};
     }
     train_loader_->reload_position(state.at("data"));
     const int threads = state.value("threads", 0);
@@ -376,10 +384,14 @@ void Trainer::loop() {
   // After a resume: the evaluation that a signal cut off.
   if (step_ == 0 ? config_.eval_first : due(config_.eval_interval)) evaluate_all();
   progress_ = std::make_unique<ProgressLine>(options);
+  if (config_.callbacks.runtime_estimator) {
+    runtime_.emplace(*config_.callbacks.runtime_estimator, length_.max_batches);
+  }
   Batch batch;
   std::string stop_reason;
   while (step_ < length_.max_batches && stop_signal() == 0 && stop_reason.empty()) {
     const auto start = std::chrono::steady_clock::now();
+    if (runtime_) runtime_->batch_begins(step_, clock_seconds(start));
     if (profiler_) profiler_->begin_step(step_);
     if (!take_batch(batch)) break;
     data_seconds_ = seconds_since(start);
@@ -518,9 +530,8 @@ void Trainer::export_to_hf() {
 void Trainer::log_step(const StepResult& result, double multiplier, const Batch& batch,
                        double seconds) {
   RECORD_USER_SCOPE("log");
-  const std::int64_t tokens = batch.tokens, samples = batch.batch;
   train_seconds_ += seconds;
-  const double tokens_per_second = static_cast<double>(tokens) / seconds;
+  const double tokens_per_second = static_cast<double>(batch.tokens) / seconds;
   // An exponential mean over about twenty steps is calm enough to read.
   recent_tokens_per_second_ = recent_tokens_per_second_ > 0
                                   ? 0.95 * recent_tokens_per_second_ + 0.05 * tokens_per_second
@@ -534,6 +545,7 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
   if (moe && moe->zloss_weight > 0) line["loss/train/zloss"] = result.zloss;
   line["metrics/train/LanguageCrossEntropy"] = result.cross_entropy;
   line["metrics/train/LanguagePerplexity"] = std::exp(result.cross_entropy);
+  if (step_ % kLogInterval == 0) line["metrics/train/TokenAccuracy"] = result.token_accuracy;
   for (std::size_t group = 0; group < optimizer_->num_groups(); ++group) {
     line[fmt::format("lr-{}/group{}", optimizer_->class_name(), group)] =
         optimizer_->lr(group) * multiplier;
@@ -548,12 +560,9 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
   for (const auto& [name, norm] : result.norms) line[name] = norm;
   double balance = 1.0;
   if (moe) {
-    const ExpertLoad load = expert_load(result.tokens_per_expert_LE, moe->moe.top_k);
-    balance = load.max_over_mean;
-    line["mb_moe/all_layers_min_tpe"] = load.min;
-    line["mb_moe/all_layers_max_tpe"] = load.max;
-    line["mb_moe/all_layers_median_tpe"] = load.median;
-    line["mb_moe/all_layers_std_tpe"] = load.std;
+    balance = max_over_mean(result.tokens_per_expert_LE);
+    add_expert_figures(result.tokens_per_expert_LE, moe->moe.top_k, config_.callbacks.experts,
+                       step_, line);
     if (step_ % kLogInterval == 0) {
       line["mb_moe/router_entropy"] = result.router_entropy;
       auto& layers = line["mb_moe/tokens_per_expert"] = nlohmann::json::array();
@@ -563,20 +572,18 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
       }
     }
   }
-  line["throughput/tokens_per_sec"] = tokens_per_second;
-  line["throughput/samples_per_sec"] = static_cast<double>(samples) / seconds;
-  line["throughput/batches_per_sec"] = 1 / seconds;
-  line["throughput/data_wait"] = data_seconds_ / seconds;
-  line["throughput/flops_per_sec"] = flops_per_token_ * tokens_per_second;
-  if (peak_flops_ > 0) {
-    line["throughput/device/mfu"] = flops_per_token_ * tokens_per_second / peak_flops_;
-  }
+  add_speed(batch, seconds, line);
   if (step_ % kLogInterval == 0 || step_ == first_step_ + 1) {
     for (const auto& [name, gigabytes] : memory_in_use(device_)) line[name] = gigabytes;
   }
   line["time/epoch"] = train_loader_->epoch();
   line["time/sample"] = samples_;
   line["time/token"] = tokens_;
+  if (runtime_) {
+    const auto remaining =
+        runtime_->batch_ended(step_, clock_seconds(std::chrono::steady_clock::now()));
+    if (remaining) line["time/remaining_estimate"] = *remaining;
+  }
   log(line);
   if (progress_->due(static_cast<std::uint64_t>(step_))) {
     std::vector<std::string> figures{
@@ -588,8 +595,30 @@ void Trainer::log_step(const StepResult& result, double multiplier, const Batch&
   }
 }
 
+void Trainer::add_speed(const Batch& batch, double seconds, nlohmann::ordered_json& line) const {
+  const std::pair<const char*, double> rates[] = {
+      {"tokens", static_cast<double>(batch.tokens) / seconds},
+      {"samples", static_cast<double>(batch.batch) / seconds},
+      {"batches", 1 / seconds},
+      {"flops", flops_per_token_ * static_cast<double>(batch.tokens) / seconds}};
+  const auto& monitor = config_.callbacks.speed_monitor;
+  for (const auto& [what, rate] : rates) {
+    line[fmt::format("throughput/{}_per_sec", what)] = rate;
+    if (monitor) line[fmt::format("throughput/device/{}_per_sec", what)] = rate;
+  }
+  line["throughput/data_wait"] = data_seconds_ / seconds;
+  if (peak_flops_ > 0) line["throughput/device/mfu"] = rates[3].second / peak_flops_;
+  if (!monitor) return;
+  const double train = seconds_before_.train + train_seconds_;
+  const double val = seconds_before_.val + eval_seconds_;
+  line["time/train"] = train / monitor->unit_seconds;
+  line["time/val"] = val / monitor->unit_seconds;
+  line["time/total"] = (train + val) / monitor->unit_seconds;
+}
+
 void Trainer::evaluate_all() {
   if ((eval_loaders_.empty() && task_runs_.empty()) || evaluated_step_ == step_) return;
+  const auto start = std::chrono::steady_clock::now();
   RECORD_USER_SCOPE("evaluate");
   nlohmann::ordered_json line;
   line["step"] = step_;
@@ -608,6 +637,7 @@ void Trainer::evaluate_all() {
     const std::string prefix = "metrics/eval/" + (label.empty() ? "" : label + "/");
     line[prefix + "LanguageCrossEntropy"] = result.cross_entropy();
     line[prefix + "LanguagePerplexity"] = result.perplexity();
+    line[prefix + "TokenAccuracy"] = result.accuracy();
     log_info("step {}: evaluation{} {:.4f} nats per token, perplexity {:.3f}, {} tokens", step_,
              label.empty() ? "" : " " + label, result.cross_entropy(), result.perplexity(),
              result.tokens);
@@ -628,6 +658,9 @@ void Trainer::evaluate_all() {
   line["time/token"] = tokens_;
   log(line);
   evaluated_step_ = step_;
+  const double seconds = seconds_since(start);
+  eval_seconds_ += seconds;
+  if (runtime_) runtime_->evaluated(step_, seconds);
 }
 
 void Trainer::save(const Batch& batch) {
@@ -653,6 +686,10 @@ void Trainer::save(const Batch& batch) {
   state["loss_scale_good_steps"] = stepper_->loss_scale().good_steps();
   state["microbatch"] = stepper_->microbatch();
   for (const auto& [name, watcher] : watchers_) state["watchers"][name] = watcher->record();
+  if (config_.callbacks.speed_monitor) {
+    state["seconds"] = {{"train", seconds_before_.train + train_seconds_},
+                        {"val", seconds_before_.val + eval_seconds_}};
+  }
   state["threads"] = at::get_num_threads();
   state["data"] = train_loader_->record_position();
   std::vector<Companion> texts = companions_;

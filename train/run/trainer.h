@@ -50,6 +50,8 @@ class Trainer {
   bool take_batch(Batch& batch);
   bool next_batch(Batch& batch);
   void log_step(const StepResult& result, double multiplier, const Batch& batch, double seconds);
+  // Throughput, and what speed_monitor asks for.
+  void add_speed(const Batch& batch, double seconds, nlohmann::ordered_json& line) const;
   void evaluate_all();
   // Of a step or an evaluation: to every log and watcher.
   void log(const nlohmann::ordered_json& line);
@@ -87,7 +89,12 @@ class Trainer {
   std::int64_t first_step_ = 0, first_tokens_ = 0;  // where this process began
   std::int64_t saved_step_ = -1, evaluated_step_ = -1;
   double train_seconds_ = 0;  // in this process, without evaluation and saving
-  double data_seconds_ = 0;   // that the current step waited for its batch
+  double eval_seconds_ = 0;   // in this process
+  struct {
+    double train = 0, val = 0;
+  } seconds_before_;  // of those it goes on from; kept for speed_monitor alone
+  std::optional<RuntimeEstimator> runtime_;
+  double data_seconds_ = 0;  // that the current step waited for its batch
   double recent_tokens_per_second_ = 0;
   std::string last_checkpoint_;        // of this run folder
   std::string started_from_;           // the checkpoint that was loaded at the start

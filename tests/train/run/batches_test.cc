@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "train/run/expert_load.h"
-
 namespace dropless::train {
 namespace {
 
@@ -67,18 +65,6 @@ TEST(BatchTensors, FirstRowsAreABatchOfTheirOwn) {
   EXPECT_EQ(head.scored_tokens(), 1);
   EXPECT_EQ(head.tokens_BS, (std::vector<std::int64_t>{1, 2, 3, 0}));
   EXPECT_EQ(first_rows(batch, 7).tokens_BS, batch.tokens_BS);
-}
-
-TEST(ExpertLoad, PerfectBalanceAndOneBusyExpert) {
-  const ExpertLoad even = expert_load(at::full({2, 4}, 6, at::kLong), 2);
-  EXPECT_DOUBLE_EQ(even.min, 0.5);  // K / E
-  EXPECT_DOUBLE_EQ(even.max, 0.5);
-  EXPECT_DOUBLE_EQ(even.max_over_mean, 1.0);
-  EXPECT_DOUBLE_EQ(even.std, 0.0);
-  const ExpertLoad skewed = expert_load(at::tensor({8, 0, 0, 0}, at::kLong).view({1, 4}), 1);
-  EXPECT_DOUBLE_EQ(skewed.max, 1.0);
-  EXPECT_DOUBLE_EQ(skewed.min, 0.0);
-  EXPECT_DOUBLE_EQ(skewed.max_over_mean, 4.0);
 }
 
 }  // namespace

@@ -102,6 +102,8 @@ const std::vector<std::vector<std::string>> kVariants = {
      "model.norm_type=rmsnorm", "model.attn_config={rope: true}",
      "model.ffn_config={ffn_type: mptglu, ffn_act_fn: silu}"},
     {"callbacks={optimizer_monitor: {interval: 1ba}}"},
+    {"callbacks={speed_monitor: {}, runtime_estimator: {}, lr_monitor: {}, memory_monitor: {}}"},
+    {"callbacks={mbmoe_tok_per_expert: {}}", "model.ffn_config={ffn_type: mb_dmoe}"},
     {"callbacks={global_lr_scaling: {lr_scale: 1}}"},
     {"profiler={schedule: {}, json_trace_handler: {}}"},
     {"callbacks={layer_freezing: {layer_names: [a]}}"},
@@ -309,6 +311,7 @@ std::string meaning_text(const Block& block, const Key& key) {
 
 std::string table(const Block& block) {
   if (block.any_key) return "Its keys are names of your choice.\n";
+  if (block.keys.empty()) return "It has no keys.\n";
   std::string out = "| key | type | default | here |\n|---|---|---|---|\n";
   for (const auto& [name, key] : block.keys) {
     out += fmt::format("| `{}` | {} | {} | {} |\n", name, escaped(type_text(key)),

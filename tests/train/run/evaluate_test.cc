@@ -60,6 +60,16 @@ TEST(Evaluate, CountsScoredTokensOfTheBatchesAskedFor) {
   EXPECT_GT(result.cross_entropy(), 0);
 }
 
+TEST(Evaluate, CountsTheTokensThatTheModelWouldTake) {
+  const at::Tensor logits = at::tensor({0.1, 0.9, 0.5, 0.2, 0.3, 0.9}).view({1, 3, 2});
+  EXPECT_EQ(correct_tokens(logits, at::tensor({1, 1, -100}, at::kLong).view({1, 3})).item<int>(),
+            1);
+  EvalResult result{.loss_sum = 1, .tokens = 3, .correct = 1};
+  result.add({.loss_sum = 1, .tokens = 1, .correct = 1});
+  EXPECT_DOUBLE_EQ(result.accuracy(), 0.5);
+  EXPECT_TRUE(std::isnan(EvalResult{}.accuracy()));
+}
+
 TEST(Evaluate, LossThatIsNoNumberIsAnError) {
   Transformer model = small_model();
   for (const float bad :
