@@ -8,7 +8,6 @@
 #include <CLI/CLI.hpp>
 
 #include <chrono>
-#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -162,8 +161,8 @@ ordered_json bench_order(std::int64_t samples, std::int64_t shards) {
 
 // Opens a set of so many shards, of which only the index is there.
 ordered_json bench_open(std::int64_t shards) {
-  std::string folder = (std::filesystem::temp_directory_path() / "dropless-bench-XXXXXX").string();
-  if (::mkdtemp(folder.data()) == nullptr) throw_errno("make a folder", folder, errno);
+  const TemporaryFolder scratch;
+  const std::string& folder = scratch.path();
   MdsIndex index;
   MdsShard shard;
   shard.columns.push_back({"tokens", Encoding::parse("ndarray:int32"), std::nullopt});
@@ -178,7 +177,6 @@ ordered_json bench_open(std::int64_t shards) {
   write_file_durable(join_path(folder, "index.json"), index.dump());
   const Seconds best = best_seconds(2, [&] { MdsReader reader(folder); });
   const std::uint64_t bytes = file_bytes(join_path(folder, "index.json"));
-  remove_all(folder);
   return {{"shards", shards},
           {"index_bytes", bytes},
           {"seconds", best.wall},

@@ -82,6 +82,14 @@ void add_data_cat(CLI::App& data) {
                    "folder in which the shards that are read are kept, decompressed");
   verb->add_option("--validate-hash", options->store.validate_hash,
                    "check this hash of every shard that is read, such as sha256");
+  RemoteOptions& remote = options->store.remote;
+  remote.knobs = "--download-retry and --download-timeout";
+  verb->add_option("--download-retry", remote.retries, "of a URL: further tries of a file")
+      ->capture_default_str()
+      ->check(whole_number<int>(0, 1000));
+  verb->add_option("--download-timeout", remote.timeout, "of a URL: seconds of one try")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   verb->add_flag("--raw", options->raw, "per column, length and SHA-256 of the undecoded bytes");
   verb->footer("Example: dropless data cat data/corpus --split train --from 100 --count 3");
   verb->callback([options] { run_cat(*options); });

@@ -10,6 +10,7 @@
 #include "dropless/error.h"
 #include "train/base/signals.h"
 #include "train/data/merge.h"
+#include "train/data/remote.h"
 
 namespace dropless::apps {
 
@@ -30,8 +31,14 @@ void run_merge(MergeOptions options) {
                   fmt::format("{} folders to merge, and no --out", options.folders.size()),
                   "name the one folder that holds them, or say with --out where the index goes");
     }
-    options.out = options.folders[0];
+    options.out = strip_file_scheme(options.folders[0]);
     options.folders = find_partitions(options.out);
+  }
+  options.out = strip_file_scheme(options.out);
+  if (is_url(options.out)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("--out {}: nothing is uploaded", options.out),
+                "name a folder here, and copy its index.json there");
   }
   const MdsIndex merged = write_merged_index(options.folders, options.out);
   std::cout << fmt::format("{}: {} in {}\n", options.out, counted(merged.num_samples(), "sample"),
@@ -44,10 +51,13 @@ void add_data_merge(CLI::App& data) {
   auto options = std::make_shared<MergeOptions>();
   CLI::App* verb =
       data.add_subcommand("merge", "Write one index.json over the sets in the folders below DIR");
-  verb->add_option("DIR", options->folders, "folder that holds the sets; with --out, the sets")
+  verb->add_option("DIR", options->folders,
+                   "folder that holds the sets; with --out, the sets or their URLs")
       ->required();
   verb->add_option("--out", options->out, "folder of the merged index; DIR");
-  verb->footer("Example: dropless data merge data/corpus");
+  verb->footer(
+      "Example: dropless data merge data/corpus\n"
+      "         dropless data merge s3://bucket/a s3://bucket/b --out merged");
   verb->callback([options] { run_merge(*options); });
 }
 

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import pathlib
 import threading
 import time
@@ -16,6 +17,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         trouble = self.server.trouble
+        if trouble == "endless" and self.path.endswith("index.json"):
+            self.send_response(200)
+            self.send_header("Content-Length", str(2 << 30))
+            return self.end_headers()
         if ".mds" not in self.path or trouble == "fine":
             return super().do_GET()
         self.server.asked.append(self.path)
@@ -58,11 +63,12 @@ class RemoteTest(CommandTest):
         self.addCleanup(self.server.server_close)
         self.addCleanup(self.server.shutdown)
 
-    def train(self, trouble: str, timeout: int = 60):
+    def train(self, trouble: str, timeout: int = 60, cache: str = ""):
         self.server.trouble = trouble
+        cache = cache or f"cache-{trouble}"
         remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/data', download_retry: 1, validate_hash: xxh128, download_timeout: {timeout}"
-        self.write_config(content=CONFIG.replace("local: data", f"local: cache-{trouble}, {remote}").replace("40ba", "6ba"))
-        return self.run_command("train", "config.yaml", f"save_folder=run-{trouble}")
+        self.write_config(content=CONFIG.replace("local: data", f"local: {cache}, {remote}").replace("40ba", "6ba"))
+        return self.run_command("train", "config.yaml", f"save_folder=run-{trouble}", "save_overwrite=true")
 
     def test_shards_are_fetched_and_fetched_again(self):
         for trouble in ["fine", "flaky"]:
@@ -85,6 +91,41 @@ class RemoteTest(CommandTest):
             self.assertEqual(result.returncode, 1, result.stderr)
             self.assertIn("shard.00000.mds", result.stderr)
             self.assertFalse((self.folder / f"cache-{trouble}" / "train" / "shard.00000.mds").exists())
+
+    def test_a_damaged_copy_in_the_cache_is_fetched_again(self):
+        shard = self.folder / "cache" / "train" / "shard.00000.mds"
+        self.assertEqual(self.train("fine", cache="cache").returncode, 0)
+        whole = shard.read_bytes()
+        broken = whole[:-1] + bytes([whole[-1] ^ 1])
+        shard.write_bytes(broken)
+        result = self.train("fine", cache="cache")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"shard\.00000\.mds: xxh128 is .*; it is made again from http://")
+        self.assertEqual(shard.read_bytes(), whole)
+        shard.write_bytes(broken)
+        result = self.train("lies", cache="cache")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("the file there is not the one of the index", result.stderr)
+
+    def test_merge_and_cat_of_urls(self):
+        self.check_command("data", "text", "data/train/index.json", "--out", "other/b", "--concat-tokens", 8)
+        self.server.trouble = "fine"
+        url = f"http://127.0.0.1:{self.server.server_port}"
+        said = self.check_command("data", "merge", url + "/data/train", url + "/other/b/", "--out", "all")
+        self.assertRegex(said, r"^all: \d+ samples in \d+ shards\n$")
+        index = json.loads((self.folder / "all" / "index.json").read_text())
+        self.assertEqual(
+            {shard["raw_data"]["basename"].split("/")[0] for shard in index["shards"]}, {"train", "b"}
+        )
+        self.assertEqual(self.run_command("data", "merge", url + "/none", "--out", "x").returncode, 2)
+        self.server.trouble = "endless"
+        result = self.run_command("data", "merge", url + "/data/train", "--out", "x")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("index.json: longer than the 1073741824 bytes", result.stderr)
+        self.server.trouble = "slow"
+        result = self.run_command("data", "cat", url + "/data/train", "--local", "slow", "--download-timeout", 1, "--download-retry", 0)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("--download-timeout", result.stderr)
 
 
 if __name__ == "__main__":

@@ -174,6 +174,16 @@ void FileReader::read(std::uint64_t offset, void* data, std::size_t bytes) const
 
 // ---- changing the disk ----
 
+TemporaryFolder::TemporaryFolder()
+    : path_((std::filesystem::temp_directory_path() / "dropless-XXXXXX").string()) {
+  if (::mkdtemp(path_.data()) == nullptr) throw_errno("make a folder", path_, errno);
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
 void throw_errno(const std::string& action, const std::string& path, int error_number,
                  std::uint64_t needed) {
   std::string message = fmt::format("cannot {} {}: {}", action, path, errno_text(error_number));

@@ -77,6 +77,19 @@ class FileWriter {
 
 // Random access by pread: a file that shrinks under us gives an error, where an mmap would give
 // SIGBUS.
+// A new folder under $TMPDIR, removed with all in it at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
 class FileReader {
  public:
   explicit FileReader(std::string path);  // a regular file, else kInvalidArgument

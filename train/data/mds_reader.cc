@@ -14,26 +14,28 @@ static_assert(std::endian::native == std::endian::little, "MDS files are little-
 namespace dropless::train {
 namespace {
 
-[[noreturn]] void damaged(const std::string& path, const std::string& reason) {
-  throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, reason),
-              "restore this file, or write the data set again");
+[[noreturn]] void damaged(const std::string& path, const std::string& reason,
+                          const std::string& hint) {
+  throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, reason), hint);
 }
 
 // The offset table, checked: it grows, starts behind itself and ends at the end of the file.
-std::vector<std::uint32_t> read_offsets(const ShardBytes& file, const MdsShard& shard) {
+std::vector<std::uint32_t> read_offsets(const ShardBytes& file, const MdsShard& shard,
+                                        const std::string& hint) {
   const std::uint64_t count = static_cast<std::uint64_t>(shard.samples) + 1;
   const std::uint64_t table_bytes = 4 + 4 * count;
-  if (file.bytes() < table_bytes) damaged(file.path(), "shorter than its table of offsets");
+  if (file.bytes() < table_bytes) damaged(file.path(), "shorter than its table of offsets", hint);
   std::uint32_t samples = 0;
   file.read(0, &samples, sizeof samples);
   if (samples != shard.samples) {
-    damaged(file.path(), fmt::format("{} samples, but the index says {}", samples, shard.samples));
+    damaged(file.path(), fmt::format("{} samples, but the index says {}", samples, shard.samples),
+            hint);
   }
   std::vector<std::uint32_t> offsets(count);
   file.read(4, offsets.data(), 4 * count);
   if (offsets.front() < table_bytes || !std::is_sorted(offsets.begin(), offsets.end()) ||
       offsets.back() != file.bytes()) {
-    damaged(file.path(), "its table of offsets does not fit the file");
+    damaged(file.path(), "its table of offsets does not fit the file", hint);
   }
   return offsets;
 }
@@ -67,7 +69,8 @@ MdsReader::OpenShard& MdsReader::open(std::size_t number) {
     }
   }
   ShardBytes bytes = store_->open(number);
-  std::vector<std::uint32_t> offsets = read_offsets(bytes, index().shards[number]);
+  std::vector<std::uint32_t> offsets =
+      read_offsets(bytes, index().shards[number], store_->damage_hint());
   // A file that is evicted while it is open keeps its room on the disk.
   const std::size_t most = store_->is_limited() ? 2 : kOpenShards;
   std::uint64_t memory = bytes.memory_bytes();
@@ -97,15 +100,17 @@ std::span<const std::string_view> MdsReader::read(std::int64_t sample) {
   const std::uint32_t begin = shard.offsets[row], end = shard.offsets[row + 1];
   buffer_.resize(end - begin);
   shard.bytes.read(begin, buffer_.data(), buffer_.size());
-  split_values(index().shards[number], static_cast<std::int64_t>(row));
+  split_values(shard, static_cast<std::int64_t>(row));
   return values_;
 }
 
-void MdsReader::split_values(const MdsShard& shard, std::int64_t row) {
+void MdsReader::split_values(const OpenShard& open, std::int64_t row) {
+  const MdsShard& shard = index().shards[open.number];
   const auto broken = [&] {
     damaged(
-        join_path(folder(), shard.raw.basename),
-        fmt::format("the column sizes of sample {} do not fit its {} bytes", row, buffer_.size()));
+        open.bytes.path(),
+        fmt::format("the column sizes of sample {} do not fit its {} bytes", row, buffer_.size()),
+        store_->damage_hint());
   };
   std::size_t head = 0;
   for (const MdsColumn& column : shard.columns) head += column.size ? 0 : 4;

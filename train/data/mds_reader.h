@@ -61,7 +61,7 @@ class MdsReader {
 
   OpenShard& open(std::size_t number);
   std::uint64_t close_oldest();
-  void split_values(const MdsShard& shard, std::int64_t row);
+  void split_values(const OpenShard& open, std::int64_t row);
 
   std::shared_ptr<ShardStore> store_;
   std::vector<std::int64_t> first_sample_;  // of each shard, then the total

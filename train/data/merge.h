@@ -12,8 +12,9 @@ namespace dropless::train {
 // of those files sort. Throws Error(kInvalidArgument) when there is none.
 std::vector<std::string> find_partitions(const std::string& root);
 
-// Shard files are named relative to `out` where the folder lies in it, else by the folder's own name:
-// the caller is then to put that folder there. A folder named twice counts once.
+// Of folders or URLs. Shard files are named relative to `out` where the folder lies in it, else by the
+// folder's own name: the caller is then to put that folder there. A folder named twice counts once; two of
+// one name are kInvalidArgument.
 MdsIndex merge_indexes(const std::vector<std::string>& folders, const std::string& out);
 
 // Writes the merged index to OUT/index.json as MosaicML's merge_index does, and returns it.

@@ -247,6 +247,18 @@ class S3Remote : public Remote {
     return out;
   }
 
+  std::string denied_hint() const override {
+    if (credentials_.access_key.empty()) {
+      return fmt::format(
+          "no credentials were found: set AWS_ACCESS_KEY_ID and "
+          "AWS_SECRET_ACCESS_KEY, or write them to {} under [{}] (AWS_PROFILE)",
+          aws_file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), aws_profile());
+    }
+    return "check the address and the credentials; S3 also denies what does not exist where "
+           "listing "
+           "is not allowed";
+  }
+
  private:
   S3Credentials credentials_;
   std::string region_, base_, path_;
@@ -346,7 +358,6 @@ void Remote::wait_before_retry(int attempt) const {
 Remote::Outcome Remote::try_once(const std::string& name, const std::string& path,
                                  std::optional<std::uint64_t> bytes, std::string& trouble,
                                  bool& damaged) const {
-  constexpr std::uint64_t kMostOfUnknown = std::uint64_t{1} << 32;
   const Curl& library = curl();
   const std::unique_ptr<CURL, decltype(library.cleanup)> handle(library.init(), library.cleanup);
   if (!handle) throw std::bad_alloc();
@@ -354,7 +365,7 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   FileWriter file(path);
   Transfer transfer;
   transfer.file = &file;
-  transfer.limit = bytes.value_or(kMostOfUnknown);
+  transfer.limit = bytes.value_or(options_.most_index_bytes);
   transfer.cancelled = &cancelled_;
   transfer.handle = handle.get();
   curl_slist* list = nullptr;
@@ -382,6 +393,9 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   set(CURLOPT_PROTOCOLS, static_cast<long>(CURLPROTO_HTTP | CURLPROTO_HTTPS));
   set(CURLOPT_REDIR_PROTOCOLS, static_cast<long>(CURLPROTO_HTTP | CURLPROTO_HTTPS));
 #pragma GCC diagnostic pop
+  // Where the server tells the length, nothing of too long an index is read. (Of a shard, the length would
+  // be that of the page that comes with an error, too.)
+  if (!bytes) set(CURLOPT_MAXFILESIZE_LARGE, static_cast<curl_off_t>(transfer.limit));
   set(CURLOPT_WRITEFUNCTION, &on_body);
   set(CURLOPT_WRITEDATA, &transfer);
   set(CURLOPT_XFERINFOFUNCTION, &on_progress);
@@ -395,6 +409,12 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   if (cancelled_) {
     throw Error(ErrorKind::kInterrupted, fmt::format("{}: the download was stopped", request.url));
   }
+  if (!bytes && (transfer.too_long || code == CURLE_FILESIZE_EXCEEDED)) {
+    throw Error(ErrorKind::kDamaged,
+                fmt::format("{}: longer than the {} bytes that an index may have", request.url,
+                            transfer.limit),
+                "name the place of an MDS set; larger sets are split into several streams");
+  }
   if (transfer.too_long) {
     trouble = fmt::format("more than the {} bytes that the index says", transfer.limit);
     damaged = true;
@@ -407,12 +427,12 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   if (status == 404) return Outcome::kAbsent;
   if (status == 401 || status == 403) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("{}: access is denied (HTTP {})", request.url, status),
-                "check the address and the credentials; S3 also denies what does not exist where "
-                "listing is not allowed");
+                fmt::format("{}: access is denied (HTTP {})", request.url, status), denied_hint());
   }
   if (status != 200) {
-    trouble = fmt::format("HTTP {}", status);
+    trouble = fmt::format("HTTP {}{}", status,
+                          status == 206 ? ", a part of the file, though all of it was asked for"
+                                        : ", in the place of the file");
     if (status >= 500 || status == 408 || status == 429) return Outcome::kRetry;
     throw Error(
         ErrorKind::kResource, fmt::format("{}: {}", request.url, trouble),
@@ -451,11 +471,12 @@ bool Remote::fetch(const std::string& name, const std::string& path,
     throw;
   }
   ::unlink(path.c_str());
-  throw Error(damaged ? ErrorKind::kDamaged : ErrorKind::kResource,
-              fmt::format("cannot download {}: {} (tries: {})", url, trouble, options_.retries + 1),
-              damaged ? "the file there is not the one of the index"
-                      : "check the network and the server; download_retry and download_timeout say "
-                        "how long to try");
+  throw Error(
+      damaged ? ErrorKind::kDamaged : ErrorKind::kResource,
+      fmt::format("cannot download {}: {} (tries: {})", url, trouble, options_.retries + 1),
+      damaged ? "the file there is not the one of the index"
+              : "check the network and the server" +
+                    (options_.knobs.empty() ? "" : "; " + options_.knobs + " say how long to try"));
 }
 
 }  // namespace dropless::train

@@ -17,10 +17,16 @@
 
 namespace dropless::train {
 
+inline constexpr std::uint64_t kMostIndexBytes = std::uint64_t{1} << 30;
+
 struct RemoteOptions {
   int retries = 2;             // further tries of a file after the first
   double timeout = 60;         // seconds, of one try
   double first_backoff = 1.0;  // seconds before the first retry; doubles, with up to half on top
+  // Of a file whose size nothing tells, the index: enough for three million shards.
+  std::uint64_t most_index_bytes = kMostIndexBytes;
+  // For messages: what sets the above.
+  std::string knobs = "download_retry and download_timeout";
 };
 
 bool is_url(const std::string& place);  // SCHEME://...
@@ -36,7 +42,7 @@ class Remote {
   const std::string& url() const { return url_; }
 
   // Downloads NAME below the URL to the file `path`, which then has exactly `bytes` bytes, if
-  // given. False: there is no such file. Throws Error naming the URL and the last try's trouble:
+  // given, else at most most_index_bytes. False: there is no such file. Throws Error naming the URL and the last try's trouble:
   // kInvalidArgument where access is denied, kResource for a network, server or disk that fails,
   // kDamaged for a wrong number of bytes, kInterrupted after cancel(). On any of these no file is
   // left.
@@ -54,6 +60,7 @@ class Remote {
   };
   Remote(std::string url, const RemoteOptions& options) : url_(std::move(url)), options_(options) {}
   virtual Request request(const std::string& name) const = 0;
+  virtual std::string denied_hint() const { return "check the address"; }
 
  private:
   enum class Outcome { kDone, kAbsent, kRetry };

@@ -16,10 +16,10 @@
 namespace dropless::train {
 namespace {
 
+constexpr const char* kRestoreHint = "restore this file, or write the data set again";
+
 [[noreturn]] void damaged(const std::string& path, const std::string& reason,
-                          const std::string& hint =
-                              "restore this file, or write the data set "
-                              "again") {
+                          const std::string& hint = kRestoreHint) {
   throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, reason), hint);
 }
 
@@ -162,6 +162,13 @@ MdsIndex ShardStore::load_index() {
     ::unlink(temporary.c_str());
     throw;
   }
+}
+
+std::string ShardStore::damage_hint() const {
+  if (!caches() || cache_ == source_) return kRestoreHint;
+  return fmt::format(
+      "remove that copy, and it is made again from {}; validate_hash finds such by itself",
+      source_);
 }
 
 void ShardStore::cancel() {
@@ -320,14 +327,33 @@ void ShardStore::download(const MdsFile& entry, const std::string& path) {
     std::string text = error.what();
     if (text.starts_with(temporary))
       text.replace(0, temporary.size(), source_ + "/" + entry.basename);
-    throw Error(error.kind(), text, error.hint());
+    throw Error(error.kind(), text,
+                error.kind() == ErrorKind::kDamaged ? "the file there is not the one of the index"
+                                                    : error.hint());
   }
+}
+
+// Removes a file of the cache, which can be made again, where it has other bytes than the index says: then
+// true, and a warning says so.
+bool ShardStore::drop_damaged_copy(const MdsFile& entry, const std::string& path) const {
+  const std::string& hash = options_.validate_hash;
+  if (hash.empty() || !find_hash(entry, hash)) return false;
+  try {
+    check_file_hash(path, entry, hash);
+    return false;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kDamaged || cache_ == source_) throw;
+    log_warning("{}; it is made again from {}", error.what(), source_);
+  }
+  ::unlink(path.c_str());
+  return true;
 }
 
 // The compressed file: in the cache, else in a source that is a folder.
 std::string ShardStore::obtain_zip(const MdsShard& shard) {
   const std::string cached = join_path(cache_, shard.zip->basename);
-  const bool whole = path_exists(cached) && file_bytes(cached) == shard.zip->bytes;
+  const bool whole = path_exists(cached) && file_bytes(cached) == shard.zip->bytes &&
+                     (cache_ == source_ || !drop_damaged_copy(*shard.zip, cached));
   if (!whole && remote_) download(*shard.zip, cached);
   return whole || remote_ ? cached : join_path(source_, shard.zip->basename);
 }
@@ -336,10 +362,7 @@ void ShardStore::make_file(const MdsShard& shard) {
   const std::string path = join_path(cache_, shard.raw.basename);
   const bool validate =
       !options_.validate_hash.empty() && find_hash(shard.raw, options_.validate_hash);
-  if (has_whole_raw(shard)) {
-    if (validate) check_file_hash(path, shard.raw, options_.validate_hash);
-    return;
-  }
+  if (has_whole_raw(shard) && !drop_damaged_copy(shard.raw, path)) return;
   if (cache_ == source_ && (!shard.zip || path_exists(path))) {
     open_file(shard, path);  // says what is wrong with it
   }

@@ -56,6 +56,8 @@ class ShardStore {
   ShardStore(std::string source, std::string cache, const ShardStoreOptions& options = {});
 
   const MdsIndex& index() const { return index_; }
+  // What to do about a shard that is damaged.
+  std::string damage_hint() const;
   // For messages: the cache where there is one.
   const std::string& folder() const { return cache_.empty() ? source_ : cache_; }
   bool is_limited() const { return options_.cache_limit.has_value(); }
@@ -91,6 +93,7 @@ class ShardStore {
   void make_file(const MdsShard& shard);
   std::string obtain_zip(const MdsShard& shard);
   void download(const MdsFile& entry, const std::string& path);
+  bool drop_damaged_copy(const MdsFile& entry, const std::string& path) const;
   MdsIndex load_index();
   bool has_whole_raw(const MdsShard& shard) const;
   bool make_room(std::size_t number, bool ahead);
