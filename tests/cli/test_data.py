@@ -105,14 +105,48 @@ class DataTest(CommandTest):
         (self.folder / "p.jsonl").write_text('{"prompt": "q", "response": "a"}\n')
         self.check_command("data", "json", "p.jsonl", "--out", "pairs")
         self.assertEqual(self.lines("data", "cat", "pairs")[0]["response"], {"t": "str", "v": "a"})
-        (self.folder / "m.jsonl").write_text('{"messages": [{"role": "user", "content": "ä"}]}\n')
+        chat = [{"role": "user", "content": "ä"}, {"role": "assistant", "content": "b"}]
+        (self.folder / "m.jsonl").write_text("\ufeff" + json.dumps({"messages": chat}) + "\n")  # a byte order mark
         self.check_command("data", "json", "m.jsonl", "--out", "chats")
-        self.assertEqual(self.lines("data", "cat", "chats")[0]["messages"]["v"], [{"role": "user", "content": "ä"}])
+        self.assertEqual(self.lines("data", "cat", "chats")[0]["messages"]["v"], chat)
         (self.folder / "bad.jsonl").write_text('{"text": "x"}\n{"text": 5}\n')
         result = self.run_command("data", "json", "bad.jsonl", "--out", "bad")
         self.assertEqual(result.returncode, 2)
         self.assertIn("bad.jsonl:2", result.stderr)
         self.assertFalse((self.folder / "bad").exists())
+
+    def test_chats_without_an_answer_are_refused_by_their_line(self):
+        chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        for broken, said in [
+            ({"messages": []}, "empty"), ({"messages": "x"}, "no list"), ({"messages": [{"role": "user"}]}, "message 0"),
+            ({"messages": chat[:1]}, "the last message is from 'user'"), ({"messages": [*chat, {"role": "assistant", "content": None}]}, "message 2"),
+        ]:  # fmt: skip
+            (self.folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"messages": chat}, broken]))
+            result = self.run_command("data", "json", "m.jsonl", "--out", "chats")
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn("m.jsonl:2: ", result.stderr)
+            self.assertIn(said, result.stderr)
+            self.assertFalse((self.folder / "chats").exists())
+        (self.folder / "p.jsonl").write_text('{"prompt": "", "response": ""}\n')
+        result = self.run_command("data", "json", "p.jsonl", "--out", "pairs")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("p.jsonl:1: the response is empty", result.stderr)
+
+    def test_verify_names_an_index_that_cannot_be_used(self):
+        self.check_command("data", "text", "a.txt", "--out", "set")
+        path = self.folder / "set" / "index.json"
+        whole = path.read_text()
+        for old, new in [
+            ('"version": 2}', '"version": 3}'), ('"mds"', '"json"'), ('"str"', '"strr"'), ('"xxh128"', '"crc0"'),
+            ('"compression": null', '"compression": "lz4"'), (whole, "{"),
+        ]:  # fmt: skip
+            self.assertIn(old, whole)
+            path.write_text(whole.replace(old, new))
+            result = self.run_command("data", "verify", "set")
+            self.assertEqual(result.returncode, 1, (new, result.stderr))
+            self.assertRegex(result.stdout, r"^index\.json: .+\n$", new)
+        path.unlink()
+        self.assertEqual(self.run_command("data", "verify", "set").returncode, 2)
 
     def test_from_and_count(self):
         self.check_command("data", "text", "a.txt", "--out", "set", "--tokenizer", "bytes", "--concat-tokens", 50)
@@ -298,7 +332,11 @@ class DataTest(CommandTest):
         self.assertEqual(merged, "".join(parts))
         self.check_command("data", "merge", "all/b", "all/a", "--out", "all")
         self.assertEqual(self.check_command("data", "cat", "all"), "".join(reversed(parts)))
-        for arguments in [["all/a", "all/b"], ["nowhere"], ["all/a"], ["all/a", "nowhere", "--out", "all"]]:
+        self.check_command("data", "text", "a.txt", "--out", "other/a", "--concat-tokens", 7)
+        result = self.run_command("data", "merge", "all/a", "other/a", "--out", "elsewhere")
+        self.assertEqual(result.returncode, 2)  # both would be "a" there
+        self.assertIn("other/a", result.stderr)
+        for arguments in [["all/a", "all/b"], ["s3://bucket/all"], ["all/a", "--out", "s3://bucket/all"], ["nowhere"], ["all/a"], ["all/a", "nowhere", "--out", "all"]]:
             self.assertEqual(self.run_command("data", "merge", *arguments).returncode, 2, arguments)
 
     def test_order_equals_the_packages(self):

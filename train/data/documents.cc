@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
@@ -44,6 +45,11 @@ bool LineDocuments::next(std::string& document) {
     }
     while (std::getline(stream_, document)) {
       ++line_;
+      // Editors on Windows begin a file with it; JSON does not allow it.
+      constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+      if (line_ == 1 && document.starts_with(kByteOrderMark)) {
+        document.erase(0, kByteOrderMark.size());
+      }
       if (document.ends_with('\r')) document.pop_back();
       if (document.find_first_not_of(" \t") != std::string::npos) return true;
     }

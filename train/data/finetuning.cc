@@ -86,6 +86,30 @@ FinetuningConfig FinetuningConfig::from_yaml(const YamlMap& dataset) {
   return config;
 }
 
+std::vector<ChatMessage> read_chat(std::string_view text) {
+  const auto damaged = [](const std::string& what) {
+    throw Error(ErrorKind::kDamaged, what,
+                "a chat is [{\"role\": \"user\", \"content\": \"...\"}, ...]");
+  };
+  const nlohmann::json messages = parse_json(text, "messages", ErrorKind::kDamaged);
+  if (!messages.is_array()) damaged("'messages' is no list of messages");
+  if (messages.empty()) damaged("'messages' is empty");
+  std::vector<ChatMessage> out;
+  for (const auto& message : messages) {
+    const bool whole = message.is_object() && message.contains("role") &&
+                       message["role"].is_string() && message.contains("content") &&
+                       message["content"].is_string();
+    if (!whole) damaged(fmt::format("message {} has no 'role' and 'content' of text", out.size()));
+    out.push_back({message["role"].get<std::string>(), message["content"].get<std::string>()});
+  }
+  if (out.back().role != "assistant") {
+    damaged(
+        fmt::format("the last message is from '{}', not the assistant: there is no answer to learn",
+                    out.back().role));
+  }
+  return out;
+}
+
 FinetuningReader::FinetuningReader(MdsReader reader, std::shared_ptr<const Tokenizer> tokenizer,
                                    const FinetuningConfig& config, std::int64_t max_tokens,
                                    std::int64_t vocab_size)
@@ -148,19 +172,11 @@ void FinetuningReader::append_turn(const std::vector<TokenId>& prompt,
 }
 
 void FinetuningReader::append_chat(std::string_view text, TokenRow& row) const {
-  const auto damaged = [](const std::string& what) { throw Error(ErrorKind::kDamaged, what); };
-  const nlohmann::json messages = parse_json(text, "messages", ErrorKind::kDamaged);
-  if (!messages.is_array() || messages.empty()) damaged("'messages' is no list of messages");
+  const std::vector<ChatMessage> messages = read_chat(text);
   std::string prompt;
   bool begun = false;
   for (std::size_t i = 0; i < messages.size(); ++i) {
-    const auto& message = messages[i];
-    const bool whole = message.is_object() && message.contains("role") &&
-                       message["role"].is_string() && message.contains("content") &&
-                       message["content"].is_string();
-    if (!whole) damaged(fmt::format("message {} has no 'role' and 'content' of text", i));
-    const auto role = message["role"].get<std::string>();
-    const auto content = message["content"].get<std::string>();
+    const auto& [role, content] = messages[i];
     if (role != "assistant") {
       prompt += fmt::format("<|im_start|>{}\n{}<|im_end|>\n", role, content);
       continue;
@@ -174,7 +190,6 @@ void FinetuningReader::append_chat(std::string_view text, TokenRow& row) const {
     prompt.clear();
     begun = true;
   }
-  if (messages.back()["role"] != "assistant") damaged("the last message is not the assistant's");
 }
 
 void FinetuningReader::append(std::int64_t sample, TokenRow& row) {

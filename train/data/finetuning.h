@@ -36,6 +36,12 @@ struct FinetuningConfig {
   static FinetuningConfig from_yaml(const YamlMap& dataset);
 };
 
+struct ChatMessage {
+  std::string role, content;
+};
+// The value of `messages`, whose last is an answer of the assistant. Throws Error(kDamaged).
+std::vector<ChatMessage> read_chat(std::string_view json);
+
 class FinetuningReader : public SampleReader {
  public:
   // Checks the columns of every shard. Throws Error(kInvalidArgument).

@@ -18,6 +18,7 @@
 #include "train/base/progress.h"
 #include "train/base/signals.h"
 #include "train/base/utf8.h"
+#include "train/data/finetuning.h"
 #include "train/data/json_text.h"
 #include "train/data/row_writer.h"
 
@@ -184,16 +185,26 @@ TextSetCounts write_finetuning_set(LineDocuments& lines, JsonKind kind, const st
                     "the object is of another kind than those before it");
       std::string values[2];
       for (const JsonMember& member : split_json_object(line)) {
-        if (chat && member.key == "messages") values[0] = python_json(member.value);
+        if (chat && member.key == "messages") {
+          read_chat(member.value);  // what the loader will not take is named here, by its line
+          values[0] = python_json(member.value);
+        }
         if (!chat && member.key == "prompt") values[0] = json_unquote(member.value);
         if (!chat && (member.key == "response" || member.key == "completion"))
           values[1] = json_unquote(member.value);
       }
+      if (!chat && values[1].empty()) {
+        throw Error(ErrorKind::kInvalidArgument, "the response is empty: there is nothing to learn",
+                    "remove the line");
+      }
       const std::string_view views[] = {values[0], values[1]};
       writer.write(std::span(views, chat ? 1 : 2));
     } catch (const Error& error) {
-      if (error.kind() != ErrorKind::kInvalidArgument) throw;
-      throw Error(error.kind(), fmt::format("{}: {}", lines.place(), error.what()), error.hint());
+      const bool of_line =
+          error.kind() == ErrorKind::kInvalidArgument || error.kind() == ErrorKind::kDamaged;
+      if (!of_line) throw;
+      throw Error(ErrorKind::kInvalidArgument, fmt::format("{}: {}", lines.place(), error.what()),
+                  error.hint());
     }
     if (progress.due(static_cast<std::uint64_t>(counts.documents)))
       progress.update(static_cast<std::uint64_t>(counts.documents), {});

@@ -14,6 +14,8 @@
 namespace dropless::train {
 namespace {
 
+constexpr const char* kIndexName = "index.json";
+
 void check_hashes(const std::string& path, const MdsFile& entry) {
   for (const auto& [name, want] : entry.hashes) check_file_hash(path, entry, name);
 }
@@ -52,13 +54,17 @@ std::vector<std::pair<std::string, std::string>> verify_set(const std::string& f
   std::optional<MdsReader> reader;
   try {
     reader.emplace(folder);
+    for (const MdsShard& shard : reader->index().shards) {
+      for (const auto& [name, hex] : shard.raw.hashes) check_hash_name(name);
+    }
   } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kDamaged) throw;
-    damage.emplace_back("index.json", error.what());
+    // A folder without an index is no set; one that this version cannot read is as little use as a broken one.
+    const std::string path = join_path(folder, kIndexName);
+    if (error.kind() == ErrorKind::kInterrupted || !path_exists(path)) throw;
+    std::string reason = error.what();
+    if (reason.starts_with(path + ": ")) reason.erase(0, path.size() + 2);
+    damage.emplace_back(kIndexName, reason);
     return damage;
-  }
-  for (const MdsShard& shard : reader->index().shards) {
-    for (const auto& [name, hex] : shard.raw.hashes) check_hash_name(name);
   }
   std::int64_t begin = 0;
   for (std::size_t number = 0; number < reader->index().shards.size(); ++number) {

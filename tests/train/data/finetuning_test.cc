@@ -154,7 +154,11 @@ TEST(Finetuning, RefusesWhatItCannotRead) {
     expect_error(ErrorKind::kInvalidArgument, {"test.yaml:1:"},
                  [&] { finetuning_of(scratch / "text", keys); });
   }
-  write_lines(scratch, {{{"messages", {{{"role", "user"}, {"content", "a"}}}}}}, "open");
+  // `data json` would refuse it; other writers do not.
+  MdsWriter writer(scratch / "open", {{"messages", "json"}}, {});
+  const std::string_view chat = R"([{"role": "user", "content": "a"}])";
+  writer.write(std::span(&chat, 1));
+  writer.finish();
   TextLoader loader(finetuning_of(scratch / "open"), rows_of(1, 8));
   Batch batch;
   expect_error(ErrorKind::kDamaged, {"sample 0", "last message"}, [&] { loader.next(batch); });
