@@ -10,6 +10,7 @@ namespace dropless::train {
 namespace {
 
 constexpr const char* kFormat = "dropless-checkpoint";
+constexpr int kWorldSize = 1;  // ranks that save together
 constexpr std::size_t kHexDigits = 32;
 
 std::string make_tail(std::string_view body) {
@@ -46,16 +47,40 @@ bool is_plain_file_name(std::string_view name) {
 std::string make_manifest(const Manifest& manifest) {
   std::string body = fmt::format(
       "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"step\": {},\n  \"sequence\": {},\n"
-      "  \"files\": [",
-      kFormat, kCheckpointVersion, manifest.step, manifest.sequence);
+      "  \"world_size\": {},\n  \"shards\": [],\n  \"files\": [",
+      kFormat, kCheckpointVersion, manifest.step, manifest.sequence, kWorldSize);
   for (std::size_t i = 0; i < manifest.files.size(); ++i) {
     const CheckpointFile& file = manifest.files[i];
-    body += fmt::format("{}\n    {{\"name\": \"{}\", \"bytes\": {}, \"xxh3_128\": \"{}\"}}",
-                        i == 0 ? "" : ",", file.name, file.bytes, file.xxh3);
+    body += fmt::format(
+        "{}\n    {{\"name\": \"{}\", \"rank\": 0, \"bytes\": {}, \"xxh3_128\": \"{}\"}}",
+        i == 0 ? "" : ",", file.name, file.bytes, file.xxh3);
   }
   body += "\n  ]";
   return body + make_tail(body);
 }
+
+namespace {
+
+// What only checkpoints of several ranks have must not be taken for the whole of a tensor. Manifests
+// of before the keys existed are of one rank.
+void require_one_rank(const nlohmann::json& json, const std::string& path) {
+  const auto world_size = json.value("world_size", std::int64_t{kWorldSize});
+  if (world_size != kWorldSize) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: saved by {} ranks; this program reads checkpoints of one", path,
+                            world_size),
+                "save it whole with the program that wrote it");
+  }
+  bool whole = json.value("shards", nlohmann::json::array()).empty();
+  for (const nlohmann::json& file : json.at("files")) {
+    whole = whole && file.value("rank", std::int64_t{0}) == 0;
+  }
+  if (!whole) {
+    throw Error(ErrorKind::kDamaged, path + ": one rank has neither shards nor another's files");
+  }
+}
+
+}  // namespace
 
 Manifest parse_manifest(std::string_view text, const std::string& path) {
   const auto fail = [&](ErrorKind kind, const std::string& message) {
@@ -75,6 +100,7 @@ Manifest parse_manifest(std::string_view text, const std::string& path) {
                        json.at("version").dump(), kCheckpointVersion));
     }
     if (seal == Seal::kAbsent) fail(ErrorKind::kDamaged, "its hash is missing");
+    require_one_rank(json, path);
     Manifest manifest;
     manifest.step = json.at("step").get<std::int64_t>();
     manifest.sequence = json.at("sequence").get<std::int64_t>();

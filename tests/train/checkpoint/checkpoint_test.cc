@@ -16,6 +16,7 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/base/hash.h"
 #include "train/checkpoint/manifest.h"
 
 namespace dropless::train {
@@ -306,6 +307,38 @@ TEST_F(Checkpoint, ManifestOfAnotherKind) {
   EXPECT_EQ(back.step, 3);
   EXPECT_EQ(back.sequence, 4);
   EXPECT_EQ(back.files.at(0).bytes, 9u);
+}
+
+// With one piece of it replaced, and a seal that fits.
+std::string resealed(std::string text, const std::string& piece, const std::string& by) {
+  const std::size_t tail = text.rfind(",\n  \"manifest_xxh3_128\"");
+  std::string body = text.substr(0, tail);
+  for (std::size_t at = body.find(piece); at != std::string::npos; at = body.find(piece)) {
+    body.replace(at, piece.size(), by);
+  }
+  return body + ",\n  \"manifest_xxh3_128\": \"" + xxh3_hex(body) + "\"\n}\n";
+}
+
+TEST_F(Checkpoint, ManifestIsTheCaseOfOneRank) {
+  const std::string text = make_manifest({3, 4, {{"f", 9, std::string(32, 'a')}}});
+  EXPECT_THAT(text, HasSubstr("\"world_size\": 1"));
+  EXPECT_THAT(text, HasSubstr("\"shards\": []"));
+  EXPECT_THAT(text, HasSubstr("{\"name\": \"f\", \"rank\": 0, "));
+  const auto parse = [](const std::string& manifest) { parse_manifest(manifest, "m"); };
+  EXPECT_THAT(error_of([&] { parse(resealed(text, "size\": 1", "size\": 4")); },
+                       ErrorKind::kInvalidArgument),
+              HasSubstr("saved by 4 ranks"));
+  for (const auto& [piece, by] :
+       {std::pair("\"shards\": []", "\"shards\": [{\"tensor\": \"w\"}]"),
+        std::pair("\"rank\": 0", "\"rank\": 1"), std::pair("\"rank\": 0", "\"rank\": \"0\""),
+        std::pair("size\": 1", "size\": \"1\"")}) {
+    error_of([&] { parse(resealed(text, piece, by)); }, ErrorKind::kDamaged);
+  }
+  // Of before ranks were written.
+  std::string old = resealed(text, "  \"world_size\": 1,\n  \"shards\": [],\n", "");
+  old = resealed(old, "\"rank\": 0, ", "");
+  EXPECT_EQ(old.find("rank"), std::string::npos);
+  EXPECT_EQ(parse_manifest(old, "m").files.at(0).bytes, 9u);
 }
 
 // ---- crashes ----
