@@ -170,8 +170,10 @@ void run_eval(EvalVerb verb) {
   std::vector<std::pair<std::string, EvalResult>> results;
   for (const auto& [label, source] : sources) {
     try {
-      results.emplace_back(label, evaluate(*loaded.model, *source, precision,
-                                           config ? config->eval_subset_num_batches : -1));
+      name_ruined_tensors(loaded, [&] {
+        results.emplace_back(label, evaluate(*loaded.model, *source, precision,
+                                             config ? config->eval_subset_num_batches : -1));
+      });
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kNonFinite) throw;
       const std::string loader = label.empty() ? "eval_loader" : "eval_loader " + label;
@@ -182,7 +184,9 @@ void run_eval(EvalVerb verb) {
     }
   }
   TaskResults tasks;
-  if (!suite.tasks.empty()) tasks = run_tasks(suite, loaded, precision, verb.samples);
+  if (!suite.tasks.empty()) {
+    name_ruined_tensors(loaded, [&] { tasks = run_tasks(suite, loaded, precision, verb.samples); });
+  }
   print(results, tasks, verb.json);
 }
 

@@ -266,27 +266,10 @@ void check_chat_options(const GenerateVerb& verb) {
   }
 }
 
-void run_generate(const GenerateVerb& verb) {
-  install_signal_handlers(SignalMode::kExit);
-  check_chat_options(verb);
-  if (verb.logits && !verb.json) {
-    throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
-  }
-  if (verb.from_file && verb.prompt_file.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, "--prompt-file is empty", "name a file");
-  }
-  if (verb.from_ids && verb.prompt_ids.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, "--prompt-ids is empty",
-                "for example --prompt-ids '[[5,9,2],[7,7,1]]'");
-  }
-  GenerateOptions options = verb.options;
-  options.check();
-  options.precision = verb.model_options.precision();
-  const LoadedModel loaded = verb.model_options.open(verb.model);
+// Continues the prompts as they are.
+void run_plain(const GenerateVerb& verb, const LoadedModel& loaded,
+               const GenerateOptions& options) {
   const Tokenizer* tokenizer = loaded.tokenizer.get();
-  options.tokenizer = tokenizer;
-  options.eos = loaded.eos;
-  if (verb.chat) return run_chat(verb, loaded, options);
   const auto prompts = read_prompts(verb, tokenizer);
   for (const auto& prompt : prompts) require_context(prompt, loaded.model->config());
   if (verb.json) {
@@ -306,6 +289,30 @@ void run_generate(const GenerateVerb& verb) {
   });
   printer.finish();
   std::fputs("\n", stdout);
+}
+
+void run_generate(const GenerateVerb& verb) {
+  install_signal_handlers(SignalMode::kExit);
+  check_chat_options(verb);
+  if (verb.logits && !verb.json) {
+    throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
+  }
+  if (verb.from_file && verb.prompt_file.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--prompt-file is empty", "name a file");
+  }
+  if (verb.from_ids && verb.prompt_ids.empty()) {
+    throw Error(ErrorKind::kInvalidArgument, "--prompt-ids is empty",
+                "for example --prompt-ids '[[5,9,2],[7,7,1]]'");
+  }
+  GenerateOptions options = verb.options;
+  options.check();
+  options.precision = verb.model_options.precision();
+  const LoadedModel loaded = verb.model_options.open(verb.model);
+  options.tokenizer = loaded.tokenizer.get();
+  options.eos = loaded.eos;
+  name_ruined_tensors(loaded, [&] {
+    verb.chat ? run_chat(verb, loaded, options) : run_plain(verb, loaded, options);
+  });
 }
 
 }  // namespace

@@ -56,6 +56,7 @@ nlohmann::ordered_json list_tensors(const TensorFolder& weights) {
 }
 
 nlohmann::ordered_json describe_checkpoint(const std::string& path) {
+  require_some_config(path);
   const std::string folder = resolve_checkpoint(path);
   const Manifest manifest = read_manifest(folder);
   // The optimizer's state is larger than both and shows nothing here.

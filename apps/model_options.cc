@@ -1,5 +1,10 @@
 #include "apps/model_options.h"
 
+#include <fmt/format.h>
+
+#include <string>
+#include <vector>
+
 #include "dropless/error.h"
 #include "train/bridge/device.h"
 
@@ -25,6 +30,26 @@ Precision parse_dtype(const std::string& dtype) {
 
 LoadedModel ModelOptions::open(const std::string& path) const {
   return load_model(path, choose_device(device), adapter);
+}
+
+void name_ruined_tensors(const LoadedModel& loaded, const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kNonFinite) throw;
+    const std::vector<std::string> names = ruined_tensors(*loaded.model);
+    if (names.empty()) {
+      throw Error(
+          error.kind(), error.what(),
+          "its weights are finite numbers, which overflow on the way: --dtype fp32 has more "
+          "room than fp16; else take an older checkpoint");
+    }
+    throw Error(error.kind(),
+                fmt::format("{}: {} of the {} tensors of {} hold NaN or infinite values, {} first",
+                            error.what(), names.size(), loaded.model->parameters().size(),
+                            loaded.folder, names[0]),
+                "take an older checkpoint, or another copy of the weights");
+  }
 }
 
 }  // namespace dropless::apps

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <functional>
 #include <string>
 
 #include "train/nn/precision.h"
@@ -28,5 +29,8 @@ struct ModelOptions {
   const CLI::Option* device_option_ = nullptr;
   const CLI::Option* dtype_option_ = nullptr;
 };
+
+// Runs it, and where it throws Error(kNonFinite) says which of the model's tensors are the cause.
+void name_ruined_tensors(const train::LoadedModel& loaded, const std::function<void()>& run);
 
 }  // namespace dropless::apps

@@ -78,6 +78,7 @@ Source open_released(const std::string& folder, const ConvertOptions& options) {
         "another type or layout of it: convert it --to dropless first");
   }
   ReleasedFolder released = open_released_folder(folder);
+  for (const std::string& what : released.weights.oddities()) log_warning("{}", what);
   Source source{folder,
                 released.model.config,
                 yaml_of(released.model, folder),
@@ -131,6 +132,7 @@ void merge(Source& source) {
 }
 
 Source open_ours(const std::string& path, const ConvertOptions& options) {
+  require_some_config(path);
   const std::string folder = resolve_checkpoint(path);
   const Manifest manifest = read_manifest(folder);
   verify_file(folder, manifest, kConfigFile);

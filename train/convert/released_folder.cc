@@ -7,6 +7,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
+#include "train/checkpoint/checkpoint.h"
 #include "train/checkpoint/manifest.h"
 #include "train/convert/mistral_config.h"
 
@@ -34,6 +35,16 @@ nlohmann::json read_config_file(const std::string& path) {
 bool is_released_folder(const std::string& path) {
   return is_folder(path) && (has(path, kHfConfigFile) || has(path, kMistralConfigFile)) &&
          !has(path, kManifestName);
+}
+
+void require_some_config(const std::string& path) {
+  if (!is_folder(path) || !has_weight_files(path)) return;
+  for (const char* name : {kHfConfigFile, kMistralConfigFile, kConfigFile, kManifestName}) {
+    if (has(path, name)) return;
+  }
+  throw Error(ErrorKind::kInvalidArgument,
+              fmt::format("no {} in {}, which holds weights", kHfConfigFile, path),
+              "copy it from where the weights are from");
 }
 
 nlohmann::json read_hf_json(const std::string& folder) {

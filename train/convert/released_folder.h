@@ -17,6 +17,9 @@ inline constexpr const char* kMistralConfigFile = "params.json";
 // Holds config.json or params.json, and no manifest of ours.
 bool is_released_folder(const std::string& path);
 
+// Throws Error(kInvalidArgument) for a folder of weights without any config.
+void require_some_config(const std::string& path);
+
 // What config.json holds.
 nlohmann::json read_hf_json(const std::string& folder);
 // Mistral releases folders of both layouts: config.json counts, unless its tensor files are not there.

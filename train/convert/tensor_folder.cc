@@ -24,24 +24,45 @@ bool is_pickle(const std::string& name) {
          name.ends_with(".ckpt");
 }
 
+// The line of Python that makes safetensors of the folder's pickles, `ending` being how their names end:
+// transformers knows the form of its own, and brings the rest of the folder along; Mistral's hold the
+// tensors under the names that are read here.
+std::string line_for_pickles(const std::string& folder, const std::string& ending, bool mistral) {
+  if (mistral) {
+    return fmt::format(
+        "python -c \"import glob, torch; from safetensors.torch import save_file; "
+        "[save_file({{k: v.contiguous().clone() for k, v in torch.load(f, map_location='cpu', "
+        "weights_only=True).items()}}, f.removesuffix('{1}') + '.safetensors') "
+        "for f in glob.glob('{0}/consolidated*{1}')]\"",
+        folder, ending);
+  }
+  return fmt::format(
+      "python -c \"import shutil; from transformers import AutoModelForCausalLM as M; "
+      "shutil.copytree('{0}', '{0}-safetensors', ignore=shutil.ignore_patterns('*{1}*')); "
+      "M.from_pretrained('{0}', dtype='auto').save_pretrained('{0}-safetensors')\"",
+      folder, ending);
+}
+
 [[noreturn]] void no_weights(const std::string& folder) {
   for (const std::string& name : list_folder(folder)) {
     if (!is_pickle(name)) continue;
+    const bool mistral = name.starts_with(kMistralFiles.stem);
     throw Error(
         ErrorKind::kInvalidArgument,
         fmt::format("{} is a pickle, which could run any code when it is read",
                     join_path(folder, name)),
-        fmt::format("where you trust it: python -c \"from transformers import AutoModelForCausalLM "
-                    "as M; M.from_pretrained('{0}', dtype='auto').save_pretrained("
-                    "'{0}-safetensors')\"",
-                    folder));
+        "where you trust it: " + line_for_pickles(folder, name.substr(name.rfind('.')), mistral));
   }
   throw Error(ErrorKind::kInvalidArgument, fmt::format("{} holds neither {} nor {}", folder,
                                                        kModelFiles.single(), kModelFiles.index()));
 }
 
-// Tensor name -> file name.
-std::map<std::string, std::string> read_index(const std::string& path) {
+struct Index {
+  std::map<std::string, std::string> files;  // of each tensor
+  std::optional<std::uint64_t> total_size;
+};
+
+Index read_index(const std::string& path) {
   const auto fail = [&](const std::string& message) {
     throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, message));
   };
@@ -50,15 +71,20 @@ std::map<std::string, std::string> read_index(const std::string& path) {
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
     fail("no weight_map");
   }
-  std::map<std::string, std::string> map;
+  Index index;
   for (const auto& [tensor, file] : json["weight_map"].items()) {
     // A name with a slash could lead anywhere.
     if (!file.is_string() || file.get<std::string>().find('/') != std::string::npos) {
       fail(fmt::format("{} is in no plain file name", tensor));
     }
-    map[tensor] = file.get<std::string>();
+    index.files[tensor] = file.get<std::string>();
   }
-  return map;
+  const nlohmann::json metadata = json.value("metadata", nlohmann::json::object());
+  if (metadata.is_object() && metadata.contains("total_size") &&
+      metadata["total_size"].is_number_unsigned()) {
+    index.total_size = metadata["total_size"].get<std::uint64_t>();
+  }
+  return index;
 }
 
 std::string list_names(const std::vector<std::string>& names) {
@@ -133,7 +159,7 @@ bool has_weight_files(const std::string& folder) {
 std::vector<std::string> weight_files(const std::string& folder) {
   if (const std::string index = index_of(folder); !index.empty()) {
     std::set<std::string> names;
-    for (const auto& [tensor, file] : read_index(index)) names.insert(file);
+    for (const auto& [tensor, file] : read_index(index).files) names.insert(file);
     return {names.begin(), names.end()};
   }
   const std::vector<std::string> names = files_without_index(folder);
@@ -145,8 +171,9 @@ TensorFolder TensorFolder::open(const std::string& folder) {
   TensorFolder result;
   result.folder_ = folder;
   const std::string index_path = index_of(folder), index_name = base_name(index_path);
-  std::map<std::string, std::string> index;
-  if (!index_path.empty()) index = read_index(index_path);
+  Index read;
+  if (!index_path.empty()) read = read_index(index_path);
+  const std::map<std::string, std::string>& index = read.files;
   for (const std::string& name : weight_files(folder)) {
     const std::string path = join_path(folder, name);
     if (!path_exists(path)) {
@@ -174,7 +201,37 @@ TensorFolder TensorFolder::open(const std::string& folder) {
                                                    join_path(folder, file), tensor, index_name));
     }
   }
+  if (!index_path.empty()) result.compare_with_index(index_path, read.total_size);
   return result;
+}
+
+// What transformers would read instead is an error; what only says something false is odd.
+void TensorFolder::compare_with_index(const std::string& path,
+                                      std::optional<std::uint64_t> total_size) {
+  const std::string index_name = base_name(path);
+  std::uint64_t bytes = 0;
+  for (const auto& [name, entry] : tensors_) bytes += entry.info.bytes();
+  if (total_size && *total_size != bytes) {
+    oddities_.push_back(fmt::format("{}: total_size is {}, and the tensors have {} bytes", path,
+                                    *total_size, bytes));
+  }
+  std::set<std::string> listed;
+  for (const auto& file : files_) listed.insert(base_name(file->path()));
+  const bool ours = index_name == kModelFiles.index();
+  const FileNames& names = ours ? kModelFiles : kMistralFiles;
+  for (const std::string& name : list_folder(folder_)) {
+    if (listed.contains(name) || !name.ends_with(".safetensors")) continue;
+    if (name == names.single()) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("{} holds both {} and {}, which names other files", folder_, name,
+                              index_name),
+                  "remove the one that is not the model's: transformers would read " + name);
+    }
+    if (name.starts_with(names.stem + "-")) {
+      oddities_.push_back(
+          fmt::format("{} is left out: {} does not name it", join_path(folder_, name), index_name));
+    }
+  }
 }
 
 TensorFolder TensorFolder::open_file(const std::string& path) {

@@ -41,8 +41,8 @@ struct LowRankTerm {
 
 class TensorFolder {
  public:
-  // Throws Error as weight_files() does, and kDamaged for a missing or damaged shard and an index
-  // that does not match them.
+  // Throws Error as weight_files() does, kDamaged for a missing or damaged shard and an index that does
+  // not match them, and kInvalidArgument for an index beside model.safetensors that it does not name.
   static TensorFolder open(const std::string& folder);
   // The tensors of one file.
   static TensorFolder open_file(const std::string& path);
@@ -56,6 +56,8 @@ class TensorFolder {
   bool contains(const std::string& name) const { return tensors_.contains(name); }
   const Entry& at(const std::string& name) const;
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
+  // Sentences on what is wrong in the folder without changing what is read.
+  const std::vector<std::string>& oddities() const { return oddities_; }
 
   // From now on it does not have these.
   void leave_out(const std::set<std::string>& names) {
@@ -77,7 +79,10 @@ class TensorFolder {
              const std::function<bool(const std::string&)>& optional) const;
 
  private:
+  void compare_with_index(const std::string& path, std::optional<std::uint64_t> total_size);
+
   std::string folder_;
+  std::vector<std::string> oddities_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Entry> tensors_;
   std::map<std::string, std::vector<LowRankTerm>> terms_;

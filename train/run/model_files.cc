@@ -180,16 +180,30 @@ std::string CheckpointContent::write(const std::string& run_folder, std::int64_t
 }
 
 std::string resolve_model(const std::string& path) {
+  if (path.find("://") != std::string::npos) {
+    throw Error(ErrorKind::kInvalidArgument,
+                path + " is not on this machine, and checkpoints are not fetched",
+                "download it, and give its folder");
+  }
+  if (path.ends_with(".pt") && path_exists(path) && !is_folder(path)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                path + " is a pickle, as Composer saves, which is not read: it may run code",
+                "write a Hugging Face folder of it with LLM Foundry's "
+                "scripts/inference/convert_composer_to_hf.py, and give that");
+  }
   if (is_adapter_folder(path) && !is_released_folder(path)) {
     throw Error(ErrorKind::kInvalidArgument, path + " is an adapter, which is no model alone",
                 "name its model, and this with --adapter");
   }
-  return is_released_folder(path) ? path : resolve_checkpoint(path);
+  if (is_released_folder(path)) return path;
+  require_some_config(path);
+  return resolve_checkpoint(path);
 }
 
 void verify_model(const std::string& folder) {
   if (is_released_folder(folder)) {
-    open_released_folder(folder);
+    const ReleasedFolder released = open_released_folder(folder);
+    for (const std::string& what : released.weights.oddities()) log_warning("{}", what);
   } else {
     verify_checkpoint(folder);
   }
@@ -199,35 +213,65 @@ bool is_of_a_run(const std::string& folder) {
   return !is_released_folder(folder) && path_exists(join_path(folder, kStateFile));
 }
 
-void load_model_weights(const std::string& folder, Transformer& model) {
+void load_model_weights(const std::string& folder, Transformer& model, const std::string& way) {
+  const std::string hint = kAnotherModel + way;
   const StoredWeights weights = open_weights(folder);
   auto [missing, surplus] = name_difference(model, weights);
   // Adapters that begin beside released weights keep their initial values.
   if (!weights.has_adapters()) std::erase_if(missing, is_adapter);
   if (!missing.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, folder + " holds no tensor " + missing.front(),
-                kAnotherModel);
+    throw Error(ErrorKind::kInvalidArgument, folder + " holds no tensor " + missing.front(), hint);
   }
   if (!surplus.empty()) {
     throw Error(ErrorKind::kInvalidArgument,
-                folder + ": " + surplus.front() + " is no tensor of this model", kAnotherModel);
+                folder + ": " + surplus.front() + " is no tensor of this model", hint);
   }
   for (const Parameter& parameter : model.parameters()) {
     if (weights.tensors.contains(parameter.name)) fill_parameter(weights, folder, parameter);
   }
 }
 
+namespace {
+
+bool matches_tensor(const std::string& pattern, const std::string& name) {
+  for (const char* prefix : {"", "state/model/", "state/model/model."}) {
+    if (::fnmatch(pattern.c_str(), (prefix + name).c_str(), 0) == 0) return true;
+  }
+  return false;
+}
+
+// Of load_ignore_keys: a pattern may be a slip, and one that matches may match more than was meant.
+void report_ignored(const std::string& folder, const StoredWeights& weights,
+                    const std::vector<std::string>& patterns) {
+  std::set<std::string> left_out;
+  for (const std::string& pattern : patterns) {
+    bool any = false;
+    for (const auto& [name, tensor] : weights.tensors) {
+      if (!matches_tensor(pattern, name)) continue;
+      any = true;
+      left_out.insert(name);
+    }
+    if (!any) log_warning("load_ignore_keys: '{}' matches no tensor of {}", pattern, folder);
+  }
+  if (left_out.empty()) return;
+  constexpr std::size_t kMost = 8;
+  std::vector<std::string> names(left_out.begin(), left_out.end());
+  if (names.size() > kMost) names.resize(kMost);
+  log_info("load_ignore_keys leaves out {} of the {} tensors of {}: {}{}", left_out.size(),
+           weights.tensors.size(), folder, fmt::join(names, ", "),
+           left_out.size() > kMost ? " ..." : "");
+}
+
+}  // namespace
+
 void load_some_weights(const std::string& folder, Transformer& model,
                        const std::vector<std::string>& ignored) {
   const auto is_ignored = [&](const std::string& name) {
-    return std::any_of(ignored.begin(), ignored.end(), [&](const std::string& pattern) {
-      for (const char* prefix : {"", "state/model/", "state/model/model."}) {
-        if (::fnmatch(pattern.c_str(), (prefix + name).c_str(), 0) == 0) return true;
-      }
-      return false;
-    });
+    return std::any_of(ignored.begin(), ignored.end(),
+                       [&](const std::string& pattern) { return matches_tensor(pattern, name); });
   };
   const StoredWeights weights = open_weights(folder);
+  report_ignored(folder, weights, ignored);
   for (const Parameter& parameter : model.parameters()) {
     if (weights.tensors.contains(parameter.name) && !is_ignored(parameter.name)) {
       fill_parameter(weights, folder, parameter);
@@ -244,6 +288,22 @@ void load_some_weights(const std::string& folder, Transformer& model,
     log_warning("{}: {} tensors are none of this model's: {}", folder, surplus.size(),
                 fmt::join(surplus, ", "));
   }
+}
+
+std::vector<std::string> ruined_tensors(const Transformer& model) {
+  at::NoGradGuard no_grad;
+  std::vector<std::string> names;
+  for (const Parameter& parameter : model.parameters()) {
+    if (!at::isfinite(parameter.value).all().item<bool>()) names.push_back(parameter.name);
+  }
+  return names;
+}
+
+void warn_of_ruined_tensors(const std::string& folder, const Transformer& model) {
+  const std::vector<std::string> names = ruined_tensors(model);
+  if (names.empty()) return;
+  log_warning("{} of the {} tensors of {} hold values that are no finite numbers, {} first",
+              names.size(), model.parameters().size(), folder, names[0]);
 }
 
 void require_resumable(const std::string& checkpoint) {

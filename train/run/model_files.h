@@ -56,16 +56,19 @@ void verify_model(const std::string& folder);
 bool is_of_a_run(const std::string& folder);
 
 // Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
-// model's.
-void load_model_weights(const std::string& folder, Transformer& model);
+// model's; where names are not, its hint ends in `way`.
+void load_model_weights(const std::string& folder, Transformer& model, const std::string& way = {});
 // The same without what `ignored` names (shell patterns of NAME, state/model/NAME or
 // state/model/model.NAME), and with a warning for tensors that are missing or left over.
 void load_some_weights(const std::string& folder, Transformer& model,
                        const std::vector<std::string>& ignored);
+// The parameters that hold NaN or infinite values; reads all of them.
+std::vector<std::string> ruined_tensors(const Transformer& model);
+void warn_of_ruined_tensors(const std::string& folder, const Transformer& model);
 // Throws Error(kInvalidArgument) for a checkpoint that was saved with save_weights_only.
 void require_resumable(const std::string& checkpoint);
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);
-void load_generator(const std::string& checkpoint);  // of random numbers
+void load_generator(const std::string& checkpoint);                // of random numbers
 OptimizerType load_optimizer_type(const std::string& checkpoint);  // of the run that saved it
 nlohmann::json load_training_state(const std::string& checkpoint);
 
