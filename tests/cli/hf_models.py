@@ -65,6 +65,9 @@ CONFIGS = {
         dict(LLAMA, max_position_embeddings=16), model_type="llama", intermediate_size=40, rms_norm_eps=1e-5,
         rope_theta=100.0, rope_scaling=dict(rope_type="dynamic", factor=2.0),
     ),
+    "llama_bias": dict(
+        LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=1e4, mlp_bias=True, attention_bias=False,
+    ),
     "llama": dict(LLAMA, model_type="llama", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=5e5),
     "mistral": dict(
         LLAMA, model_type="mistral", intermediate_size=40, rms_norm_eps=1e-5, rope_theta=1e4,
@@ -165,6 +168,8 @@ def shapes(config: dict, stacked: bool = False) -> dict:
             out[mlp + "shared_expert_gate.weight"] = (1, d)
         for prefix, n in widths:
             out |= {prefix + f"{name}.weight": shape for name, shape in zip(names, ((n, d), (n, d), (d, n)))}
+            if config.get("mlp_bias"):
+                out |= {prefix + f"{name}.bias": (size,) for name, size in zip(names, (n, n, d))}
         if dense:
             continue
         out[mlp + "gate.weight"] = (experts, d)

@@ -1,5 +1,6 @@
 """LLM Foundry's and Mistral's own layouts: read directly, converted both ways."""
 
+import importlib.util
 import json
 import unittest
 
@@ -76,6 +77,7 @@ def mistral_params(config: dict) -> dict:
 
 class LayoutTest(CommandTest):
     figures, check_figures, check_refused = Convert.figures, Convert.check_figures, Convert.check_refused
+    run_hint = Convert.run_hint
 
     def tensors_of(self, folder: str, stem: str = "model") -> dict:
         from command import read_safetensors
@@ -122,6 +124,19 @@ class LayoutTest(CommandTest):
         self.check_command("convert", "moe-ours", "shards", "--to", "mistral", "--shard-bytes", 30000)
         self.assertTrue((self.folder / "shards/consolidated.safetensors.index.json").exists())
         self.check_figures("mixtral", "shards")
+
+    def test_mistrals_pickles_are_refused_with_a_line_for_its_layout(self):
+        self.write_mistral("moe", "mixtral")
+        tensors = mistral_tensors(hf_models.CONFIGS["mixtral"], hf_models.weights(hf_models.CONFIGS["mixtral"]))
+        (self.folder / "moe/consolidated.safetensors").unlink()
+        names = list(tensors)
+        for i in range(2):
+            torch.save({name: tensors[name] for name in names[i::2]}, self.folder / f"moe/consolidated.{i:02}.pth")
+        self.check_refused(["consolidated.00.pth is a pickle", "save_file"], "generate", "moe", "--prompt-ids", "[[1]]")
+        if importlib.util.find_spec("safetensors"):
+            self.run_hint("moe")
+            self.check_figures("mixtral", "moe")
+            self.assertTrue((self.folder / "moe/consolidated.01.safetensors").exists())
 
     def written(self, name: str) -> dict:
         from command import read_safetensors

@@ -353,7 +353,12 @@ OrderedJson llama_block(const Keys& keys, Family family) {
   }
   model["norm_eps"] = keys.get<double>("rms_norm_eps", traits.norm_eps);
   model["tie_word_embeddings"] = keys.get<bool>("tie_word_embeddings", false);
-  keys.refuse_unless("mlp_bias", !keys.get<bool>("mlp_bias", false));
+  const bool mlp_bias = keys.get<bool>("mlp_bias", false);
+  keys.refuse_unless("mlp_bias", family == Family::kLlama || !mlp_bias);
+  if (mlp_bias) {
+    model["no_bias"] = false;
+    model["attention_bias"] = false;  // which follows no_bias where nothing is said
+  }
   refuse_dropout(keys, {"attention_dropout"});
   // OLMoE clips behind the norm of queries and keys, this model before it.
   keys.refuse_unless("clip_qkv", false);
@@ -379,6 +384,11 @@ OrderedJson llama_block(const Keys& keys, Family family) {
 
 ReleasedModel read_hf_config(const Json& json, const std::string& path) {
   const Keys keys(json, path);
+  if (keys.has("quantization_config")) {
+    throw Error(ErrorKind::kUnsupported,
+                path + ": quantization_config: quantised weights are not read",
+                "dequantise them first: transformers' model.dequantize() and save_pretrained");
+  }
   const auto type = keys.get<std::string>("model_type");
   if (type == family_name(Family::kMpt)) return read_mpt_config(json, path);
   const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
@@ -409,7 +419,7 @@ namespace {
 // know.
 void check_expressible(const ModelConfig& config) {
   static const std::set<std::string> said = {
-      "d_model", "n_heads", "n_layers", "vocab_size", "head_dim", "tie_word_embeddings",
+      "d_model", "n_heads", "n_layers", "vocab_size", "head_dim", "tie_word_embeddings", "no_bias",
       "norm_type", "norm_eps", "attention_bias", "attn_config.kv_n_heads", "attn_config.clip_qkv",
       "attn_config.qk_ln", "attn_config.qk_gn", "attn_config.rope_theta",
       "attn_config.rope_hf_config", "attn_config.sliding_window_size", "attn_config.out_proj_bias",
@@ -421,7 +431,6 @@ void check_expressible(const ModelConfig& config) {
       "ffn_config.shared_expert_gate"};
   static const std::map<std::string, std::string> fixed = {
       {"learned_pos_emb", "false"},
-      {"no_bias", "true"},
       {"attn_config.softmax_scale", "null"},
       {"attn_config.rope", "true"},
       {"attn_config.alibi", "false"},
@@ -445,7 +454,8 @@ void check_expressible(const ModelConfig& config) {
     if (only == fixed.end()) inexpressible(name, value);
     if (value != only->second) inexpressible(name, value, "they have " + only->second);
   }
-  if (config.moe() && config.moe()->bias) inexpressible("model.no_bias", "false");
+  const bool layernorm = config.norm.type == NormType::kLayerNorm;
+  if (config.bias && (config.moe() || layernorm)) inexpressible("model.no_bias", "false");
 }
 
 std::string their_activation(Activation activation) {
@@ -557,6 +567,7 @@ OrderedJson llama_config(const ModelConfig& config, Family family) {
   write_windows(config, family, json);
   if (traits.qkv_bias) json["qkv_bias"] = config.attention.bias;
   if (!traits.qkv_bias && config.attention.bias) json["attention_bias"] = true;
+  if (config.bias) json["mlp_bias"] = true;
   if (layer) {
     json[traits.experts] = layer->moe.num_experts;
     json["num_experts_per_tok"] = layer->moe.top_k;
@@ -586,6 +597,7 @@ Family dense_family_of(const ModelConfig& config, const FfnConfig& dense, bool q
   if (norm == QkNorm::kPerHead) return Family::kQwen3;
   if (qkv_bias) return Family::kQwen2;
   const bool mistral = kept.is_object() && kept.value("model_type", Json()) == "mistral";
+  if (config.bias && !has_windows(config)) return Family::kLlama;
   return mistral || has_windows(config) ? Family::kMistral : Family::kLlama;
 }
 
@@ -616,6 +628,9 @@ void check_attention(const ModelConfig& config, Family family) {
   if (both && (family == Family::kMixtral || family == Family::kMistral || traits.qkv_bias)) {
     inexpressible("model.attention_bias", "true", family_name(family) + std::string(" has none"));
   }
+  if (config.bias && family != Family::kLlama) {
+    inexpressible("model.no_bias", "false", family_name(family) + std::string(" has none"));
+  }
   if (has_windows(config) && !knows_windows(family)) {
     inexpressible("model.attn_config.sliding_window_size", "a window",
                   family_name(family) + std::string(" has none"));
@@ -636,6 +651,7 @@ void check_attention(const ModelConfig& config, Family family) {
 }  // namespace
 
 Family hf_family_of(const ModelConfig& config, const Json& kept) {
+  if (hf_mpt_config(config)) return Family::kMpt;
   check_expressible(config);
   const AttentionConfig& attention = config.attention;
   const MoELayerConfig* layer = config.moe();
@@ -680,12 +696,14 @@ OrderedJson make_hf_config(const ModelConfig& config, const std::string& dtype, 
       {Family::kQwen3Moe, "Qwen3MoeForCausalLM"}, {Family::kDbrx, "DbrxForCausalLM"},
       {Family::kLlama, "LlamaForCausalLM"},       {Family::kMistral, "MistralForCausalLM"},
       {Family::kQwen3, "Qwen3ForCausalLM"},       {Family::kQwen2, "Qwen2ForCausalLM"},
-      {Family::kQwen2Moe, "Qwen2MoeForCausalLM"}};
+      {Family::kQwen2Moe, "Qwen2MoeForCausalLM"}, {Family::kMpt, "MptForCausalLM"}};
   OrderedJson json;
   json["architectures"] = {architectures.at(family)};
   json["model_type"] = family_name(family);
   json["torch_dtype"] = dtype;
-  json.update(family == Family::kDbrx ? dbrx_config(config) : llama_config(config, family));
+  json.update(family == Family::kMpt    ? *hf_mpt_config(config)
+              : family == Family::kDbrx ? dbrx_config(config)
+                                        : llama_config(config, family));
   // Null, where the model came without: the classes' defaults are those of their first models.
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
     json[key] = kept.is_object() && kept.contains(key) ? kept[key] : Json();

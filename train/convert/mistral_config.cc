@@ -30,6 +30,7 @@ OrderedJson block_of(const Keys& keys) {
   for (const char* key : {"tied_embeddings", "use_biases"}) {
     keys.refuse_unless(key, !keys.get<bool>(key, false));
   }
+  keys.refuse_unless("quantization", false);
   keys.refuse_unless("causal", keys.get<bool>("causal", true));
   const auto model_type = keys.get<std::string>("model_type", "transformer");
   keys.refuse_unless("model_type", model_type == "transformer");

@@ -63,6 +63,12 @@ OrderedJson block_of(const Json& json, const std::string& path) {
   return block;
 }
 
+// transformers' class takes no float for an int, however round.
+OrderedJson number(double value) {
+  const auto whole = static_cast<std::int64_t>(value);
+  return static_cast<double>(whole) == value ? OrderedJson(whole) : OrderedJson(value);
+}
+
 OrderedJson attention_block(const ModelConfig& config) {
   const AttentionConfig& attention = config.attention;
   OrderedJson block;
@@ -70,7 +76,7 @@ OrderedJson attention_block(const ModelConfig& config) {
   block["attn_type"] = grouped ? "grouped_query_attention" : "multihead_attention";
   if (grouped) block["kv_n_heads"] = attention.kv_n_heads;
   block["attn_impl"] = "torch";
-  block["attn_pdrop"] = attention.dropout;
+  block["attn_pdrop"] = number(attention.dropout);
   block["qk_ln"] = attention.qk_norm == QkNorm::kWhole;
   block["qk_gn"] = attention.qk_norm == QkNorm::kPerHead;
   block["fused_qkv"] = attention.fused_qkv;
@@ -82,7 +88,7 @@ OrderedJson attention_block(const ModelConfig& config) {
   block["sliding_window_size"] = attention.window;
   if (attention.logit_softcap > 0) block["attn_logit_softcapping"] = attention.logit_softcap;
   block["alibi"] = attention.alibi;
-  block["alibi_bias_max"] = attention.alibi_bias_max;
+  block["alibi_bias_max"] = number(attention.alibi_bias_max);
   block["rope"] = attention.rope;
   if (!attention.rope) return block;
   block["rope_theta"] = attention.rope_theta;
@@ -184,6 +190,38 @@ ReleasedModel read_mpt_config(const Json& json, const std::string& path) {
   const OrderedJson block = block_of(json, path);
   const YamlDocument document = YamlDocument::parse(block.dump(), path).without_warnings();
   return {Family::kMpt, ModelConfig::from_yaml(document.root()), block};
+}
+
+std::optional<OrderedJson> hf_mpt_config(const ModelConfig& config) {
+  const AttentionConfig& attention = config.attention;
+  const OrderedJson bias_max = number(attention.alibi_bias_max);
+  const bool even = attention.head_dim * config.n_heads == config.d_model;
+  if (!attention.alibi || config.moe() || !even || !bias_max.is_number_integer()) {
+    return std::nullopt;
+  }
+  OrderedJson json;
+  json["d_model"] = config.d_model;
+  json["n_heads"] = config.n_heads;
+  json["n_layers"] = config.n_layers;
+  json["max_seq_len"] = config.max_seq_len;
+  json["vocab_size"] = config.vocab_size;
+  json["expansion_ratio"] = 4;  // the class has this one
+  json["layer_norm_epsilon"] = config.norm.eps;
+  json["learned_pos_emb"] = false;
+  json["no_bias"] = true;
+  json["tie_word_embeddings"] = true;
+  json["attn_config"] = {{"alibi", true}, {"alibi_bias_max", bias_max}};
+  if (attention.clip_qkv > 0) json["attn_config"]["clip_qkv"] = attention.clip_qkv;
+  if (attention.softmax_scale) json["attn_config"]["softmax_scale"] = *attention.softmax_scale;
+  // What has no key here is another model when it is read again.
+  Json all = Json::parse(json.dump());
+  all["architectures"] = {"MptForCausalLM"};
+  const auto said = read_mpt_config(all, "config.json").config.maths();
+  for (const auto& wanted : config.maths()) {
+    if (wanted.first == "model.attn_config.attn_uses_sequence_id") continue;  // of one document
+    if (std::find(said.begin(), said.end(), wanted) == said.end()) return std::nullopt;
+  }
+  return json;
 }
 
 OrderedJson make_mpt_config(const ModelConfig& config, const std::string& dtype, const Json& kept) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "train/convert/hf_config.h"
@@ -15,5 +16,9 @@ ReleasedModel read_mpt_config(const nlohmann::json& json, const std::string& pat
 // As make_hf_config. Throws Error(kUnsupported) naming the first key that LLM Foundry cannot say.
 nlohmann::ordered_json make_mpt_config(const ModelConfig& config, const std::string& dtype,
                                        const nlohmann::json& kept);
+
+// The keys of transformers' own MptConfig; nullopt for a model that its MptForCausalLM does not compute: that
+// has ALiBi, LayerNorm, a plain GELU of four times the width, no biases and tied embeddings.
+std::optional<nlohmann::ordered_json> hf_mpt_config(const ModelConfig& config);
 
 }  // namespace dropless::train

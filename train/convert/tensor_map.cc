@@ -143,6 +143,10 @@ class Linker {
       same(ours + name, theirs + name, {F, D});
     }
     same(ours + "down_proj.weight", theirs + "down_proj.weight", {D, F});
+    if (!config_.bias) return;
+    for (const char* name : {"gate_proj.bias", "up_proj.bias"})
+      same(ours + name, theirs + name, {F});
+    same(ours + "down_proj.bias", theirs + "down_proj.bias", {D});
   }
 
   void llama_like() {
