@@ -141,7 +141,13 @@ void grouped_gemm(const GroupedGemmArgs& args) {
   const Outputs outputs{args.groups, args.n, args.offsets, args.k, false};
   GemmShape shape =
       loops.gemm_shape(product_type(args.terms[0].a_dtype, args.terms[0].b_dtype), args.out_dtype);
-  if (args.num_terms == 1 && args.k <= shape.step_k && args.bias == nullptr) {
+  std::int64_t most_rows = 0;
+  for (std::int64_t e = 0; e < args.groups; ++e) {
+    most_rows = std::max(most_rows, outputs.group_size(e));
+  }
+  if (most_rows <= shape.few_rows) {
+    shape.max_cols = shape.few_rows_cols;
+  } else if (args.num_terms == 1 && args.k <= shape.step_k && args.bias == nullptr) {
     shape.max_cols = shape.one_step_cols;
   }
   for_blocks(

@@ -51,7 +51,11 @@ const Shape kShapes[] = {{{0}, 5, 7},
                          {{28, 29}, 513, 12},
                          {{1, 2, 3, 4, 5, 6, 7}, 16, 600},
                          {{340, 3}, 258, 129},
-                         {{100, 0, 20, 0}, 48, 1025}};
+                         {{100, 0, 20, 0}, 48, 1025},
+                         // Few rows: every number of them, columns and depth beyond a block's.
+                         {{8, 1, 9, 2}, 2051, 37},
+                         {{3, 0, 6}, 40, 2087},
+                         {{1}, 65, 4099}};
 
 TEST(GroupedGemm, EqualsReferenceInDouble) {
   std::mt19937_64 rng(1);

@@ -1,5 +1,5 @@
 // One block of a matrix product: pack both operands (gemm_pack.h), then run tiles over them
-// (gemm_tile.h, amx.h).
+// (gemm_tile.h, amx.h); with few rows of A neither (few_rows.h).
 //
 // After Goto and van de Geijn (ACM TOMS 34, 2008) and BLIS: k is cut into steps of kStepK so that a panel
 // of A stays in the first-level cache and all of packed A and B in the second.
@@ -8,6 +8,7 @@
 // over steps: no result depends on how the output is cut into blocks or which thread takes one.
 #pragma once
 
+#include "src/cpu/simd/few_rows.h"
 #include "src/cpu/simd/gemm_pack.h"
 #include "src/cpu/simd/gemm_tile.h"
 #if defined(__AMX_BF16__)
@@ -26,6 +27,8 @@ GemmShape gemm_shape(DType operand, DType out) {
                   .max_rows = rounded ? kMaxRowsRounded : kMaxRows,
                   .max_cols = rounded ? kMaxColsRounded : kMaxCols,
                   .one_step_cols = kMaxCols,
+                  .few_rows = kFewRows,
+                  .few_rows_cols = kFewCols,
                   .step_k = 0,
                   .packed_row = 0,
                   .group = 0};
@@ -50,6 +53,40 @@ void gemm_round(const GemmRound& round) {
       for (std::int64_t j = 0; j < round.cols; ++j) out[j] = from_float<S>(from[j]);
     }
   });
+}
+
+// What comes after the sums [rows, cols] of a block: the bias, and rounding to the output.
+template <class T>
+void finish_block(const GemmBlock& block, T* sums, std::int64_t stride, bool round) {
+  if (block.bias != nullptr) {
+    visit_storage<T>(block.b[0].dtype, [&](auto zero) {
+      const auto* bias = static_cast<const decltype(zero)*>(block.bias);
+      for (std::int64_t i = 0; i < block.rows; ++i) {
+#pragma omp simd
+        for (std::int64_t j = 0; j < block.cols; ++j) sums[i * stride + j] += to_float(bias[j]);
+      }
+    });
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (round) {
+      gemm_round(
+          {block.rows, block.cols, sums, stride, block.out, block.out_dtype, block.out_stride});
+    }
+  }
+}
+
+template <class P>
+void run_few_rows(const GemmBlock& block) {
+  using T = Sum<P>;
+  const bool rounded = dtype_bytes(block.out_dtype) == 2;
+  T* sums = static_cast<T*>(rounded ? block.slot : block.out);
+  P* a = reinterpret_cast<P*>(static_cast<T*>(block.slot) + kFewRows * kFewCols);
+  const std::int64_t stride = rounded ? kFewCols : block.out_stride;
+  for (int term = 0; term < block.num_terms; ++term) {
+    few_rows_product(block.a[term], block.b[term], block.b_layout, static_cast<int>(block.rows),
+                     block.cols, block.k, a, sums, stride, term > 0 || block.accumulate);
+  }
+  finish_block(block, sums, stride, rounded);
 }
 
 template <class P>
@@ -81,26 +118,17 @@ void run_block(const GemmBlock& block) {
                 tiles_round && final ? to_out : to_sums, add);
     }
   }
-  if (block.bias != nullptr) {
-    visit_storage<T>(block.b[0].dtype, [&](auto zero) {
-      const auto* bias = static_cast<const decltype(zero)*>(block.bias);
-      for (std::int64_t i = 0; i < block.rows; ++i) {
-#pragma omp simd
-        for (std::int64_t j = 0; j < block.cols; ++j) sums[i * stride + j] += to_float(bias[j]);
-      }
-    });
-  }
-  if constexpr (std::is_same_v<T, float>) {
-    if (rounded && !tiles_round) {
-      gemm_round(
-          {block.rows, block.cols, sums, stride, block.out, block.out_dtype, block.out_stride});
-    }
-  }
+  finish_block(block, sums, stride, rounded && !tiles_round);
 }
 
 void gemm_block(const GemmBlock& block) {
   const DType operands = product_type(block.a[0].dtype, block.b[0].dtype);
-  visit_packed(packed_type(operands), [&](auto zero) { run_block<decltype(zero)>(block); });
+  const bool few =
+      block.rows <= kFewRows && block.cols <= kFewCols && block.a_layout == OperandLayout::kAlongK;
+  visit_packed(packed_type(operands), [&](auto zero) {
+    using P = decltype(zero);
+    few ? run_few_rows<P>(block) : run_block<P>(block);
+  });
 }
 
 void gemm_pack_a(const GemmPack& pack) {

@@ -50,6 +50,9 @@ struct GemmShape {
   // The limit of columns of a block of one term with k <= step_k and no bias, whose sums need no
   // memory.
   int one_step_cols;
+  // Blocks of at most so many rows, A along k, may have that many columns: wider ones read longer runs
+  // of B.
+  int few_rows, few_rows_cols;
   int step_k, packed_row, group;
 };
 
