@@ -10,6 +10,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
+#include "train/base/log.h"
 
 namespace dropless::train {
 namespace {
@@ -206,7 +207,7 @@ void FinetuningReader::append(std::int64_t sample, TokenRow& row) {
       prompt.insert(prompt.end(), text.begin(), text.end());
       append_turn(prompt, tokenizer_->encode(values[columns.response]), /*last=*/true, row);
     }
-    if (row.ids.size() > begin + max_tokens_) row.ids.resize(begin + max_tokens_);
+    cut(sample, begin, row);
     if (row.ids.size() == begin) row.ids.push_back(pad_id());
     row.learned.resize(row.ids.size(), 0);
     check_vocabulary(row.ids, begin, vocab_size_);
@@ -215,6 +216,33 @@ void FinetuningReader::append(std::int64_t sample, TokenRow& row) {
                 fmt::format("{}: sample {}: {}", reader_.folder(), sample, error.what()),
                 error.hint());
   }
+}
+
+// To max_tokens; the first sample that loses all that was to be learned is named.
+void FinetuningReader::cut(std::int64_t sample, std::size_t begin, TokenRow& row) {
+  const std::size_t tokens = row.ids.size() - begin;
+  if (tokens <= max_tokens_) return;
+  row.ids.resize(begin + max_tokens_);
+  row.learned.resize(row.ids.size());
+  const auto own = row.learned.begin() + static_cast<std::ptrdiff_t>(begin);
+  if (std::find(own, row.learned.end(), 1) != row.learned.end()) return;
+  if (!warned_) {
+    log_warning(
+        "{}: sample {} has {} tokens and is cut to max_seq_len {}: nothing is left of it to learn; "
+        "how many there are is said at the end of the epoch",
+        reader_.folder(), sample, tokens, max_tokens_);
+  }
+  warned_ = true;
+  ++lost_;
+}
+
+void FinetuningReader::report_lost() {
+  if (lost_ > 0) {
+    log_warning(
+        "{}: {} of the samples read were cut to max_seq_len {} before what is to be learned",
+        reader_.folder(), lost_, max_tokens_);
+  }
+  lost_ = 0;
 }
 
 std::vector<std::vector<std::size_t>> pack_rows(const std::vector<std::int64_t>& lengths,

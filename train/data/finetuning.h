@@ -52,6 +52,7 @@ class FinetuningReader : public SampleReader {
   void append(std::int64_t sample, TokenRow& row) override;
   const MdsReader& reader() const override { return reader_; }
   std::int64_t pad_id() const override { return tokenizer_->pad_id(); }
+  void report_lost() override;
 
  private:
   struct Columns {
@@ -62,6 +63,7 @@ class FinetuningReader : public SampleReader {
   void append_turn(const std::vector<TokenId>& prompt, const std::vector<TokenId>& response,
                    bool last, TokenRow& row) const;
   void append_chat(std::string_view json, TokenRow& row) const;
+  void cut(std::int64_t sample, std::size_t begin, TokenRow& row);
 
   MdsReader reader_;
   std::shared_ptr<const Tokenizer> tokenizer_;
@@ -69,6 +71,8 @@ class FinetuningReader : public SampleReader {
   std::size_t max_tokens_;
   std::int64_t vocab_size_;
   std::vector<Columns> columns_;  // of each shard
+  std::int64_t lost_ = 0;         // samples cut before what is to be learned
+  bool warned_ = false;
 };
 
 // The rows of a batch: first fit of the longest first. rows[i] lists indices into `lengths`, in the

@@ -1,6 +1,7 @@
 #include "train/data/loader.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -79,6 +80,45 @@ std::int64_t choose_vocab_size(const TextLoaderOptions& options) {
   return options.tokenizer ? options.tokenizer->vocab_size() : 0;
 }
 
+// What differs between the two identities, as "KEY was A, and is now B": what the user can have changed; what
+// follows from it (blocks and canonical nodes from the algorithm, the batch size from the batching method)
+// only where nothing else differs.
+std::vector<std::string> changed_keys(const json& stored, const json& now) {
+  const auto value = [](const json& map, const std::string& key) {
+    if (map.contains(key)) return map[key];
+    // One stream that gives each of its samples once.
+    if (key == "stream_choose" && map.contains("num_samples"))
+      return json::array({map["num_samples"]});
+    return key == "batching_method" ? json("random") : json();
+  };
+  std::vector<std::string> changes;
+  const auto differs = [&](const std::string& key, const std::string& shown) {
+    const json before = value(stored, key), after = value(now, key);
+    if (before == after) return false;
+    changes.push_back(fmt::format("{} was {}, and is now {}", shown, before.dump(), after.dump()));
+    return true;
+  };
+  const bool other_set = differs("num_samples", "num_samples") ||
+                         differs("stream_samples", "stream_samples") ||
+                         differs("fingerprint", "fingerprint");
+  differs("shuffle", "shuffle") || differs("shuffle_algo", "shuffle_algo");
+  differs("shuffle_seed", "shuffle_seed");
+  differs("batching_method", "batching_method");
+  if (!other_set) differs("stream_choose", "what epoch_size or the weights of the streams choose");
+  for (const char* key : {"sampling_method", "sampling_granularity"}) {
+    if (stored.contains(key) && now.contains(key)) differs(key, key);
+  }
+  json keys = stored;
+  keys.update(now);
+  for (const char* key : {"num_canonical_nodes", "shuffle_block_size", "batch_size"}) {
+    if (changes.empty()) differs(key, key);
+  }
+  for (const auto& [key, either] : keys.items()) {
+    if (changes.empty()) differs(key, key);
+  }
+  return changes;
+}
+
 }  // namespace
 
 // The calling thread owns the position; the reading thread owns tokens_ while it runs, and shares
@@ -111,11 +151,16 @@ struct TextLoader::Impl {
       samples_per_epoch_ = static_cast<std::int64_t>(order_.size());
     }
     if (config_.drop_last && samples_per_epoch_ < batch_size_) {
+      const double ratio =
+          static_cast<double>(batch_size_) / static_cast<double>(options.batch_size);
       throw Error(
           ErrorKind::kInvalidArgument,
-          fmt::format(
-              "{} gives {} samples an epoch, and drop_last drops what does not fill a batch of {}",
-              name_, samples_per_epoch_, batch_size_),
+          fmt::format("{} gives {} samples an epoch, and drop_last drops what does not fill a "
+                      "batch of {}{}",
+                      name_, samples_per_epoch_, batch_size_,
+                      packs()
+                          ? fmt::format(", packed from {:.1f} samples a row (packing_ratio)", ratio)
+                          : ""),
           "lower the batch size or set drop_last: false");
     }
   }
@@ -253,6 +298,7 @@ struct TextLoader::Impl {
         ready_.push_back(std::move(batch));
         changed_.notify_all();
       }
+      for (const auto& tokens : tokens_) tokens->report_lost();
     } catch (...) {
       error = std::current_exception();
     }
@@ -328,6 +374,7 @@ struct TextLoader::Impl {
         epoch_order(config_.order, streams_, rows, 0).slice(0, kLookedAt);
     TokenRow tokens;
     const std::vector<std::int64_t> lengths = read_samples(order, tokens);
+    for (const auto& stream : tokens_) stream->report_lost();
     // The last row is what was left over.
     auto packed = pack_rows(lengths, seq_len_);
     if (packed.empty()) return rows;
@@ -456,19 +503,13 @@ void TextLoader::reload_position(const json& position) {
     return position[key].get<std::int64_t>();
   };
   const std::int64_t epoch = number("epoch"), sample = number("sample_in_epoch");
-  const json identity = impl_->identity();
-  json keys = position;
-  keys.update(identity);
-  for (const auto& [key, either] : keys.items()) {
-    if (key == "epoch" || key == "sample_in_epoch") continue;
-    const json stored = position.contains(key) ? position[key] : json();
-    const json value = identity.contains(key) ? identity[key] : json();
-    if (stored != value) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  fmt::format("cannot resume the data where it stopped: {} was {}, and is now {}",
-                              key, stored.dump(), value.dump()),
-                  "use the data set and the shuffle settings of the run that wrote the checkpoint");
-    }
+  json stored = position;
+  for (const char* key : {"epoch", "sample_in_epoch"}) stored.erase(key);
+  if (const auto changes = changed_keys(stored, impl_->identity()); !changes.empty()) {
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("cannot resume the data where it stopped: {}", fmt::join(changes, "; ")),
+        "use the data set and the shuffle settings of the run that wrote the checkpoint");
   }
   if (sample > impl_->samples_per_epoch_) {
     throw Error(ErrorKind::kDamaged,

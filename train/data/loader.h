@@ -88,7 +88,7 @@ class TextLoader : public BatchSource {
   // "num_samples", "fingerprint"}, and of batching and sampling, stream weights and epoch size what
   // is not the default. Batches read ahead are not counted.
   nlohmann::json record_position() const;
-  // Stands there again. Throws Error(kInvalidArgument) naming the first of those that differs,
+  // Stands there again. Throws Error(kInvalidArgument) naming those that differ and do not follow from others,
   // since the remaining samples would not be the ones left out.
   void reload_position(const nlohmann::json& position);
 

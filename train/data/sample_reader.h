@@ -22,6 +22,8 @@ class SampleReader {
   virtual void append(std::int64_t sample, TokenRow& row) = 0;
   virtual const MdsReader& reader() const = 0;
   virtual std::int64_t pad_id() const = 0;
+  // Warns of samples since the last call of which nothing is left to learn, if there are any.
+  virtual void report_lost() {}
 };
 
 // Throws Error(kDamaged) at the first id that is not in [0, vocab_size); 0: none is checked.

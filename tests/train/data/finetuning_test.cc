@@ -140,6 +140,24 @@ TEST(Finetuning, ChoosesAPackingRatio) {
   EXPECT_EQ(batch.tokens, 24);
 }
 
+TEST(Finetuning, SaysThatAnswersAreCutOff) {
+  ScratchFolder scratch;
+  write_lines(scratch,
+              {{{"prompt", "0123456789"}, {"response", "a"}},
+               {{"prompt", "01"}, {"response", "a"}},
+               {{"prompt", "0123456789"}, {"response", "b"}}},
+              "long");
+  TextLoader loader(finetuning_of(scratch / "long"), rows_of(1, 8));
+  testing::internal::CaptureStderr();
+  Batch batch;
+  while (loader.next(batch)) {
+  }
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("sample 0 has 12 tokens and is cut to max_seq_len 8"), std::string::npos);
+  EXPECT_EQ(said.find("sample 2"), std::string::npos);
+  EXPECT_NE(said.find("2 of the samples read were cut"), std::string::npos);
+}
+
 TEST(Finetuning, RefusesWhatItCannotRead) {
   ScratchFolder scratch;
   spill(scratch / "t.txt", "text");

@@ -172,6 +172,28 @@ TEST(TextLoader, RefusesAPositionOfOtherData) {
   refuse("num_canonical_nodes", changed);
   refuse("shuffle", config_of(scratch / "set", false));
   refuse("fingerprint", config_of(scratch / "other", true));
+  // What the user changed is named, and nothing that follows from it.
+  const auto refuse_alone = [&](const std::string& text, TextDatasetConfig changed) {
+    const std::string start = "cannot resume the data where it stopped: ";
+    TextLoader loader(changed, options);
+    try {
+      loader.reload_position(position);
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(), start + text);
+    }
+  };
+  changed = config;
+  changed.order.shuffle.algo = ShuffleAlgo::kPy1s;
+  changed.order.shuffle.num_canonical_nodes.reset();
+  refuse_alone("shuffle_algo was \"py1e\", and is now \"py1s\"", changed);
+  changed = config;
+  changed.order.batching = BatchingMethod::kPerStream;
+  refuse_alone("batching_method was \"random\", and is now \"per_stream\"", changed);
+  changed = config;
+  changed.order.epoch_size = 20;
+  refuse_alone("what epoch_size or the weights of the streams choose was [23], and is now [20]",
+               changed);
 
   TextLoader loader(config, options);
   for (const auto& [key, value] : {std::pair("epoch", json(-1)),
