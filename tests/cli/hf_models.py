@@ -98,11 +98,6 @@ PROMPTS = [[5, 17, 80, 3, 44, 91, 2, 60, 33, 8, 71, 12], [90, 1, 1, 25, 63, 14, 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def layout(config: dict) -> str:
-    """What `convert --to` calls the layout that the config is of."""
-    return "llm-foundry" if config["model_type"] == "mpt" else "hf"
-
-
 def shapes(config: dict, stacked: bool = False) -> dict:
     """name -> shape, from the papers' layouts and not from dropless."""
     if config["model_type"] == "dbrx":

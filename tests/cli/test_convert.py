@@ -80,7 +80,7 @@ class ConvertTest(CommandTest):
                 self.write_model(name)
                 self.check_command("convert", name, f"{name}-ours", "--to", "dropless")
                 self.check_figures(name, f"{name}-ours")
-                self.check_command("convert", f"{name}-ours", f"{name}-back", "--to", hf_models.layout(hf_models.CONFIGS[name]))
+                self.check_command("convert", f"{name}-ours", f"{name}-back", "--to", "hf")
                 self.assertEqual(self.tensors_of(name), self.tensors_of(f"{name}-back"))
                 self.check_figures(name, f"{name}-back")
                 before = json.loads((self.folder / name / "config.json").read_text())

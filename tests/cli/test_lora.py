@@ -122,7 +122,7 @@ class LoraTest(CommandTest):
                 beside = self.logits("tuned")
                 self.assertGreater((beside - self.logits("base")).norm().item(), 0.1)
                 self.check_command("convert", "tuned", "merged", "--to", "dropless", "--merge-adapter", "--overwrite")
-                self.check_command("convert", "tuned", "hf", "--to", hf_models.layout(hf_models.CONFIGS[name]), "--overwrite")
+                self.check_command("convert", "tuned", "hf", "--to", "hf", "--overwrite")
                 for folder in ("merged", "hf"):
                     self.check_close(self.logits(folder), beside, 1e-5, folder)
                 merged = tensors(self.folder / "merged/model.safetensors")
