@@ -119,8 +119,8 @@ void Stepper::reload_microbatch(std::int64_t samples) {
 
 void Stepper::skip_or_stop(StepResult& result, const std::string& what) {
   const char* hint = optimizer_.steps() == 0
-                         ? "no update was made yet: the cause is in the model's options (scales, "
-                           "initialisation, loss weights) or in the data"
+                         ? "no update was made yet: the cause is in the weights it began with, the "
+                           "model's options (scales, initialisation, loss weights) or the data"
                          : "the weights were not updated; lower optimizer.lr or clip gradients";
   if (++nonfinite_in_row_ > skip_nonfinite_steps_) {
     const std::string before =
