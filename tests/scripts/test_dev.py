@@ -123,7 +123,7 @@ class DevTest(unittest.TestCase):
 
     def test_every_package_line_has_a_group(self):
         for line in (REPOSITORY / "scripts/apt-packages.txt").read_text(encoding="utf-8").splitlines():
-            self.assertRegex(line, r"^(#.*|(build|check|nightly)  [a-z0-9.+-]+)$")
+            self.assertRegex(line, r"^(#.*|(build|check|fuzz|nightly) +[a-z0-9.+-]+)$")
 
 
 if __name__ == "__main__":
