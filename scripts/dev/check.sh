@@ -29,6 +29,19 @@ run_tests() {
     "one test alone: ./dev test -R NAME"
 }
 
+# The package reads what dropless writes. It brings 0.9 GB of others with it, so it has an environment of its own
+# under build; torch and numpy are those of the tests' one.
+compare_sets() {  # compare_sets PRESET
+  local own=$root/build/streaming
+  if [[ ! -x $own/bin/python ]]; then
+    "$venv/bin/python" -m venv "$own" || return
+    "$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])' \
+      >"$("$own/bin/python" -c 'import site; print(site.getsitepackages()[0])')/tests.pth" || return
+  fi
+  "$own/bin/python" -m pip install -q mosaicml-streaming==0.13.0 pillow || return
+  "$own/bin/python" "$root/scripts/compare_sets.py" "$root/build/$1/bin/dropless"
+}
+
 verb_test() {
   local preset nightly=
   if [[ ${1:-} == --nightly ]]; then
@@ -50,6 +63,7 @@ verb_test() {
     run_fuzzers "${nightly:+600}"
   fi
   [[ -n $nightly ]] || return 0
+  stage "compare sets" "a set that dropless wrote is read otherwise by the package; or it cannot be installed" compare_sets "$preset"
   # libgomp is not instrumented and torch is not built with sanitizers: what lies in them is not ours.
   export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1
   export TSAN_OPTIONS=suppressions=$root/scripts/tsan.supp:ignore_noninstrumented_modules=1
