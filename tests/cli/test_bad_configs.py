@@ -165,6 +165,10 @@ INTERPOLATION = [
 OVERRIDES = [
     ("seed", "not of the form key.path=value", "for example optimizer.lr=3e-4"),
     ("seed.x=5", 'cannot set "x": seed is a single value (good.yaml:3:7)', ""),
+    ("optimizer={bates: 1}", "optimizer.bates: unknown key; did you mean \"betas\"?", "known here: "),
+    ("optimizer.disable_grad=[wte, nomatch]", "optimizer.disable_grad: 'nomatch' takes no parameter", "parameters are called like"),
+    ("optimizer.param_groups=[{param_str_match: wte}, {param_str_match: nomatch}]", "optimizer.param_groups.1.param_str_match: 'nomatch' takes no parameter", "parameters are called like"),
+    ("load_path=oci://bucket/run", "load_path: oci://bucket/run is not on this machine", "download it, and give its folder"),
     ("optimzer.lr=1", 'optimzer: unknown key; did you mean "optimizer"?', ""),
     ("optimizer.lr=1e999", 'optimizer.lr: "1e999" is too large', "fp32"),
     ("optimizer.betas=[0.9", "", "a [ is not closed"),
@@ -231,6 +235,14 @@ class BadConfigTest(CommandTest):
         for override, message, hint in OVERRIDES:
             with self.subTest(override):
                 self.refused(re.escape(f'override "{override}"'), message, hint, "good.yaml", override)
+
+    def test_an_override_that_changes_a_block(self):
+        """The keys of the block in the file stay, and the hint says how to be rid of them."""
+        self.write_config("good.yaml")
+        override = "optimizer={name: sgd, lr: 1e-2}"
+        place, hint = r"good\.yaml:\d+:\d+", "`optimizer=null` before it empties it"
+        self.refused(place, "optimizer.betas: unknown key", hint, "good.yaml", override)
+        self.check_command("train", "good.yaml", "optimizer=null", override, "max_duration=1ba")
 
     def test_the_corpus_is_large(self):
         rows = [SYNTAX, UNKNOWN_KEYS, TYPES, NAMES, CONTRADICTIONS, REFUSED, INTERPOLATION, OVERRIDES]

@@ -210,13 +210,41 @@ class CallbacksTest(CommandTest):
         self.assertIn("weights of run/step-4", self.train(*load))
         # Another model's: what fits is taken over.
         more = [*load, "save_folder=more", "model.n_layers=3"]
-        self.assertIn("transformer.blocks.2", self.train(*more, code=2))
+        err = self.train(*more, code=2)
+        self.assertIn("transformer.blocks.2", err)
+        self.assertIn("load_strict_model_weights=false", err)
         err = self.train(*more, "load_strict_model_weights=false")
         self.assertIn("which keep their initial values: transformer.blocks.2", err)
         err = self.train(*more, "save_folder=ignore", "load_ignore_keys=[state/model/transformer.blocks.2*]")
         self.assertNotIn("lacks", err)
+        self.assertIn("'state/model/transformer.blocks.2*' matches no tensor of run/step-4", err)
+        err = self.train(*load, "save_folder=head", "load_ignore_keys=[state/model/transformer.norm_f*, state/optimizers]")
+        self.assertIn("leaves out 1 of the 18 tensors of run/step-4: transformer.norm_f.weight", err)
+        self.assertNotIn("matches no tensor", err)
+        (self.folder / "ep1-ba4-rank0.pt").write_bytes(b"PK")
+        err = self.train("load_path=ep1-ba4-rank0.pt", "save_folder=x", "load_weights_only=true", code=2)
+        self.assertIn("ep1-ba4-rank0.pt is a pickle", err)
+        self.assertIn("convert_composer_to_hf.py", err)
         err = self.train("load_path=run", "save_folder=x", "load_strict_model_weights=false", code=2)
         self.assertIn("load_weights_only: true", err)
+
+    def test_what_a_resume_leaves_out(self):
+        self.train("max_duration=4ba", "save_folder=first")
+        load = ["load_path=first", "max_duration=5ba"]
+        state = lambda run: json.loads((self.folder / run / "step-5/state.json").read_text())
+        self.train(*load, "save_folder=whole")
+        err = self.train(*load, "save_folder=data", "load_ignore_keys=[state/dataset_state]")
+        self.assertIn("begin anew: the position in the data", err)
+        self.assertNotEqual(state("data")["data"], state("whole")["data"])
+        self.train("max_duration=1ba", "save_folder=one")
+        one = json.loads((self.folder / "one/step-1/state.json").read_text())
+        self.assertEqual(state("data")["data"], one["data"])
+        err = self.train(*load, "save_folder=fresh", "load_ignore_keys=['state/optim*', rng]")
+        self.assertIn("begin anew: the optimizer's memory; the random generator", err)
+        self.assertEqual([state(run)["optimizer_steps"] for run in ["whole", "fresh"]], [5, 1])
+        for pattern in ["state/callbacks", "state/*", "state/model/lm_head*"]:
+            err = self.train(*load, "save_folder=none", f"load_ignore_keys=[{pattern}]", code=2)
+            self.assertIn(f"load_ignore_keys: '{pattern}' is nothing that a resume can do without", err)
 
     def test_tensorboard_has_every_scalar(self):
         self.train("max_duration=12ba", "save_interval=4ba", "loggers={tensorboard: {}}")

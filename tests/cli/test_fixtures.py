@@ -34,7 +34,7 @@ REFUSED_WITH_A_FOLDER = {
     "finetune/dbrx-lora-ft.yaml": "model.peft_config",
     "finetune/mpt-30b-instruct.yaml": "icl_tasks.0.dataset_uri: must not be null",
     "finetune/1b_local_data_sft.yaml": "eval_loader.dataset.hf_name: json is no folder here",
-    "finetune/7b_dolly_sft.yaml": "load_path: no such checkpoint: oci://",
+    "finetune/7b_dolly_sft.yaml": "load_path: oci://my-bucket/my-folder/mpt-7b/checkpoints/some_checkpoint.pt is not on this machine",
 }
 
 

@@ -170,6 +170,16 @@ const YamlNode* take(const YamlNode& map, std::string_view key) {
   return entry->value->kind == Kind::kNull ? nullptr : entry->value.get();
 }
 
+// Whether an override gave the mapping some of its keys, and not this one.
+bool merged_by_override(const YamlNode& map, const YamlNode::Entry& unknown) {
+  const std::string override_text = "override \"" + map.map->path + "=";
+  const auto given = [&](const YamlNode::Entry& entry) {
+    return entry.place.source->starts_with(override_text);
+  };
+  const std::vector<YamlNode::Entry>& entries = map.map->entries;
+  return !given(unknown) && std::any_of(entries.begin(), entries.end(), given);
+}
+
 void check_unknown(const YamlNode& map) {
   for (const YamlNode::Entry& entry : map.map->entries) {
     if (!entry.used) {
@@ -178,7 +188,11 @@ void check_unknown(const YamlNode& map) {
       std::string message = child_path(map.map->path, entry.key) + ": unknown key";
       if (!nearest.empty()) message += "; did you mean \"" + nearest + "\"?";
       std::string hint;
-      if (nearest.empty() && map.map->path.empty())
+      if (merged_by_override(map, entry)) {
+        hint = fmt::format("the override adds to what stands there: `{}=null` before it empties it",
+                           map.map->path);
+      }
+      if (hint.empty() && nearest.empty() && map.map->path.empty())
         hint = "values for ${} belong under `variables`";
       if (hint.empty() && !known.empty())
         hint = fmt::format("known here: {}", fmt::join(known, ", "));

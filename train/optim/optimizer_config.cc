@@ -118,7 +118,8 @@ void read_groups(const YamlMap& map, OptimizerConfig& config) {
   for (const YamlMap& group : map.maps("param_groups")) {
     const auto text = group.get<std::string>("param_str_match");
     config.groups.push_back({checked_expression(group, "param_str_match", text),
-                             read_group(group, config.type, config.all)});
+                             read_group(group, config.type, config.all),
+                             group.path() + ".param_str_match"});
     group.finish();
   }
 }
@@ -181,6 +182,23 @@ int OptimizerConfig::moments() const {
 }
 
 std::vector<int> OptimizerConfig::assign_groups(const std::vector<std::string>& names) const {
+  std::string key;
+  return assign(names, key);
+}
+
+std::string OptimizerConfig::blamed_key(const std::vector<std::string>& names) const {
+  std::string key;
+  try {
+    assign(names, key);
+  } catch (const Error&) {
+    if (!key.empty()) return key;
+  }
+  return "optimizer";
+}
+
+// `key`: of the expression at hand.
+std::vector<int> OptimizerConfig::assign(const std::vector<std::string>& names,
+                                         std::string& key) const {
   std::vector<int> group_of(names.size(), 0);
   for (const std::string& name : frozen) {
     const std::string bare = name.starts_with("model.") ? name.substr(6) : name;
@@ -207,10 +225,13 @@ std::vector<int> OptimizerConfig::assign_groups(const std::vector<std::string>& 
                             any ? ": all that match belong to an earlier group" : ""),
                 names.empty() ? "" : "parameters are called like model." + names.back());
   };
+  if (!disable_grad.empty()) key = "optimizer.disable_grad";
   for (const std::string& expression : disable_grad) take(expression, -1);
   for (std::size_t i = 0; i < groups.size(); ++i) {
+    key = groups[i].key;
     take(groups[i].param_str_match, static_cast<int>(i) + 1);
   }
+  key.clear();
   if (std::all_of(group_of.begin(), group_of.end(), [](int group) { return group < 0; })) {
     throw Error(ErrorKind::kInvalidArgument, "nothing is left to train: all parameters are frozen");
   }

@@ -35,6 +35,7 @@ struct OptimizerConfig {
   struct NamedGroup {
     std::string param_str_match;
     GroupConfig config;
+    std::string key = {};  // of the expression, in the whole config
   };
 
   OptimizerType type = OptimizerType::kDecoupledAdamW;
@@ -60,6 +61,12 @@ struct OptimizerConfig {
   // For each name the group it belongs to, -1 where disable_grad or frozen takes it. Throws
   // Error(kInvalidArgument) for an expression that takes none, and where nothing is left to train.
   std::vector<int> assign_groups(const std::vector<std::string>& names) const;
+  // The key, in the whole config, of the expression for which assign_groups() throws; "optimizer"
+  // where it is none's fault.
+  std::string blamed_key(const std::vector<std::string>& names) const;
+
+ private:
+  std::vector<int> assign(const std::vector<std::string>& names, std::string& key) const;
 };
 
 // As in metric names: "DecoupledAdamW".

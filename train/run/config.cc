@@ -1,6 +1,7 @@
 #include "train/run/config.h"
 
 #include <fmt/format.h>
+#include <fnmatch.h>
 
 #include <algorithm>
 #include <cmath>
@@ -229,6 +230,33 @@ void check_schedule(const YamlMap& root, const TrainConfig& config) {
   root.locate("scheduler.t_max", [&] { Schedule(scheduler, length); });
 }
 
+// Patterns of Composer's paths: with load_weights_only of tensors, else of what a resume can do
+// without.
+void read_ignored(const YamlMap& root, TrainConfig& config) {
+  constexpr const char* kKey = "load_ignore_keys";
+  if (!root.has(kKey)) return root.skip(kKey);
+  for (const std::string& pattern : root.get<std::vector<std::string>>(kKey)) {
+    const auto names = [&](const std::string& path) {
+      return ::fnmatch(pattern.c_str(), path.c_str(), 0) == 0 ||
+             ::fnmatch(pattern.c_str(), (path + "/a").c_str(), 0) == 0;
+    };
+    bool state = false;
+    for (const auto& [path, ignored] :
+         {std::pair("state/optimizers", &config.load_ignored.optimizer),
+          std::pair("state/dataset_state", &config.load_ignored.data),
+          std::pair("rng", &config.load_ignored.rng)}) {
+      if (!names(path)) continue;
+      state = *ignored = true;
+    }
+    const bool weights = names("state/model") || !state;
+    if (weights) config.load_ignore_keys.push_back(pattern);
+    if (!weights || config.load_weights_only || config.load_path.empty()) continue;
+    root.fail(kKey, fmt::format("'{}' is nothing that a resume can do without", pattern),
+              "state/optimizers, state/dataset_state and rng are; the weights only with "
+              "load_weights_only: true, for the optimizer's memory is of all of them");
+  }
+}
+
 void read_saving(const YamlMap& root, TrainConfig& config) {
   const char* run_name = std::getenv("RUN_NAME");
   config.run_name = root.find<std::string>("run_name").value_or(run_name ? run_name : "");
@@ -243,20 +271,14 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
   config.load_path = root.get<std::string>("load_path", "");
   config.load_weights_only = root.get<bool>("load_weights_only", false);
   config.load_strict_model_weights = root.get<bool>("load_strict_model_weights", true);
-  if (root.has("load_ignore_keys")) {
-    config.load_ignore_keys = root.get<std::vector<std::string>>("load_ignore_keys");
-  } else {
-    root.skip("load_ignore_keys");
-  }
+  read_ignored(root, config);
   if (config.load_path.empty()) {
     for (const char* key : {"load_weights_only", "load_strict_model_weights", "load_ignore_keys"}) {
       root.no_effect(key, "load_path names nothing");
     }
-  } else if (!config.load_weights_only) {
-    const char* why = "the optimizer's memory is of all weights";
-    const char* hint = "it goes with load_weights_only: true";
-    if (!config.load_strict_model_weights) root.fail("load_strict_model_weights", why, hint);
-    if (!config.load_ignore_keys.empty()) root.fail("load_ignore_keys", why, hint);
+  } else if (!config.load_weights_only && !config.load_strict_model_weights) {
+    root.fail("load_strict_model_weights", "the optimizer's memory is of all weights",
+              "it goes with load_weights_only: true");
   }
   config.save_weights_only = root.get<bool>("save_weights_only", false);
   config.save_async = root.get<bool>("save_async", false);

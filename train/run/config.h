@@ -24,6 +24,13 @@
 
 namespace dropless::train {
 
+// What a resume by load_path leaves out, by load_ignore_keys: it begins anew.
+struct IgnoredState {
+  bool optimizer = false;  // state/optimizers
+  bool data = false;       // state/dataset_state: the position
+  bool rng = false;
+};
+
 struct TrainConfig {
   explicit TrainConfig(YamlMap root) : source(std::move(root)) {}
 
@@ -67,6 +74,7 @@ struct TrainConfig {
   bool load_weights_only = false;
   bool load_strict_model_weights = true;      // false: missing and surplus tensors are warnings
   std::vector<std::string> load_ignore_keys;  // patterns of tensors that are not loaded
+  IgnoredState load_ignored;
   bool save_weights_only = false;
   bool save_async = false;
   bool autoresume = false;

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 #include <utility>
 
@@ -112,6 +113,10 @@ Profiler::Profiler(ProfilerConfig config, const std::string& run_folder, at::Dev
       first_step_(first_step),
       steps_per_epoch_(steps_per_epoch) {
   if (config_.folder.empty()) config_.folder = join_path(run_folder, "traces");
+  // Where there is no GPU, kineto looks for some all the same and reports on standard error that it
+  // finds none. What goes wrong with a trace is said by write().
+  constexpr const char* kNothing = "5";
+  if (device_.is_cpu()) ::setenv("KINETO_LOG_LEVEL", kNothing, /*overwrite=*/0);
 }
 
 Profiler::~Profiler() {

@@ -206,15 +206,18 @@ void Trainer::build_model() {
   model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_,
                                          weight_type(config_.precision));
   NamedParameters named;
+  std::vector<std::string> names;
   for (const Parameter& parameter : model_->parameters()) {
     if (config_.model.lora && !parameter.adapter) continue;
     named.emplace_back(parameter.name, parameter.value);
+    names.push_back(parameter.name);
   }
   const CallbackConfig& callbacks = config_.callbacks;
   config_.optimizer.frozen = callbacks.frozen_parameters;
-  config_.source.locate(
-      callbacks.frozen_parameters.empty() ? "optimizer" : "callbacks.layer_freezing.layer_names",
-      [&] { optimizer_ = make_optimizer(config_.optimizer, named); });
+  config_.source.locate(callbacks.frozen_parameters.empty()
+                            ? config_.optimizer.blamed_key(names)
+                            : "callbacks.layer_freezing.layer_names",
+                        [&] { optimizer_ = make_optimizer(config_.optimizer, named); });
   stepper_.emplace(config_, *model_, *optimizer_);
   if (callbacks.early_stopper) {
     watchers_["early_stopper"] = std::make_unique<EarlyStopper>(*callbacks.early_stopper);
@@ -230,10 +233,12 @@ void Trainer::build_model() {
 void Trainer::restore() {
   std::string checkpoint = load_from_;
   bool weights_only = config_.load_weights_only;
+  IgnoredState ignored = config_.load_ignored;
   if (config_.autoresume) {
     if (const auto newest = folder_->newest_good()) {
       checkpoint = *newest;
       weights_only = false;
+      ignored = {};  // which load_path's checkpoint was to lack
     }
   }
   if (checkpoint.empty()) return;
@@ -246,7 +251,8 @@ void Trainer::restore() {
   }
   if (weights_only || !is_of_a_run(checkpoint)) {
     if (config_.load_strict_model_weights && config_.load_ignore_keys.empty()) {
-      load_model_weights(checkpoint, *model_);
+      load_model_weights(checkpoint, *model_,
+                         "; load_strict_model_weights=false takes over the tensors that fit");
     } else {
       load_some_weights(checkpoint, *model_, config_.load_ignore_keys);
     }
@@ -257,10 +263,10 @@ void Trainer::restore() {
     log_info("weights of {}", checkpoint);
     return;
   }
-  restore_from(checkpoint);
+  restore_from(checkpoint, ignored);
 }
 
-void Trainer::restore_from(const std::string& checkpoint) {
+void Trainer::restore_from(const std::string& checkpoint, const IgnoredState& ignored) {
   require_resumable(checkpoint);
   if (const auto difference = maths_difference(checkpoint, config_.model)) {
     std::string hint = "the weights are of another model: give the key its former value, or ";
@@ -270,22 +276,29 @@ void Trainer::restore_from(const std::string& checkpoint) {
     throw Error(ErrorKind::kInvalidArgument, *difference, hint);
   }
   load_model_weights(checkpoint, *model_);
+  if (ignored.optimizer || ignored.data || ignored.rng) {
+    log_info("load_ignore_keys: these begin anew:{}{}{}",
+             ignored.optimizer ? " the optimizer's memory;" : "",
+             ignored.data ? " the position in the data;" : "",
+             ignored.rng ? " the random generator;" : "");
+  }
   const bool same_optimizer = load_optimizer_type(checkpoint) == config_.optimizer.type;
-  if (same_optimizer) {
+  const bool keeps_memory = same_optimizer && !ignored.optimizer;
+  if (keeps_memory) {
     load_optimizer(checkpoint, *optimizer_);
-  } else {
+  } else if (!ignored.optimizer) {
     log_warning(
         "{} was saved by another optimizer: what it kept of its steps is not used, and {} "
         "begins anew",
         checkpoint, optimizer_->class_name());
   }
-  load_generator(checkpoint);
+  if (!ignored.rng) load_generator(checkpoint);
   const nlohmann::json state = load_training_state(checkpoint);
   try {
     step_ = state.at("step").get<std::int64_t>();
     samples_ = state.at("samples").get<std::int64_t>();
     tokens_ = state.at("tokens").get<std::int64_t>();
-    if (same_optimizer) {
+    if (keeps_memory) {
       optimizer_->set_steps(state.at("optimizer_steps").get<std::int64_t>());
       if (state.contains("optimizer")) optimizer_->reload(state["optimizer"]);
     }
@@ -303,7 +316,7 @@ void Trainer::restore_from(const std::string& checkpoint) {
     if (const auto seconds = state.find("seconds"); seconds != state.end()) {
       seconds_before_ = {seconds->at("train").get<double>(), seconds->at("val").get<double>()};
     }
-    train_loader_->reload_position(state.at("data"));
+    if (!ignored.data) train_loader_->reload_position(state.at("data"));
     const int threads = state.value("threads", 0);
     if (device_.is_cpu() && threads > 0 && threads != at::get_num_threads()) {
       log_warning(

@@ -42,7 +42,7 @@ class Trainer {
   void open_tasks();
   void build_model();
   void restore();
-  void restore_from(const std::string& checkpoint);
+  void restore_from(const std::string& checkpoint, const IgnoredState& ignored);
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
   // Saves the steps so far before an error of `action`, data that cannot be read, ends the run.
