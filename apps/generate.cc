@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -37,7 +38,8 @@ struct GenerateVerb {
   std::string prompt_file, prompt_ids;
   // Given, even if empty: an unset shell variable must not become another prompt.
   bool from_file = false, from_ids = false;
-  bool json = false, logits = false;
+  bool json = false, logits = false, timings = false;
+  double load_seconds = 0;
   bool chat = false;
   std::string system, messages_file;
   GenerateOptions options;
@@ -188,6 +190,13 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result, const To
       json["text"].push_back(text.substr(0, find_stop(text, verb.options.stop)));
     }
   }
+  if (verb.timings) {
+    json["seconds"] = {{"load", verb.load_seconds},
+                       {"prompt", result.prompt_seconds},
+                       {"pass", result.passes > 0 ? nlohmann::json(result.token_seconds /
+                                                                   static_cast<double>(result.passes))
+                                                  : nlohmann::json(nullptr)}};
+  }
   json["finish"] = nlohmann::json::array();
   for (const Finish how : result.finish) {
     json["finish"].push_back(how == Finish::kEos    ? "eos"
@@ -291,11 +300,13 @@ void run_plain(const GenerateVerb& verb, const LoadedModel& loaded,
   std::fputs("\n", stdout);
 }
 
-void run_generate(const GenerateVerb& verb) {
+void run_generate(GenerateVerb& verb) {
   install_signal_handlers(SignalMode::kExit);
   check_chat_options(verb);
-  if (verb.logits && !verb.json) {
-    throw Error(ErrorKind::kInvalidArgument, "--logits needs --json");
+  for (const auto& [given, name] : {std::pair(verb.logits, "--logits"), {verb.timings, "--timings"}}) {
+    if (given && !verb.json) {
+      throw Error(ErrorKind::kInvalidArgument, std::string(name) + " needs --json");
+    }
   }
   if (verb.from_file && verb.prompt_file.empty()) {
     throw Error(ErrorKind::kInvalidArgument, "--prompt-file is empty", "name a file");
@@ -307,7 +318,9 @@ void run_generate(const GenerateVerb& verb) {
   GenerateOptions options = verb.options;
   options.check();
   options.precision = verb.model_options.precision();
+  const auto start = std::chrono::steady_clock::now();
   const LoadedModel loaded = verb.model_options.open(verb.model);
+  verb.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   options.tokenizer = loaded.tokenizer.get();
   options.eos = loaded.eos;
   name_ruined_tensors(loaded, [&] {
@@ -358,6 +371,9 @@ void add_generate_verb(CLI::App& app) {
       ->capture_default_str();
   cli->add_flag("--json", verb->json, "one JSON document on standard output");
   cli->add_flag("--logits", verb->logits, "with --json: prompt cross-entropy and last logits");
+  cli->add_flag("--timings", verb->timings,
+                "with --json: seconds until the weights were there, of the prompts, and of each pass "
+                "after them");
   verb->model_options.add_to(*cli);
   cli->footer("Example: dropless generate runs/demo --prompt 'def main():' --temperature 0.8");
   cli->callback([verb, file, ids] {

@@ -29,7 +29,7 @@ Precision parse_dtype(const std::string& dtype) {
 }
 
 LoadedModel ModelOptions::open(const std::string& path) const {
-  return load_model(path, choose_device(device), adapter);
+  return load_model(path, choose_device(device), adapter, parse_dtype(dtype));
 }
 
 void name_ruined_tensors(const LoadedModel& loaded, const std::function<void()>& run) {

@@ -127,6 +127,27 @@ class ConvertTest(CommandTest):
         self.assertEqual(self.figures(each), self.figures("ours"))
         self.assertEqual(json.loads((self.folder / "back/config.json").read_text())["torch_dtype"], "bfloat16")
 
+    def test_weights_held_in_bf16_compute_what_cast_ones_do(self):
+        # Of the folders' forms only ours can be used where it lies: one matrix of all experts, and in bf16.
+        each = self.write_model("qwen2_moe", dtype=torch.bfloat16)
+        for name, dtype in (("bf16", "bf16"), ("fp32", "fp32")):
+            self.check_command("convert", each, name, "--to", "dropless", "--dtype", dtype)
+        arguments = ["--prompt-ids", "[[5, 9, 2], [7, 7, 1]]", "--temperature", 0, "--json", "--logits", "--max-new-tokens", 6]
+        answers = [
+            json.loads(self.check_command("generate", folder, *arguments, "--dtype", "bf16", "--timings"))
+            for folder in (each, "bf16", "fp32")
+        ]
+        for answer in answers:
+            seconds = answer.pop("seconds")
+            self.assertTrue(all(seconds[key] > 0 for key in ("load", "prompt", "pass")), seconds)
+        self.assertEqual(answers[0], answers[1])
+        self.assertEqual(answers[0], answers[2])
+        exact = json.loads(self.check_command("generate", "fp32", *arguments))
+        self.assertNotEqual(exact["logits_last"], answers[0]["logits_last"])
+        for rough, fine in zip(answers[0]["logits_last"], exact["logits_last"]):
+            difference = torch.tensor(rough) - torch.tensor(fine)
+            self.assertLess(difference.norm() / torch.tensor(fine).norm(), 0.05)
+
     def test_dtype_is_torchs_conversion(self):
         config = hf_models.CONFIGS["mixtral"]
         self.write_model("mixtral")

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -98,6 +99,10 @@ class FileReader {
   FileReader& operator=(FileReader&& other) noexcept;
   // Exactly `bytes` at `offset`; fewer are kDamaged.
   void read(std::uint64_t offset, void* data, std::size_t bytes) const;
+  // The whole file in memory, read as it is touched; writing to it changes no file. It outlives the
+  // reader. A file that somebody cuts short meanwhile ends the process by SIGBUS. Null for an empty one;
+  // kResource where the system refuses.
+  std::shared_ptr<std::byte> map() const;
   std::uint64_t bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
 

@@ -172,6 +172,11 @@ void SafetensorsFile::read_into(const std::string& name, void* data, std::size_t
   file_.read(data_start_ + tensor.begin, data, bytes);
 }
 
+std::shared_ptr<std::byte> SafetensorsFile::map(const TensorInfo& tensor) const {
+  if (!mapped_) mapped_ = file_.map();
+  return {mapped_, mapped_.get() + data_start_ + tensor.begin};
+}
+
 void SafetensorsFile::read_part(const TensorInfo& tensor, std::uint64_t offset, void* data,
                                 std::size_t bytes) const {
   if (offset > tensor.bytes() || bytes > tensor.bytes() - offset) {

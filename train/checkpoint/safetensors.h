@@ -6,7 +6,8 @@
 // no duplicate names, known dtypes, sizes without overflow, and offsets that cover the rest of the
 // file without holes, overlaps or trailing bytes. Ours beyond that: names <= 1,024 bytes without
 // control characters, rank <= 32,
-// <= 1,000,000 tensors, no other keys in an entry. Reading is by pread, never by mmap.
+// <= 1,000,000 tensors, no other keys in an entry. Reading is by pread, so that a file that is cut short
+// meanwhile is an error; only map() maps, for weights that are used where they lie.
 #pragma once
 
 #include <cstddef>
@@ -84,6 +85,8 @@ class SafetensorsFile {
   // Part of one tensor, `offset` bytes into it.
   void read_part(const TensorInfo& tensor, std::uint64_t offset, void* data,
                  std::size_t bytes) const;
+  // All bytes of a tensor, as FileReader::map() has them; every call shares one mapping.
+  std::shared_ptr<std::byte> map(const TensorInfo& tensor) const;
 
  private:
   SafetensorsFile(FileReader file, std::vector<TensorInfo> tensors, TensorMetadata metadata,
@@ -93,6 +96,7 @@ class SafetensorsFile {
   std::map<std::string, std::size_t> index_;
   TensorMetadata metadata_;
   std::uint64_t data_start_ = 0;
+  mutable std::shared_ptr<std::byte> mapped_;
 };
 
 struct NamedTensor {

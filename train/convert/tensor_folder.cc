@@ -348,6 +348,19 @@ void stream_tensor(const TensorFolder& source, const MappedTensor& target, at::S
   }
 }
 
+at::Tensor map_tensor(const TensorFolder& source, const MappedTensor& target, at::ScalarType type) {
+  if (target.pieces.size() != 1) return {};
+  const Piece& piece = target.pieces[0];
+  const TensorFolder::Entry& entry = source.at(piece.source);
+  const bool as_it_is = entry.file != nullptr && !piece.transpose && type_of(entry) == type &&
+                        !source.has_terms(piece.source);
+  if (!as_it_is || entry.info.bytes() == 0) return {};
+  const std::shared_ptr<std::byte> bytes = entry.file->map(entry.info);
+  const std::int64_t offset = piece.first_row * piece.columns *
+                              static_cast<std::int64_t>(c10::elementSize(type));
+  return at::from_blob(bytes.get() + offset, target.tensor.shape, [bytes](void*) {}, type);
+}
+
 at::Tensor read_whole(const TensorFolder& source, const std::string& name) {
   return read_whole(source, same_tensor({name, source.at(name).info.shape}));
 }

@@ -72,6 +72,7 @@ class TensorFolder {
   // `rows`, which are those of tensor `name` from first_row on, plus its terms (then in fp32).
   at::Tensor with_terms(const std::string& name, std::int64_t first_row,
                         const at::Tensor& rows) const;
+  bool has_terms(const std::string& name) const { return terms_.contains(name); }
 
   // Throws Error(kInvalidArgument) listing the tensors that are missing, that nothing asks for, or
   // whose shape is another. `optional`: the names of tensors that may be there and are not used.
@@ -95,6 +96,10 @@ at::Tensor read_whole(const TensorFolder& source, const MappedTensor& target);
 // The type in which `target` is stored: that of its pieces. Throws Error(kInvalidArgument) where
 // they have several, or one that no weights have.
 at::ScalarType common_type(const TensorFolder& source, const MappedTensor& target);
+
+// `target` where it lies in its file (SafetensorsFile::map); undefined where it is not stored as it is:
+// in pieces, transposed, with terms, or of another type than `type`.
+at::Tensor map_tensor(const TensorFolder& source, const MappedTensor& target, at::ScalarType type);
 
 // The bytes of `target` as contiguous CPU tensors of `type`, one after the other. Memory is bounded
 // by one piece that is transposed, else by a few megabytes.

@@ -131,13 +131,13 @@ InitConfig InitConfig::from_yaml(const YamlMap& map) {
 
 ParameterMaker::ParameterMaker(const InitConfig& config, std::int64_t d_model,
                                std::int64_t n_layers, std::uint64_t seed, at::Device device,
-                               at::ScalarType type)
+                               WeightOptions weights)
     : config_(config),
       d_model_(static_cast<double>(d_model)),
       residual_divisor_(config.residual_divisor),
       generator_(at::detail::createCPUGenerator(seed)),
       device_(device),
-      type_(type) {
+      weights_(weights) {
   if (residual_divisor_ != 0) return;
   const auto layers = static_cast<double>(n_layers);
   residual_divisor_ =
@@ -167,9 +167,10 @@ ParameterMaker::Spread ParameterMaker::matrix_spread(double fan_in, double fan_o
 at::Tensor ParameterMaker::draw(const std::string& name, std::int64_t rows, std::int64_t columns,
                                 const std::vector<std::pair<std::int64_t, Spread>>& parts,
                                 bool expert) {
+  const at::ScalarType type = weights_.matrices.value_or(weights_.type);
   at::Tensor value;
-  if (device_.is_meta()) {
-    value = at::empty({rows, columns}, at::TensorOptions(type_).device(device_));
+  if (device_.is_meta() || !weights_.drawn) {
+    value = at::empty({rows, columns}, at::TensorOptions(type).device(device_));
   } else {
     value = at::empty({rows, columns}, at::kFloat);
     std::int64_t first = 0;
@@ -182,7 +183,7 @@ at::Tensor ParameterMaker::draw(const std::string& name, std::int64_t rows, std:
         part.normal_(0.0, spread.std, generator_);
       }
     }
-    value = value.to(device_, type_);
+    value = value.to(device_, type);
   }
   value.set_requires_grad(true);
   parameters_.push_back({name, value, expert});
@@ -230,7 +231,9 @@ at::Tensor ParameterMaker::adapter_in(const std::string& name, std::int64_t coun
                                       std::int64_t in) {
   const double limit = 1 / std::sqrt(static_cast<double>(in));
   const Spread spread{0, std::pair(-limit, limit)};
+  const WeightOptions others = std::exchange(weights_, {.type = weights_.type});
   const at::Tensor value = draw(name, count * r, in, {{count * r, spread}}, count > 1);
+  weights_ = others;
   parameters_.back().adapter = true;
   return value;
 }
@@ -245,7 +248,7 @@ at::Tensor ParameterMaker::adapter_out(const std::string& name, std::int64_t cou
 
 at::Tensor ParameterMaker::constant(const std::string& name, std::int64_t size, double value,
                                     bool trained) {
-  at::Tensor tensor = at::full({size}, value, at::TensorOptions(type_).device(device_));
+  at::Tensor tensor = at::full({size}, value, at::TensorOptions(weights_.type).device(device_));
   tensor.set_requires_grad(trained);
   parameters_.push_back({name, tensor, false});
   return tensor;

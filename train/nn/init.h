@@ -50,10 +50,20 @@ struct InitConfig {
 };
 
 // Makes parameters one after the other and keeps them in that order.
+// How weights are held.
+struct WeightOptions {
+  at::ScalarType type = at::kFloat;
+  // Of the matrices of products and embeddings, where another than `type`: that in which they are
+  // multiplied, for a model that is not trained.
+  std::optional<at::ScalarType> matrices = {};
+  // Without, matrices hold anything until they are read from a file; adapters are drawn always.
+  bool drawn = true;
+};
+
 class ParameterMaker {
  public:
   ParameterMaker(const InitConfig& config, std::int64_t d_model, std::int64_t n_layers,
-                 std::uint64_t seed, at::Device device, at::ScalarType type = at::kFloat);
+                 std::uint64_t seed, at::Device device, WeightOptions weights = {});
 
   // [out, in]; `residual`: it writes into the residual stream.
   at::Tensor linear(const std::string& name, std::int64_t out, std::int64_t in,
@@ -75,7 +85,7 @@ class ParameterMaker {
   at::Tensor constant(const std::string& name, std::int64_t size, double value,
                       bool trained = true);
 
-  at::ScalarType type() const { return type_; }
+  at::ScalarType type() const { return weights_.type; }
   std::vector<Parameter> take() { return std::move(parameters_); }
 
  private:
@@ -94,7 +104,7 @@ class ParameterMaker {
   double residual_divisor_;
   at::Generator generator_;
   at::Device device_;
-  at::ScalarType type_;
+  WeightOptions weights_;
   std::vector<Parameter> parameters_;
 };
 

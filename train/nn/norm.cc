@@ -10,7 +10,9 @@ Norm::Norm(const NormConfig& config, const std::string& name, std::int64_t d, Pa
   }
 }
 
-at::Tensor Norm::forward(const at::Tensor& x) const {
+at::Tensor Norm::forward(const at::Tensor& in) const {
+  // Autocast gives some norms 16 bits and weights of 32, for which libtorch has no fused kernel.
+  const at::Tensor x = in.to(weight_.scalar_type());
   if (config_.type == NormType::kRmsNorm) return at::rms_norm(x, {d_}, weight_, config_.eps);
   return at::layer_norm(x, {d_}, weight_, bias_, config_.eps);
 }

@@ -49,9 +49,9 @@ std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t stream) {
 }
 
 Transformer::Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device,
-                         at::ScalarType weight_type)
-    : config_(config), device_(device) {
-  ParameterMaker maker(config.init, config.d_model, config.n_layers, seed, device, weight_type);
+                         WeightOptions weights)
+    : config_(config), device_(device), stream_type_(weights.type) {
+  ParameterMaker maker(config.init, config.d_model, config.n_layers, seed, device, weights);
   wte_ = maker.embedding("transformer.wte.weight", config.vocab_size, config.d_model);
   if (config.learned_pos_emb) {
     wpe_ = maker.embedding("transformer.wpe.weight", config.max_seq_len, config.d_model);
@@ -81,7 +81,10 @@ Transformer::~Transformer() = default;
 at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
                               const PassOptions& options) const {
   const bool training = options.noise_seed.has_value();
-  at::Tensor x = at::embedding(wte_, tokens_BS);
+  const auto embedding = [&](const at::Tensor& table, const at::Tensor& ids) {
+    return at::embedding(table, ids).to(stream_type_);
+  };
+  at::Tensor x = embedding(wte_, tokens_BS);
   if (wpe_.defined()) {
     const std::int64_t end = first + tokens_BS.size(1);
     if (end > config_.max_seq_len) {
@@ -95,7 +98,7 @@ at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
     if (options.pads_B.defined()) {
       positions = (positions - options.pads_B.unsqueeze(1)).clamp_min(0);
     }
-    x = x + at::embedding(wpe_, positions);
+    x = x + embedding(wpe_, positions);
   }
   const double fraction = config_.embedding_fraction;
   if (training && fraction != 1) x = x * fraction + x.detach() * (1 - fraction);

@@ -52,7 +52,7 @@ class Transformer {
  public:
   // Weights drawn from `seed`, the same values in fp32 and fp64.
   Transformer(const ModelConfig& config, std::uint64_t seed, at::Device device,
-              at::ScalarType weight_type = at::kFloat);
+              WeightOptions weights = {});
   ~Transformer();
 
   // tokens_BS int64 -> logits [B, S, V]. With a cache, the tokens follow those it holds. Throws
@@ -84,6 +84,7 @@ class Transformer {
 
   ModelConfig config_;
   at::Device device_;
+  at::ScalarType stream_type_;  // of the residual stream, and of norms' weights
   std::vector<Parameter> parameters_;
   at::Tensor wte_, wpe_, lm_head_;
   std::vector<Block> blocks_;

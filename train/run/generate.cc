@@ -1,6 +1,7 @@
 #include "train/run/generate.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <iterator>
 #include <limits>
@@ -160,6 +161,8 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   ModelCache cache;
   PassOptions pass;
   pass.pads_B = prompt.pads_B;
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
   const at::Tensor logits_BSV = model.forward(prompt.tokens_BS, record, &cache, pass);
   GenerateResult result;
   result.sequences.resize(B);
@@ -173,6 +176,10 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
     const std::vector<double> row = row_logits(last_BV[static_cast<std::int64_t>(b)]);
     result.logits_last.emplace_back(row.begin(), row.end());
   }
+
+  // row_logits() has waited for them.
+  const auto prompts_done = Clock::now();
+  result.prompt_seconds = std::chrono::duration<double>(prompts_done - start).count();
 
   // One generator a sequence: what a prompt yields does not depend on its neighbours.
   std::vector<std::mt19937_64> rngs;
@@ -206,7 +213,9 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
     if (all_stopped || step + 1 == options.max_new_tokens) break;
     last_BV = model.forward(next.to(model.device()), record, &cache, pass).select(1, 0);
     record = {};
+    ++result.passes;
   }
+  result.token_seconds = std::chrono::duration<double>(Clock::now() - prompts_done).count();
   return result;
 }
 
@@ -225,6 +234,9 @@ GenerateResult generate_one_by_one(Transformer& model,
     all.finish.push_back(one.finish[0]);
     all.logits_last.push_back(one.logits_last[0]);
     const auto tokens = static_cast<double>(prompts[b].size() - 1);
+    all.prompt_seconds += one.prompt_seconds;
+    all.token_seconds += one.token_seconds;
+    all.passes += one.passes;
     loss += one.cross_entropy.value_or(0) * tokens;
     scored += tokens;
     ++options.seed;  // as in one batch

@@ -92,9 +92,10 @@ StoredWeights open_weights(const std::string& folder) {
   return {std::move(files), by_name(std::move(tensors))};
 }
 
-// Whatever floating-point type it is stored in.
+// Whatever floating-point type it is stored in. With `map` it may lie in its file from now on: for
+// weights that nobody changes.
 void fill_parameter(const StoredWeights& weights, const std::string& folder,
-                    const Parameter& parameter) {
+                    const Parameter& parameter, bool map = false) {
   const MappedTensor& stored = weights.tensors.at(parameter.name);
   if (stored.tensor.shape != parameter.value.sizes().vec()) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -104,6 +105,10 @@ void fill_parameter(const StoredWeights& weights, const std::string& folder,
                 kAnotherModel);
   }
   at::NoGradGuard no_grad;
+  if (map && parameter.value.is_cpu()) {
+    const at::Tensor mapped = map_tensor(weights.files, stored, parameter.value.scalar_type());
+    if (mapped.defined()) return parameter.value.set_data(mapped);
+  }
   at::Tensor flat = parameter.value.detach().view({-1});
   std::int64_t filled = 0;
   stream_tensor(weights.files, stored, flat.scalar_type(), [&](const at::Tensor& part) {
@@ -213,7 +218,8 @@ bool is_of_a_run(const std::string& folder) {
   return !is_released_folder(folder) && path_exists(join_path(folder, kStateFile));
 }
 
-void load_model_weights(const std::string& folder, Transformer& model, const std::string& way) {
+void load_model_weights(const std::string& folder, Transformer& model, const std::string& way,
+                        bool map) {
   const std::string hint = kAnotherModel + way;
   const StoredWeights weights = open_weights(folder);
   auto [missing, surplus] = name_difference(model, weights);
@@ -227,7 +233,7 @@ void load_model_weights(const std::string& folder, Transformer& model, const std
                 folder + ": " + surplus.front() + " is no tensor of this model", hint);
   }
   for (const Parameter& parameter : model.parameters()) {
-    if (weights.tensors.contains(parameter.name)) fill_parameter(weights, folder, parameter);
+    if (weights.tensors.contains(parameter.name)) fill_parameter(weights, folder, parameter, map);
   }
 }
 
@@ -448,7 +454,8 @@ void require_vocabulary(const std::string& folder, const ModelConfig& config,
               "it is another model's, or has tokens that the model was not resized for");
 }
 
-LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter) {
+LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter,
+                       Precision precision) {
   LoadedModel loaded;
   loaded.folder = resolve_model(path);
   verify_model(loaded.folder);
@@ -461,10 +468,13 @@ LoadedModel load_model(const std::string& path, at::Device device, const std::st
   if (auto* layer = std::get_if<MoELayerConfig>(&config.ffn)) {
     if (layer->backend == MoEBackend::kDropless) layer->backend = MoEBackend::kAuto;
   }
-  require_memory(config, device, kWeightBytesPerParameter);
+  const WeightOptions weights{.type = weight_type(precision),
+                              .matrices = compute_type(precision),
+                              .drawn = false};
+  require_memory(config, device, static_cast<double>(c10::elementSize(*weights.matrices)));
   with_torch_errors("", [&] {
-    loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device);
-    load_model_weights(loaded.folder, *loaded.model);
+    loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device, weights);
+    load_model_weights(loaded.folder, *loaded.model, /*way=*/{}, /*map=*/true);
     at::NoGradGuard no_grad;
     for (const Parameter& parameter : loaded.model->parameters()) {
       const auto found = beside.find(parameter.name);

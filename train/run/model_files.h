@@ -11,6 +11,7 @@
 
 #include "train/checkpoint/safetensors.h"
 #include "train/convert/companions.h"
+#include "train/nn/precision.h"
 #include "train/nn/transformer.h"
 #include "train/optim/optimizer.h"
 #include "train/tokenizer/tokenizer.h"
@@ -56,8 +57,10 @@ void verify_model(const std::string& folder);
 bool is_of_a_run(const std::string& folder);
 
 // Fills the model's parameters. Throws Error(kInvalidArgument) when names or shapes are not the
-// model's; where names are not, its hint ends in `way`.
-void load_model_weights(const std::string& folder, Transformer& model, const std::string& way = {});
+// model's; where names are not, its hint ends in `way`. With `map` some may lie in their files: for weights
+// that nobody changes.
+void load_model_weights(const std::string& folder, Transformer& model, const std::string& way = {},
+                        bool map = false);
 // The same without what `ignored` names (shell patterns of NAME, state/model/NAME or
 // state/model/model.NAME), and with a warning for tensors that are missing or left over.
 void load_some_weights(const std::string& folder, Transformer& model,
@@ -90,8 +93,11 @@ struct LoadedModel {
   std::vector<TokenId> eos;
 };
 // Throws Error(kInvalidArgument) also where the tokenizer does not fit.
-// `adapter`: a folder of PEFT's whose adapter stands beside the weights; empty: none.
-LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter = {});
+// `adapter`: a folder of PEFT's whose adapter stands beside the weights; empty: none. Matrices are
+// held in the type in which `precision` multiplies, on the CPU where they lie in their file if it has them
+// in that type and shape.
+LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter = {},
+                       Precision precision = Precision::kFp32);
 
 // What config.yaml or config.json says.
 ModelConfig load_model_config(const std::string& folder);

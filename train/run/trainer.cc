@@ -204,7 +204,7 @@ void Trainer::build_model() {
   // Nothing draws from it yet, but it is saved: equal runs must have equal states.
   at::manual_seed(config_.seed);
   model_ = std::make_unique<Transformer>(config_.model, config_.seed, device_,
-                                         weight_type(config_.precision));
+                                         WeightOptions{.type = weight_type(config_.precision)});
   NamedParameters named;
   std::vector<std::string> names;
   for (const Parameter& parameter : model_->parameters()) {
@@ -497,7 +497,8 @@ bool Trainer::next_batch(Batch& batch) {
                     "no token to predict: each sample has one token, or none that is learned",
                     step_ + 1, train_loader_->epoch(), batch.batch,
                     train_loader_->sample_in_epoch()),
-        "write the data set without samples of one token");
+        "write the data set without samples of one token; where answers lie beyond max_seq_len, "
+        "raise it");
   }
   return true;
 }

@@ -140,6 +140,20 @@ TEST_F(Fs, ErrorsNameThePathAndTheReason) {
   EXPECT_THAT(message, HasSubstr("ends at byte 2, 3 bytes early"));
 }
 
+TEST_F(Fs, MappedFilesOutliveTheirReaders) {
+  write_file_durable(path("f"), "hello");
+  write_file_durable(path("empty"), "");
+  std::shared_ptr<std::byte> bytes;
+  {
+    const FileReader reader(path("f"));
+    bytes = reader.map();
+  }
+  remove_all(path("f"));
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(bytes.get()), 5), "hello");
+  bytes.get()[0] = std::byte{'j'};  // a private copy
+  EXPECT_EQ(FileReader(path("empty")).map(), nullptr);
+}
+
 TEST_F(Fs, FullDisk) {
   std::string message;
   EXPECT_EQ(kind_of([&] { require_free(root_, UINT64_MAX / 2, "checkpoint step-4"); }, &message),

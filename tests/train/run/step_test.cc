@@ -32,7 +32,8 @@ precision: fp32
 struct Training {
   explicit Training(const std::vector<std::string>& overrides = {})
       : config(TrainConfig::from_yaml(YamlDocument::parse(kConfig, "t.yaml", overrides))),
-        model(config.model, config.seed, at::kCPU, weight_type(config.precision)) {
+        model(config.model, config.seed, at::kCPU,
+              WeightOptions{.type = weight_type(config.precision)}) {
     std::vector<std::pair<std::string, at::Tensor>> named;
     for (const Parameter& parameter : model.parameters()) {
       named.emplace_back(parameter.name, parameter.value);
