@@ -9,6 +9,7 @@
 
 #include "dropless/error.h"
 #include "train/bridge/views.h"
+#include "train/nn/linear.h"
 #include "train/nn/precision.h"
 
 namespace dropless::train {
@@ -198,7 +199,7 @@ void Attention::make_adapters(const std::string& name, ParameterMaker& maker) {
 }
 
 Attention::Projected Attention::project(const at::Tensor& x_BSD, bool training) const {
-  const auto product = [&](std::size_t i) { return at::linear(x_BSD, weights_[i], biases_[i]); };
+  const auto product = [&](std::size_t i) { return linear_layer(x_BSD, weights_[i], biases_[i]); };
   at::Tensor q, k, v;
   if (config_.fused_qkv || qkv_adapter_) {
     const at::Tensor qkv =
@@ -324,7 +325,7 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, Att
   if (is_new) entry->second = make_mask(past, first_key, S, pass);
   const at::Tensor out = attend(q, k, v, entry->second, pass.training ? config_.dropout : 0.0);
   const at::Tensor heads = out.transpose(1, 2).reshape({B, S, H * hd});
-  return out_adapter_.add_to(at::linear(heads, out_weight_, out_bias_), heads, pass.training);
+  return out_adapter_.add_to(linear_layer(heads, out_weight_, out_bias_), heads, pass.training);
 }
 
 }  // namespace dropless::train

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dropless/error.h"
+#include "train/nn/linear.h"
 
 namespace dropless::train {
 namespace {
@@ -101,15 +102,15 @@ Ffn::Ffn(const FfnConfig& config, const std::string& name, ParameterMaker& maker
 }
 
 at::Tensor Ffn::forward(const at::Tensor& x, bool training) const {
-  const at::Tensor up = up_adapter_.add_to(at::linear(x, up_, up_bias_), x, training);
+  const at::Tensor up = up_adapter_.add_to(linear_layer(x, up_, up_bias_), x, training);
   at::Tensor a;
   if (config_.glu) {
-    const at::Tensor gate = gate_adapter_.add_to(at::linear(x, gate_, gate_bias_), x, training);
+    const at::Tensor gate = gate_adapter_.add_to(linear_layer(x, gate_, gate_bias_), x, training);
     a = apply_activation(config_.activation, gate, up);
   } else {
     a = apply_activation(config_.activation, up, at::Tensor());
   }
-  return down_adapter_.add_to(at::linear(a, down_, down_bias_), a, training);
+  return down_adapter_.add_to(linear_layer(a, down_, down_bias_), a, training);
 }
 
 }  // namespace dropless::train

@@ -6,6 +6,7 @@
 
 #include "dropless/error.h"
 #include "train/bridge/views.h"
+#include "train/nn/linear.h"
 #include "train/nn/recompute.h"
 
 namespace dropless::train {
@@ -193,7 +194,7 @@ at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, Rou
       x = run_block(i, x, record, cache ? &cache->layers[i] : nullptr, *pass, options);
     }
   }
-  at::Tensor logits = at::linear(norm_f_->forward(x), lm_head_.defined() ? lm_head_ : wte_);
+  at::Tensor logits = linear_layer(norm_f_->forward(x), lm_head_.defined() ? lm_head_ : wte_);
   if (config_.logit_scale != 1) logits = logits * config_.logit_scale;
   const double cap = config_.final_logit_softcap;
   return cap > 0 ? at::tanh(logits / cap) * cap : logits;

@@ -19,7 +19,11 @@ static_assert(kFewRows * (kFewPitch + kFewCols) * 8 <= kGemmSlotBytes);
 static_assert(kTouchedRows % kFewSteps == 0 && kFewDepth % kTouchedRows == 0);
 
 template <class T>
-T sum_lanes(Vec<T> v) {
+[[gnu::always_inline]] inline T sum_lanes(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps(v);
+  if constexpr (sizeof(T) == 8) return _mm512_reduce_add_pd(v);
+#endif
   T lanes[kLanes<T>];
   store(lanes, v);
   for (int half = kLanes<T> / 2; half > 0; half /= 2) {
