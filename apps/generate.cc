@@ -191,11 +191,12 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result, const To
     }
   }
   if (verb.timings) {
-    json["seconds"] = {{"load", verb.load_seconds},
-                       {"prompt", result.prompt_seconds},
-                       {"pass", result.passes > 0 ? nlohmann::json(result.token_seconds /
-                                                                   static_cast<double>(result.passes))
-                                                  : nlohmann::json(nullptr)}};
+    json["seconds"] = {
+        {"load", verb.load_seconds},
+        {"prompt", result.prompt_seconds},
+        {"pass", result.passes > 0
+                     ? nlohmann::json(result.token_seconds / static_cast<double>(result.passes))
+                     : nlohmann::json(nullptr)}};
   }
   json["finish"] = nlohmann::json::array();
   for (const Finish how : result.finish) {
@@ -303,7 +304,8 @@ void run_plain(const GenerateVerb& verb, const LoadedModel& loaded,
 void run_generate(GenerateVerb& verb) {
   install_signal_handlers(SignalMode::kExit);
   check_chat_options(verb);
-  for (const auto& [given, name] : {std::pair(verb.logits, "--logits"), {verb.timings, "--timings"}}) {
+  for (const auto& [given, name] :
+       {std::pair(verb.logits, "--logits"), {verb.timings, "--timings"}}) {
     if (given && !verb.json) {
       throw Error(ErrorKind::kInvalidArgument, std::string(name) + " needs --json");
     }
@@ -320,7 +322,8 @@ void run_generate(GenerateVerb& verb) {
   options.precision = verb.model_options.precision();
   const auto start = std::chrono::steady_clock::now();
   const LoadedModel loaded = verb.model_options.open(verb.model);
-  verb.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  verb.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   options.tokenizer = loaded.tokenizer.get();
   options.eos = loaded.eos;
   name_ruined_tensors(loaded, [&] {
@@ -371,9 +374,10 @@ void add_generate_verb(CLI::App& app) {
       ->capture_default_str();
   cli->add_flag("--json", verb->json, "one JSON document on standard output");
   cli->add_flag("--logits", verb->logits, "with --json: prompt cross-entropy and last logits");
-  cli->add_flag("--timings", verb->timings,
-                "with --json: seconds until the weights were there, of the prompts, and of each pass "
-                "after them");
+  cli->add_flag(
+      "--timings", verb->timings,
+      "with --json: seconds until the weights were there, of the prompts, and of each pass "
+      "after them");
   verb->model_options.add_to(*cli);
   cli->footer("Example: dropless generate runs/demo --prompt 'def main():' --temperature 0.8");
   cli->callback([verb, file, ids] {

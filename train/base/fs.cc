@@ -175,7 +175,8 @@ void FileReader::read(std::uint64_t offset, void* data, std::size_t bytes) const
 
 std::shared_ptr<std::byte> FileReader::map() const {
   if (bytes_ == 0) return nullptr;
-  void* address = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd_, 0);
+  void* address =
+      ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd_, 0);
   if (address == MAP_FAILED) throw_errno("map", path_, errno);
   return {static_cast<std::byte*>(address),
           [bytes = bytes_](std::byte* at) { ::munmap(at, bytes); }};

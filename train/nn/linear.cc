@@ -2,45 +2,18 @@
 
 #include <vector>
 
-#include "dropless/grouped_gemm.h"
-#include "train/bridge/views.h"
+#include "train/bridge/few_rows.h"
 #include "train/nn/precision.h"
 
 namespace dropless::train {
-namespace {
-
-constexpr std::int64_t kFewRows = 8;
-// Smaller matrices stay in the caches, and what a call costs counts.
-constexpr std::int64_t kLargeBytes = 1 << 20;
-
-bool reads_from_memory(const at::Tensor& rows_RK, const at::Tensor& weight_NK) {
-  return !at::GradMode::is_enabled() && rows_RK.is_cpu() && rows_RK.size(0) <= kFewRows &&
-         rows_RK.scalar_type() == weight_NK.scalar_type() && weight_NK.is_contiguous() &&
-         static_cast<std::int64_t>(weight_NK.nbytes()) >= kLargeBytes;
-}
-
-at::Tensor few_rows(const at::Tensor& rows_RK, const at::Tensor& weight_NK) {
-  const std::int64_t R = rows_RK.size(0);
-  const at::Tensor offsets_2 = at::zeros({2}, at::kLong);
-  offsets_2.mutable_data_ptr<std::int64_t>()[1] = R;
-  const at::Tensor out_RN = at::empty({R, weight_NK.size(0)}, rows_RK.options());
-  const at::Tensor workspace =
-      at::empty({static_cast<std::int64_t>(grouped_gemm_workspace_bytes())}, at::kByte);
-  grouped_gemm(view_of(rows_RK), view_of(weight_NK.unsqueeze(0)), /*transpose_b=*/true,
-               view_of(offsets_2), view_of(out_RN), workspace.mutable_data_ptr(),
-               static_cast<std::size_t>(workspace.numel()));
-  return out_RN;
-}
-
-}  // namespace
 
 at::Tensor linear_layer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (at::GradMode::is_enabled() || !x.is_cpu()) return at::linear(x, weight, bias);
   const at::Tensor rows_RK = to_compute_dtype(x).reshape({-1, weight.size(1)}).contiguous();
-  if (!reads_from_memory(rows_RK, weight)) return at::linear(x, weight, bias);
+  if (!few_rows_pay(rows_RK, weight)) return at::linear(x, weight, bias);
   std::vector<std::int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(0);
-  const at::Tensor out = few_rows(rows_RK, weight).view(shape);
+  const at::Tensor out = few_rows_product(rows_RK, weight).view(shape);
   return bias.defined() ? out + bias.to(out.scalar_type()) : out;
 }
 

@@ -1,6 +1,4 @@
-// x W^T + b, as at::linear computes it under autocast. For few rows on the CPU and without gradients, when
-// text is generated, by the library's product: it reads W at the rate of memory, libtorch's bf16 one
-// at half of it (docs/benchmarks.md).
+// x W^T + b, as at::linear computes it under autocast; few rows on the CPU by train/bridge/few_rows.h.
 #pragma once
 
 #include "train/bridge/torch.h"

@@ -468,9 +468,8 @@ LoadedModel load_model(const std::string& path, at::Device device, const std::st
   if (auto* layer = std::get_if<MoELayerConfig>(&config.ffn)) {
     if (layer->backend == MoEBackend::kDropless) layer->backend = MoEBackend::kAuto;
   }
-  const WeightOptions weights{.type = weight_type(precision),
-                              .matrices = compute_type(precision),
-                              .drawn = false};
+  const WeightOptions weights{
+      .type = weight_type(precision), .matrices = compute_type(precision), .drawn = false};
   require_memory(config, device, static_cast<double>(c10::elementSize(*weights.matrices)));
   with_torch_errors("", [&] {
     loaded.model = std::make_unique<Transformer>(config, /*seed=*/0, device, weights);

@@ -1,0 +1,49 @@
+// The linear layer: what at::linear gives, for few rows and many, with and without autocast.
+#include "train/nn/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "train/bridge/few_rows.h"
+#include "train/nn/precision.h"
+
+namespace dropless::train {
+namespace {
+
+double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
+}
+
+TEST(LinearLayer, EqualsTorchs) {
+  at::manual_seed(1);
+  const at::NoGradGuard no_grad;
+  for (const Precision precision : {Precision::kFp32, Precision::kAmpBf16}) {
+    const AutocastGuard autocast(precision, at::kCPU);
+    const at::ScalarType type = compute_type(precision);
+    const at::Tensor weight = at::randn({700, 1100}).to(type), bias = at::randn({700});
+    for (const std::int64_t rows : {1, 2, 7, 8, 9}) {
+      const at::Tensor x = at::randn({rows, 1, 1100});
+      ASSERT_EQ(few_rows_pay(x.view({rows, 1100}).to(type), weight), rows <= 8);
+      for (const at::Tensor& b : {at::Tensor(), bias}) {
+        const at::Tensor exact = at::linear(x.to(type).to(at::kDouble), weight.to(at::kDouble),
+                                            b.defined() ? b.to(type).to(at::kDouble) : b);
+        const at::Tensor out = linear_layer(x, weight, b);
+        EXPECT_EQ(out.sizes(), exact.sizes());
+        EXPECT_EQ(out.scalar_type(), type);
+        EXPECT_LT(relative_error(out, exact), type == at::kFloat ? 1e-6 : 5e-3) << rows;
+      }
+    }
+  }
+}
+
+TEST(LinearLayer, KeepsGradientsAndSmallWeightsWithTorch) {
+  const at::Tensor rows = at::randn({1, 1100}), weight = at::randn({700, 1100});
+  EXPECT_FALSE(few_rows_pay(rows, weight));  // gradients are on
+  const at::NoGradGuard no_grad;
+  EXPECT_TRUE(few_rows_pay(rows, weight));
+  EXPECT_FALSE(few_rows_pay(rows.to(at::kBFloat16), weight));
+  EXPECT_FALSE(few_rows_pay(rows, weight.slice(0, 0, 20)));
+  EXPECT_FALSE(few_rows_pay(rows, weight.t().contiguous().t()));
+}
+
+}  // namespace
+}  // namespace dropless::train
