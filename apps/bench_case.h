@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/bench_routing.h"
 #include "dropless/error.h"
 #include "train/bridge/moe.h"
 
@@ -16,12 +17,6 @@ namespace dropless::apps {
 
 struct LayerShape {
   std::int64_t T, d, f, E, k;
-};
-
-enum class Routing {
-  kRouter,   // what a random router makes of random tokens
-  kUniform,  // every expert gets as many tokens
-  kZipf,     // expert e is chosen with weight 1 / (e + 1)
 };
 
 // The layer's output from its config, x, router, w1, v1, w2.
@@ -32,8 +27,14 @@ using LayerFunction =
 // SwiGLU, random tokens and weights.
 class LayerCase {
  public:
-  LayerCase(const LayerShape& s, Routing routing, at::TensorOptions options)
+  LayerCase(const LayerShape& s, const RoutingChoice& routing, at::TensorOptions options)
       : s_(s), R_(s.T * s.k) {
+    if (routing.kind == Routing::kLoads && std::ssize(routing.loads) != s.E) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  "the run of --routing has " + std::to_string(routing.loads.size()) +
+                      " experts, the shape " + std::to_string(s.E),
+                  "give a --shape of as many experts");
+    }
     config_ = {.num_experts = s.E, .top_k = s.k, .d_model = s.d, .d_ffn = s.f, .route = {}};
     const auto random = [&](at::IntArrayRef shape, double scale) {
       return at::randn(shape, options).mul_(scale);
@@ -41,7 +42,7 @@ class LayerCase {
     const double in = 1 / std::sqrt(s.d);
     inputs_ = {random({s.T, s.d}, 1), random({s.E, s.d}, in), random({s.E, s.f, s.d}, in),
                random({s.E, s.f, s.d}, in), random({s.E, s.f, s.d}, 1 / std::sqrt(s.f))};
-    if (routing != Routing::kRouter) set_logits(logits_for(routing, options));
+    if (routing.kind != Routing::kRouter) set_logits(logits_for(routing, options));
     dense_model_ = {random({s.k * s.f, s.d}, in), random({s.k * s.f, s.d}, in),
                     random({s.d, s.k * s.f}, 1 / std::sqrt(s.k * s.f))};
     for (at::Tensor& input : inputs_) input.set_requires_grad(true);
@@ -95,17 +96,21 @@ class LayerCase {
   double forward_flops() const { return 6.0 * R_ * s_.d * s_.f; }
 
  private:
-  at::Tensor logits_for(Routing routing, at::TensorOptions options) const {
+  at::Tensor logits_for(const RoutingChoice& routing, at::TensorOptions options) const {
     const at::TensorOptions fp32 = options.dtype(at::kFloat);
     const at::Tensor experts_E = at::arange(s_.E, fp32);
-    if (routing == Routing::kUniform) {
+    if (routing.kind == Routing::kUniform) {
       const at::Tensor first_T1 = at::arange(s_.T, fp32).mul_(s_.k).remainder_(s_.E).unsqueeze(1);
       const at::Tensor chosen = (experts_E - first_T1).remainder(s_.E).lt(s_.k);
       return chosen.to(at::kFloat).mul_(4).add_(at::randn({s_.T, s_.E}, fp32), 0.1);
     }
     // The k largest of log-weights with Gumbel noise: k experts drawn by weight without repetition.
     const at::Tensor uniform = at::rand({s_.T, s_.E}, fp32).clamp_(1e-7, 1 - 1e-7);
-    return uniform.log_().neg_().log_().neg_().sub_(at::log1p(experts_E));
+    const at::Tensor log_weights_E =
+        routing.kind == Routing::kZipf
+            ? -at::log1p(experts_E)
+            : at::tensor(routing.loads, at::kDouble).log().to(experts_E.options());
+    return uniform.log_().neg_().log_().neg_().add_(log_weights_E);
   }
 
   // The router reads the logits off the tokens' first E columns.

@@ -93,14 +93,6 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
   both["peak_bytes"] = after->peak - before->now - output - c.gradient_bytes();
 }
 
-Routing parse_routing(const std::string& text) {
-  if (text == "router") return Routing::kRouter;
-  if (text == "uniform") return Routing::kUniform;
-  if (text == "zipf") return Routing::kZipf;
-  throw Error(ErrorKind::kInvalidArgument, "unknown --routing " + text,
-              "one of: router, uniform, zipf");
-}
-
 // One way to run the layer; what needs more memory than there is drops out.
 struct Candidate {
   std::string name;
@@ -277,12 +269,12 @@ double largest_difference(const LayerCase& c, const at::Device& device) {
   return largest;
 }
 
-void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoeVerb& verb,
+void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchMoeVerb& verb,
                  const at::Device& device, RivalProgram* program, nlohmann::ordered_json& rows) {
   const auto type = verb.dtype == "bf16"   ? at::kBFloat16
                     : verb.dtype == "fp16" ? at::kHalf
                                            : at::kFloat;
-  const LayerCase c(s, parse_routing(routing), at::TensorOptions().dtype(type).device(device));
+  const LayerCase c(s, routing, at::TensorOptions().dtype(type).device(device));
   RivalProgram::Prepared prepared;
   if (program) prepared = program->prepare(s, verb.dtype, routing, device);
   std::vector<std::string> names;
@@ -291,8 +283,8 @@ void bench_shape(const LayerShape& s, const std::string& routing, const BenchMoe
   for (const bool backward : {false, true}) {
     Contest contest(c, backward, device, program, names);
     contest.run(verb.rounds);
-    both[backward] =
-        make_row(s, verb.dtype, routing, backward, (backward ? 3 : 1) * c.forward_flops(), contest);
+    both[backward] = make_row(s, verb.dtype, routing.name, backward,
+                              (backward ? 3 : 1) * c.forward_flops(), contest);
   }
   measure_memory(c, device, both[0], both[1]);
   for (const bool backward : {false, true}) {
@@ -376,11 +368,12 @@ void run_bench_moe(const BenchMoeVerb& verb) {
               << "\n";
     print_header();
   }
-  for (const std::string& routing : verb.routings) parse_routing(routing);
+  std::vector<RoutingChoice> routings;
+  for (const std::string& text : verb.routings) routings.push_back(parse_routing(text));
   std::optional<RivalProgram> program;
   if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
   for (const LayerShape& shape : shapes) {
-    for (const std::string& routing : verb.routings) {
+    for (const RoutingChoice& routing : routings) {
       empty_cache(device);
       with_torch_errors("choose a smaller --shape", [&] {
         bench_shape(shape, routing, verb, device, program ? &*program : nullptr, json["rows"]);
@@ -411,8 +404,10 @@ void add_bench_verb(CLI::App& app) {
   moe->add_option("--shape", verb->shapes, "T,d,f,E,k, repeatable; default: six known models'")
       ->take_all()
       ->default_str("");
-  moe->add_option("--routing", verb->routings,
-                  "router (a random one), uniform or zipf (1.0); repeatable; default: router")
+  moe->add_option(
+         "--routing", verb->routings,
+         "router (a random one), uniform, zipf (1.0), or a run folder: the shares of tokens that a "
+         "trained router's experts had at the end of it; repeatable; default: router")
       ->take_all()
       ->default_str("");
   moe->add_option("--device", verb->device, "cpu, cuda, cuda:N or auto")->capture_default_str();

@@ -83,7 +83,8 @@ nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
 }
 
 RivalProgram::Prepared RivalProgram::prepare(const LayerShape& s, const std::string& dtype,
-                                             const std::string& routing, const at::Device& device) {
+                                             const RoutingChoice& routing,
+                                             const at::Device& device) {
   std::ostringstream device_name;
   device_name << device;
   const nlohmann::json answer = ask({{"prepare",
@@ -93,7 +94,8 @@ RivalProgram::Prepared RivalProgram::prepare(const LayerShape& s, const std::str
                                        {"E", s.E},
                                        {"k", s.k},
                                        {"dtype", dtype},
-                                       {"routing", routing},
+                                       {"routing", routing.name},
+                                       {"loads", routing.loads},
                                        {"device", device_name.str()}}}});
   try {
     return {answer.at("rivals").get<std::map<std::string, std::string>>(),

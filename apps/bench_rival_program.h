@@ -29,7 +29,7 @@ class RivalProgram {
     std::map<std::string, std::string> rivals;  // name: what it is
     std::map<std::string, std::string> absent;  // name: why it is not there
   };
-  Prepared prepare(const LayerShape& shape, const std::string& dtype, const std::string& routing,
+  Prepared prepare(const LayerShape& shape, const std::string& dtype, const RoutingChoice& routing,
                    const at::Device& device);
   // Milliseconds of one run of what was prepared last; absent when it ran out of memory.
   std::optional<double> time_ms(const std::string& name, bool backward);

@@ -6,13 +6,13 @@ torch.compile. sonic: sonic-moe's layer (QuACK kernels, bf16, a Hopper GPU). Whi
 
 A line of JSON on standard input asks for something, a line of JSON on standard output answers:
 
-    {"prepare": {"T", "d", "f", "E", "k", "dtype": "bf16", "routing": "router", "device": "cuda:0"}}
+    {"prepare": {"T", "d", "f", "E", "k", "dtype": "bf16", "routing": "router", "loads": [], "device": "cuda:0"}}
         -> {"rivals": {NAME: what it is}, "absent": {NAME: why}}
     {"time": NAME, "backward": false}
         -> {"ms": milliseconds of one run, or null where it ran out of memory}
 
-All are SwiGLU layers with random weights of [E, 2 f, d] and [E, d, f]. `router` routes by a random router, `uniform`
-and `zipf` by logits that stand in the tokens' first E columns, as in apps/bench_case.h. Before its first run each is
+All are SwiGLU layers with random weights of [E, 2 f, d] and [E, d, f]. `router` routes by a random router, the others
+by logits that stand in the tokens' first E columns, as in apps/bench_case.h. Before its first run each is
 compared with a loop over the experts in fp32 on a small problem; a difference of over 2 % is an error.
 """
 
@@ -38,7 +38,7 @@ class Problem:
         self.x = torch.randn(tokens, d, **options)
         self.router = torch.randn(experts, d, **options) / d**0.5
         if shape["routing"] != "router":
-            self.x[:, :experts] = choice_logits(shape["routing"], tokens, experts, self.k, self.device)
+            self.x[:, :experts] = choice_logits(shape, tokens, experts, self.device)
             self.router.zero_()[:, :experts].fill_diagonal_(1)
         self.up = torch.randn(experts, 2 * f, d, **options) / d**0.5
         self.down = torch.randn(experts, d, f, **options) / f**0.5
@@ -50,14 +50,17 @@ class Problem:
         return [self.x, self.router, self.up, self.down]
 
 
-def choice_logits(routing, tokens, experts, k, device):
-    """Logits [T, E] that send every expert as many tokens, or expert e some by weight 1 / (e + 1)."""
-    if routing == "uniform":
+def choice_logits(shape, tokens, experts, device):
+    """Logits [T, E] that send every expert as many tokens, or expert e some by weight 1 / (e + 1) or loads[e]."""
+    k = shape["k"]
+    if shape["routing"] == "uniform":
         first = (torch.arange(tokens, device=device) * k % experts).unsqueeze(1)
         chosen = (torch.arange(experts, device=device) - first) % experts < k
         return chosen * 4 + 0.1 * torch.randn(tokens, experts, device=device)
     gumbel = -torch.rand(tokens, experts, device=device).clamp(1e-7, 1 - 1e-7).log().neg().log()
-    return gumbel - torch.arange(experts, device=device).log1p()
+    if shape["routing"] == "zipf":
+        return gumbel - torch.arange(experts, device=device).log1p()
+    return gumbel + torch.tensor(shape["loads"], device=device).log()
 
 
 class HuggingFace:

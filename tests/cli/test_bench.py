@@ -73,6 +73,23 @@ class BenchMoeTest(CommandTest):
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn("routing", result.stderr)
 
+    def test_routing_of_a_run(self):
+        run = self.folder / "run"
+        run.mkdir()
+        counts = [[1, 1, 1, 1, 1, 1, 1, 1], [5, 0, 1, 1, 1, 0, 0, 0]]  # the second layer's fullest has more
+        lines = [{"step": 10, "mb_moe/tokens_per_expert": [[8] + [0] * 7]}, {"step": 20, "mb_moe/tokens_per_expert": counts}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')
+        arguments = ["bench", "moe", "--device", "cpu", "--dtype", "fp32", "--rounds", 1, "--routing", "run"]
+        report = json.loads(self.check_command(*arguments, "--json", "--shape", "64,32,16,8,2"))
+        for row in report["rows"]:
+            self.assertEqual(row["routing"], "run")
+            self.assertLess(row["rivals_differ_by"], 1e-5)
+        result = self.run_command(*arguments, "--shape", "64,32,16,4,2")
+        self.assertEqual((result.returncode, "8 experts" in result.stderr), (2, True), result.stderr)
+        (run / "metrics.jsonl").write_text('{"step": 1}\n')
+        result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
+        self.assertEqual((result.returncode, "mb_moe/tokens_per_expert" in result.stderr), (2, True), result.stderr)
+
     # Answers as benchmarks/moe_rivals.py does: "two" takes 2 ms forward, three times that with backward.
     PROGRAM = '''
 import json, sys
