@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -145,6 +146,11 @@ class Contest {
       }
     });
     for (const std::string& name : names) {
+      const auto taken = [&](const Candidate& candidate) { return candidate.name == name; };
+      if (std::any_of(candidates_.begin(), candidates_.end(), taken)) {
+        throw Error(ErrorKind::kInvalidArgument, "--rivals: the name " + name + " is taken",
+                    "give that layer another one");
+      }
       rivals_.push_back(name);
       candidates_.push_back(
           {name, [program, name, backward] { return program->time_ms(name, backward); }});

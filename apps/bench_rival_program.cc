@@ -8,9 +8,12 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <cstring>
 #include <sstream>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "dropless/error.h"
@@ -47,6 +50,11 @@ RivalProgram::RivalProgram(std::string command) : command_(std::move(command)) {
 
 RivalProgram::~RivalProgram() {
   ::close(socket_);  // ends its loop over questions
+  for (int i = 0; i < 100; ++i) {
+    if (::waitpid(child_, nullptr, WNOHANG) != 0) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  ::kill(child_, SIGKILL);
   while (::waitpid(child_, nullptr, 0) == -1 && errno == EINTR) {
   }
 }

@@ -7,9 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <cstdio>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 
@@ -19,7 +17,7 @@ namespace dropless::apps {
 
 class RivalProgram {
  public:
-  // `command` is given to /bin/sh. Errors of all calls: kRuntime, naming the command.
+  // `command` is given to /bin/sh. Errors of all calls: kResource, naming the command.
   explicit RivalProgram(std::string command);
   ~RivalProgram();
   RivalProgram(const RivalProgram&) = delete;

@@ -9,7 +9,7 @@ A line of JSON on standard input asks for something, a line of JSON on standard 
     {"prepare": {"T", "d", "f", "E", "k", "dtype": "bf16", "routing": "router", "loads": [], "device": "cuda:0"}}
         -> {"rivals": {NAME: what it is}, "absent": {NAME: why}}
     {"time": NAME, "backward": false}
-        -> {"ms": milliseconds of one run, or null where it ran out of memory}
+        -> {"ms": milliseconds of one run, or null where it failed, as for want of memory}
 
 All are SwiGLU layers with random weights of [E, 2 f, d] and [E, d, f]. `router` routes by a random router, the others
 by logits that stand in the tokens' first E columns, as in apps/bench_case.h. Before its first run each is
@@ -179,6 +179,10 @@ def time_ms(device, work):
     return begin.elapsed_time(end)
 
 
+def first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class Server:
     def __init__(self, names):
         self.names, self.rivals, self.checked = names, {}, set()
@@ -188,7 +192,11 @@ class Server:
         torch._dynamo.reset()  # or what it compiled for other shapes makes it generalise, and at last give up
         if shape["device"].startswith("cuda"):
             torch.cuda.empty_cache()
-        problem, absent = Problem(shape), {}
+            torch.cuda.set_device(shape["device"])
+        try:
+            problem, absent = Problem(shape), {}
+        except torch.OutOfMemoryError as error:
+            return {"rivals": {}, "absent": {name: first_line(error) for name in self.names}}
         for name in self.names:
             try:
                 if name not in self.checked:
@@ -196,15 +204,17 @@ class Server:
                     self.checked.add(name)
                 self.rivals[name] = RIVALS[name](problem)
             except Exception as error:
-                absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                absent[name] = first_line(error)
         return {"rivals": {name: rival.about for name, rival in self.rivals.items()}, "absent": absent}
 
     def time(self, name, backward):
         rival = self.rivals[name]
         try:
             return {"ms": time_ms(rival.problem.device, lambda: run(rival, backward))}
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except Exception as error:  # it may fail in its compiler or a kernel; the others go on
+            if rival.problem.device.type == "cuda":
+                torch.cuda.empty_cache()
+            print(f"{name}: {first_line(error)}", file=sys.stderr)
             return {"ms": None}
 
 

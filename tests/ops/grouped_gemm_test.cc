@@ -106,6 +106,38 @@ TEST(GroupedGemm, NonFiniteRowsStayInTheirRows) {
   });
 }
 
+TEST(GroupedGemm, InfinitiesOfFewRowsStayInfinite) {
+  std::mt19937_64 rng(6);
+  Tensor a = normal(rng, DType::kBFloat16, {3, 10});
+  a.set(10 + 9, std::numeric_limits<double>::infinity());  // beside a step that is multiplied alone
+  const Tensor b = normal(rng, DType::kBFloat16, {1, 10, 40});
+  for_each_implementation([&](Backend backend) {
+    const Tensor out = product(a, b, false, offsets_of({3}), backend);
+    for (std::int64_t i = 0; i < out.numel(); ++i) {
+      EXPECT_EQ(std::isinf(out.get(i)), i / 40 == 1) << i;
+      EXPECT_FALSE(std::isnan(out.get(i))) << i;
+    }
+  });
+}
+
+TEST(GroupedGemm, ThreadsDoNotChangeFewRows) {
+  std::mt19937_64 rng(7);
+  const Tensor offsets = offsets_of({1, 8, 0, 3});
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const Tensor a = normal(rng, dtype, {12, 300}), bt = normal(rng, dtype, {4, 2100, 300}),
+                 b = normal(rng, dtype, {4, 300, 2100});
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    const Tensor along = product(a, bt, true, offsets), across = product(a, b, false, offsets);
+    for (int n : {2, 3, 5}) {
+      omp_set_num_threads(n);
+      EXPECT_TRUE(same_bits(product(a, bt, true, offsets), along)) << n;
+      EXPECT_TRUE(same_bits(product(a, b, false, offsets), across)) << n;
+    }
+    omp_set_num_threads(threads);
+  }
+}
+
 TEST(GroupedGemm, GradientsEqualFiniteDifferences) {
   std::mt19937_64 rng(4);
   const DType wide = DType::kFloat64;

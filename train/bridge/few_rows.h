@@ -6,11 +6,11 @@
 
 namespace dropless::train {
 
-// Whether few_rows_product() is the faster one: up to eight rows on the CPU, no gradients, and a weight too
-// large for the caches. rows_RK, weight_NK: what is to be multiplied.
-bool few_rows_pay(const at::Tensor& rows_RK, const at::Tensor& weight_NK);
+// Whether few_rows_product() is the faster one for `rows` rows of the weight's type: up to eight on the CPU, no
+// gradients, and a contiguous weight too large for the caches.
+bool few_rows_may_pay(std::int64_t rows, const at::Tensor& weight_NK);
 
-// rows W^T [R, N], both contiguous and of one type: fp32, bf16 or fp16.
+// rows W^T [R, N], both contiguous and of one type.
 at::Tensor few_rows_product(const at::Tensor& rows_RK, const at::Tensor& weight_NK);
 
 }  // namespace dropless::train

@@ -85,7 +85,7 @@ class SafetensorsFile {
   // Part of one tensor, `offset` bytes into it.
   void read_part(const TensorInfo& tensor, std::uint64_t offset, void* data,
                  std::size_t bytes) const;
-  // All bytes of a tensor, as FileReader::map() has them; every call shares one mapping.
+  // All bytes of a tensor, as FileReader::map() has them; every call shares one mapping. For one thread at a time.
   std::shared_ptr<std::byte> map(const TensorInfo& tensor) const;
 
  private:

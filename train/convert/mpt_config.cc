@@ -1,5 +1,6 @@
 #include "train/convert/mpt_config.h"
 
+#include <cmath>
 #include <algorithm>
 
 #include "train/base/yaml.h"
@@ -65,8 +66,9 @@ OrderedJson block_of(const Json& json, const std::string& path) {
 
 // transformers' class takes no float for an int, however round.
 OrderedJson number(double value) {
-  const auto whole = static_cast<std::int64_t>(value);
-  return static_cast<double>(whole) == value ? OrderedJson(whole) : OrderedJson(value);
+  constexpr double kMostExact = 9007199254740992;  // 2^53
+  const bool whole = std::abs(value) <= kMostExact && std::trunc(value) == value;
+  return whole ? OrderedJson(static_cast<std::int64_t>(value)) : OrderedJson(value);
 }
 
 OrderedJson attention_block(const ModelConfig& config) {

@@ -356,10 +356,11 @@ at::Tensor map_tensor(const TensorFolder& source, const MappedTensor& target, at
                         !source.has_terms(piece.source);
   if (!as_it_is || entry.info.bytes() == 0) return {};
   const std::shared_ptr<std::byte> bytes = entry.file->map(entry.info);
-  const std::int64_t offset =
-      piece.first_row * piece.columns * static_cast<std::int64_t>(c10::elementSize(type));
-  return at::from_blob(
-      bytes.get() + offset, target.tensor.shape, [bytes](void*) {}, type);
+  const std::size_t element = c10::elementSize(type);
+  std::byte* at = bytes.get() + static_cast<std::size_t>(piece.first_row * piece.columns) * element;
+  // The format asks for no alignment: other writers' headers may have any length.
+  if (reinterpret_cast<std::uintptr_t>(at) % element != 0) return {};
+  return at::from_blob(at, target.tensor.shape, [bytes](void*) {}, type);
 }
 
 at::Tensor read_whole(const TensorFolder& source, const std::string& name) {

@@ -98,7 +98,7 @@ at::Tensor read_whole(const TensorFolder& source, const MappedTensor& target);
 at::ScalarType common_type(const TensorFolder& source, const MappedTensor& target);
 
 // `target` where it lies in its file (SafetensorsFile::map); undefined where it is not stored as it is:
-// in pieces, transposed, with terms, or of another type than `type`.
+// in pieces, transposed, unaligned, with terms, or of another type than `type`.
 at::Tensor map_tensor(const TensorFolder& source, const MappedTensor& target, at::ScalarType type);
 
 // The bytes of `target` as contiguous CPU tensors of `type`, one after the other. Memory is bounded

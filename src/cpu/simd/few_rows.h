@@ -148,6 +148,13 @@ template <class, class, int steps>
 void add_steps(const BFloat16* a, int n, const BFloat16* b, std::int64_t b_stride,
                std::int64_t cols, float* sums, std::int64_t stride, bool add) {
   static_assert(steps == 1 || steps % 2 == 0);
+  // A single step's pair has a zero of its own: what follows in A may be infinite.
+  const auto pair = [](const BFloat16* at) {
+    if constexpr (steps > 1) return broadcast_group(at);
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, at, sizeof(bits));
+    return (__m512bh)_mm512_set1_epi32(bits);
+  };
   constexpr int kPairs = (steps + 1) / 2;
   const __m512i low = _mm512_load_si512(kPairOrder.of[0]);
   const __m512i high = _mm512_load_si512(kPairOrder.of[1]);
@@ -172,7 +179,7 @@ void add_steps(const BFloat16* a, int n, const BFloat16* b, std::int64_t b_strid
         float* at = sums + i * stride + j + 16 * half;
         Vec<float> sum = add ? load_first(at, lanes) : Vec<float>{};
 #pragma GCC unroll 4
-        for (int s = 0; s < kPairs; ++s) sum = fma(broadcast_group(a_i + 2 * s), b_j[s][half], sum);
+        for (int s = 0; s < kPairs; ++s) sum = fma(pair(a_i + 2 * s), b_j[s][half], sum);
         store_first(at, sum, lanes);
       }
     }
@@ -226,9 +233,7 @@ void few_rows_product(const GemmOperand& a, const GemmOperand& b, OperandLayout 
       for (int i = 0; i < n; ++i) {
         const S* from = static_cast<const S*>(a.data) + source_row(a, i) * a.stride + first;
         if constexpr (sizeof(P) == 2) {
-          P* row = to + i * kFewPitch;
-          __builtin_memcpy(row, from, static_cast<std::size_t>(depth) * sizeof(P));
-          row[depth] = {};  // an odd depth's last pair
+          __builtin_memcpy(to + i * kFewPitch, from, static_cast<std::size_t>(depth) * sizeof(P));
         } else {
           copy_row(from, to + i * kFewPitch, depth);
         }

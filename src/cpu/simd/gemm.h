@@ -123,8 +123,8 @@ void run_block(const GemmBlock& block) {
 
 void gemm_block(const GemmBlock& block) {
   const DType operands = product_type(block.a[0].dtype, block.b[0].dtype);
-  const bool few =
-      block.rows <= kFewRows && block.cols <= kFewCols && block.a_layout == OperandLayout::kAlongK;
+  const bool few = block.rows <= kFewRows && block.cols <= kFewCols &&
+                   block.a_layout == OperandLayout::kAlongK && block.b[0].rows == nullptr;
   visit_packed(packed_type(operands), [&](auto zero) {
     using P = decltype(zero);
     few ? run_few_rows<P>(block) : run_block<P>(block);
