@@ -41,6 +41,17 @@ TEST(Clip, ScalesLargeNormsDownAndLeavesSmallOnes) {
   EXPECT_NEAR(at::cosine_similarity(parameters[1].grad(), before, 0).item<double>(), 1.0, 1e-6);
 }
 
+TEST(Clip, BoundsASpikeOfTenThousandTimes) {
+  const auto parameters = parameters_with_gradients();
+  const double norm = global_grad_norm(parameters).item<double>();
+  for (const at::Tensor& p : parameters) {
+    if (p.grad().defined()) p.mutable_grad().mul_(1e4);
+  }
+  clip_gradients({ClipType::kNorm, norm}, parameters, global_grad_norm(parameters));
+  EXPECT_LE(global_grad_norm(parameters).item<double>(), norm * (1 + 1e-6));
+  EXPECT_GT(global_grad_norm(parameters).item<double>(), norm * 0.999);
+}
+
 TEST(Clip, ByValueClampsEachElement) {
   const auto parameters = parameters_with_gradients();
   clip_gradients({ClipType::kValue, 0.25}, parameters, global_grad_norm(parameters));
