@@ -1,7 +1,7 @@
 #include "train/convert/mpt_config.h"
 
-#include <cmath>
 #include <algorithm>
+#include <cmath>
 
 #include "train/base/yaml.h"
 #include "train/convert/config_keys.h"

@@ -360,7 +360,8 @@ at::Tensor map_tensor(const TensorFolder& source, const MappedTensor& target, at
   std::byte* at = bytes.get() + static_cast<std::size_t>(piece.first_row * piece.columns) * element;
   // The format asks for no alignment: other writers' headers may have any length.
   if (reinterpret_cast<std::uintptr_t>(at) % element != 0) return {};
-  return at::from_blob(at, target.tensor.shape, [bytes](void*) {}, type);
+  return at::from_blob(
+      at, target.tensor.shape, [bytes](void*) {}, type);
 }
 
 at::Tensor read_whole(const TensorFolder& source, const std::string& name) {
