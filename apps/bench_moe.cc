@@ -18,7 +18,6 @@
 #include <vector>
 
 #include "apps/bench_case.h"
-#include "apps/bench_graph.h"
 #include "apps/bench_moe_cpu.h"
 #include "apps/bench_moe_decode.h"
 #include "apps/bench_moe_kernels.h"
@@ -29,6 +28,7 @@
 #include "dropless/error.h"
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
+#include "train/bridge/device_graph.h"
 #include "train/nn/moe_torch.h"
 #include "train/run/memory.h"
 

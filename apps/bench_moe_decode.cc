@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "apps/bench_graph.h"
 #include "apps/bench_timing.h"
 #include "train/bridge/device.h"
+#include "train/bridge/device_graph.h"
 #include "train/run/memory.h"
 
 namespace dropless::apps {

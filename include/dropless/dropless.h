@@ -4,6 +4,7 @@
 #include "dropless/activation.h"
 #include "dropless/backend.h"
 #include "dropless/block_sparse.h"
+#include "dropless/decode.h"
 #include "dropless/dtype.h"
 #include "dropless/error.h"
 #include "dropless/grouped_gemm.h"

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "dropless/error.h"
+#include "src/cuda/decode.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/small_batch.h"
 
@@ -122,6 +123,8 @@ void column_sums(ConstTensorView, const float*, const std::int64_t*, const void*
                  Stream) {
   unavailable("column_sums");
 }
+void decode_add_norm(const DecodeAddNormArgs&, Stream) { unavailable("decode_add_norm"); }
+void decode_attention(const DecodeAttentionArgs&, Stream) { unavailable("decode_attention"); }
 CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {
   unavailable("CurrentDevice");
 }

@@ -1,5 +1,4 @@
-// The part of libtorch that the trainer uses: tensors, autograd and gradient modes. Also the
-// precompiled header of every room above it (8 s of parsing a file otherwise).
+// The part of libtorch that the trainer uses: tensors, autograd and gradient modes.
 #pragma once
 
 #include <ATen/ATen.h>

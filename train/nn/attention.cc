@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "dropless/error.h"
@@ -89,6 +90,11 @@ void read_scores(const YamlMap& map, AttentionConfig& config) {
   if (qk_ln && qk_gn) map.fail("qk_gn", "qk_ln and qk_gn exclude each other", "keep one of them");
   if (qk_ln) config.qk_norm = QkNorm::kWhole;
   if (qk_gn) config.qk_norm = QkNorm::kPerHead;
+  config.clip_after_norm = map.get<bool>("clip_qkv_after_norm", false);
+  if (config.clip_qkv == 0 || config.qk_norm == QkNorm::kNone) {
+    map.no_effect("clip_qkv_after_norm", "there is no clip_qkv, or no norm of queries and keys");
+    config.clip_after_norm = false;
+  }
   config.softmax_scale = map.find_positive<double>("softmax_scale");
   config.alibi = map.get<bool>("alibi", false);
   config.alibi_bias_max = map.positive<double>("alibi_bias_max", config.alibi_bias_max);
@@ -215,9 +221,13 @@ Attention::Projected Attention::project(const at::Tensor& x_BSD, bool training) 
   }
   const auto finished = [&](const at::Tensor& y, const LoraAdapter& adapter) {
     const at::Tensor sum = adapter.add_to(y, x_BSD, training);
-    return config_.clip_qkv > 0 ? sum.clamp(-config_.clip_qkv, config_.clip_qkv) : sum;
+    return config_.clip_after_norm ? sum : clipped(sum);
   };
   return {finished(q, q_adapter_), finished(k, k_adapter_), finished(v, v_adapter_)};
+}
+
+at::Tensor Attention::clipped(const at::Tensor& x) const {
+  return config_.clip_qkv > 0 ? x.clamp(-config_.clip_qkv, config_.clip_qkv) : x;
 }
 
 // For the queries at positions past .. past + S - 1 and the keys from first_key on: which are seen
@@ -231,17 +241,28 @@ at::Tensor Attention::make_mask(std::int64_t past, std::int64_t first_key, std::
   const bool causal_only = !documents && !windowed && !padded && !config_.alibi;
   if (causal_only && (S == 1 || (past == 0 && config_.logit_softcap == 0))) return {};
   const auto options = at::TensorOptions(at::kLong).device(device_);
-  const at::Tensor i = at::arange(past, past + S, options).unsqueeze(1);
-  const at::Tensor distance = at::arange(first_key, past + S, options) - i;  // [S, keys]
+  return mask_of(at::arange(past, past + S, options), at::arange(first_key, past + S, options),
+                 pass);
+}
+
+// Of a cache with room for `keys`, of which those behind the query's position are not seen.
+at::Tensor Attention::make_mask_at(const at::Tensor& position_1, std::int64_t keys,
+                                   const AttentionPass& pass) const {
+  return mask_of(position_1, at::arange(keys, position_1.options()), pass);
+}
+
+// Of queries at positions i [S] and keys at positions `key` [keys].
+at::Tensor Attention::mask_of(const at::Tensor& i, const at::Tensor& key,
+                              const AttentionPass& pass) const {
+  const at::Tensor distance = key - i.unsqueeze(1);  // [S, keys]
   at::Tensor seen = distance <= 0;
   if (config_.window >= 0) seen = seen & (distance >= -config_.window);
   seen = seen.unsqueeze(0).unsqueeze(0);
-  if (documents) {
+  if (config_.sequence_ids && pass.sequence_ids_BS.defined()) {
     const at::Tensor& ids = pass.sequence_ids_BS;
     seen = seen & (ids.unsqueeze(2) == ids.unsqueeze(1)).unsqueeze(1);
   }
-  if (padded) {
-    const at::Tensor key = at::arange(first_key, past + S, options);
+  if (pass.pads_B.defined()) {
     // Padding sees itself: a softmax over nothing is no number.
     seen = seen & ((key >= pass.pads_B.view({-1, 1, 1, 1})) | (distance == 0));
   }
@@ -265,6 +286,17 @@ at::Tensor Attention::fused_attention(const at::Tensor& q, const at::Tensor& k, 
   // query would pay for its whole cache instead.
   const NoAutocastGuard no_autocast(q.device());
   return run(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat)).to(q.scalar_type());
+}
+
+void Attention::write_cache(KeyValueCache& cache, const at::Tensor& k, const at::Tensor& v,
+                            const AttentionPass& pass) const {
+  for (const auto& [into, now] : {std::pair(&cache.keys, &k), std::pair(&cache.values, &v)}) {
+    if (pass.position_1.defined()) {
+      into->index_copy_(2, pass.position_1, now->to(into->scalar_type()));
+    } else {
+      *into = into->defined() ? at::cat({*into, *now}, 2) : *now;
+    }
+  }
 }
 
 // q [B, H, S, d]; k, v [B, G, keys, d] -> [B, H, S, d].
@@ -294,7 +326,8 @@ at::Tensor Attention::attend(const at::Tensor& q, const at::Tensor& k, const at:
 at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, AttentionPass& pass) {
   const std::int64_t B = x_BSD.size(0), S = x_BSD.size(1);
   const std::int64_t H = config_.n_heads, G = config_.kv_n_heads, hd = config_.head_dim;
-  const std::int64_t past = cache && cache->keys.defined() ? cache->keys.size(2) : 0;
+  const bool has_room = pass.position_1.defined();
+  const std::int64_t past = cache && cache->keys.defined() && !has_room ? cache->keys.size(2) : 0;
 
   const Projected parts = project(x_BSD, pass.training);
   const auto heads_of = [&](const at::Tensor& part, const std::optional<Norm>& norm,
@@ -303,29 +336,68 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, Att
     at::Tensor x_BSHd = norm && whole ? norm->forward(part).to(part.scalar_type()) : part;
     x_BSHd = x_BSHd.view({B, S, heads, hd});
     if (norm && !whole) x_BSHd = norm->forward(x_BSHd).to(part.scalar_type());
-    return (rope_ ? rope_->forward(x_BSHd, past) : x_BSHd).transpose(1, 2);
+    if (config_.clip_after_norm) x_BSHd = clipped(x_BSHd);
+    if (rope_) {
+      x_BSHd = has_room ? rope_->forward_at(x_BSHd, pass.position_1, cache->keys.size(2))
+                        : rope_->forward(x_BSHd, past);
+    }
+    return x_BSHd.transpose(1, 2);
   };
   const at::Tensor q = heads_of(parts.q, q_norm_, H);
   at::Tensor k = heads_of(parts.k, k_norm_, G);
-  at::Tensor v = parts.v.view({B, S, G, hd}).transpose(1, 2);
+  const at::Tensor values = config_.clip_after_norm ? clipped(parts.v) : parts.v;
+  at::Tensor v = values.view({B, S, G, hd}).transpose(1, 2);
   if (cache) {
-    cache->keys = past > 0 ? at::cat({cache->keys, k}, 2) : k;
-    cache->values = past > 0 ? at::cat({cache->values, v}, 2) : v;
+    write_cache(*cache, k, v, pass);
     k = cache->keys;
     v = cache->values;
   }
   // A single query needs no key before its window.
-  const std::int64_t first_key =
-      S == 1 && config_.window >= 0 ? std::max<std::int64_t>(0, past - config_.window) : 0;
+  const std::int64_t first_key = S == 1 && config_.window >= 0 && !has_room
+                                     ? std::max<std::int64_t>(0, past - config_.window)
+                                     : 0;
   if (first_key > 0) {
     k = k.narrow(2, first_key, past + S - first_key);
     v = v.narrow(2, first_key, past + S - first_key);
   }
   const auto [entry, is_new] = pass.masks.try_emplace(config_.window);
-  if (is_new) entry->second = make_mask(past, first_key, S, pass);
+  if (is_new) {
+    entry->second = has_room ? make_mask_at(pass.position_1, k.size(2), pass)
+                             : make_mask(past, first_key, S, pass);
+  }
   const at::Tensor out = attend(q, k, v, entry->second, pass.training ? config_.dropout : 0.0);
   const at::Tensor heads = out.transpose(1, 2).reshape({B, S, H * hd});
   return out_adapter_.add_to(linear_layer(heads, out_weight_, out_bias_), heads, pass.training);
+}
+
+bool Attention::decodes(at::ScalarType type) const {
+  constexpr std::int64_t kMostHeadDim = 256;
+  return has_decode_kernels(type, device_) && config_.fused_qkv && !config_.lora &&
+         config_.head_dim <= kMostHeadDim && config_.head_dim % 2 == 0 && !config_.sequence_ids;
+}
+
+at::Tensor Attention::decode(const at::Tensor& x_BD, KeyValueCache& cache,
+                             const AttentionPass& pass) {
+  DecodeAttentionTensors tensors{.heads = config_.n_heads,
+                                 .groups = config_.kv_n_heads,
+                                 .head_dim = config_.head_dim,
+                                 .q_norm = {},
+                                 .k_norm = {},
+                                 .clip = config_.clip_qkv,
+                                 .clip_after_norm = config_.clip_after_norm,
+                                 .cos_PI = {},
+                                 .sin_PI = {}};
+  if (q_norm_) tensors.q_norm = q_norm_->tensors();
+  if (k_norm_) tensors.k_norm = k_norm_->tensors();
+  if (rope_) std::tie(tensors.cos_PI, tensors.sin_PI) = rope_->tables(cache.keys.size(2));
+  tensors.scale = config_.softmax_scale.value_or(1 / std::sqrt(double(config_.head_dim)));
+  tensors.softcap = config_.logit_softcap;
+  tensors.window = config_.window;
+  if (slopes_H11_.defined()) tensors.slopes_H = slopes_H11_.view({config_.n_heads});
+  const at::Tensor qkv_BN = linear_layer(x_BD, weights_[0], biases_[0]);
+  const at::Tensor heads_BN =
+      decode_attention(tensors, qkv_BN, pass.position_1, pass.pads_B, cache.keys, cache.values);
+  return linear_layer(heads_BN, out_weight_, out_bias_);
 }
 
 }  // namespace dropless::train

@@ -44,7 +44,8 @@ struct AttentionConfig {
   std::int64_t n_heads = 0;
   std::int64_t kv_n_heads = 0;
   std::int64_t head_dim = 0;
-  double clip_qkv = 0;  // 0: off; else q, k and v are clamped to [-clip, clip] before RoPE
+  double clip_qkv = 0;           // 0: off; else q, k and v are clamped to [-clip, clip] before RoPE
+  bool clip_after_norm = false;  // behind qk_norm, as OLMoE does; else before it, as LLM Foundry
   std::optional<double> softmax_scale;  // absent: 1 / sqrt(head_dim)
   bool rope = false;
   double rope_theta = 10000;
@@ -68,7 +69,8 @@ struct AttentionConfig {
   static AttentionConfig from_yaml(const YamlMap& map, const AttentionShape& shape);
 };
 
-// Keys and values of the tokens seen so far, [B, G, S, head_dim].
+// Keys and values of the tokens seen so far, [B, G, S, head_dim]; of a pass with a position_1 with room for
+// more behind them.
 struct KeyValueCache {
   at::Tensor keys, values;
 };
@@ -78,6 +80,7 @@ struct AttentionPass {
   at::Tensor sequence_ids_BS;                // int64; undefined: a row is one document
   bool training = false;                     // dropout is on
   at::Tensor pads_B;                         // as PassOptions::pads_B
+  at::Tensor position_1;                     // as PassOptions::position_1
   std::map<std::int64_t, at::Tensor> masks;  // by window; made by the first layer that has it
 };
 
@@ -100,6 +103,10 @@ class Attention {
     AttentionPass pass;
     return forward(x_BSD, cache, pass);
   }
+  // Whether decode() computes this layer, with products in `type`.
+  bool decodes(at::ScalarType type) const;
+  // The same as forward() with a position_1, in the kernels that a GPU has for it: x [B, D] -> [B, D].
+  at::Tensor decode(const at::Tensor& x_BD, KeyValueCache& cache, const AttentionPass& pass);
 
  private:
   struct Projected {
@@ -107,8 +114,14 @@ class Attention {
   };
   void make_adapters(const std::string& name, ParameterMaker& maker);
   Projected project(const at::Tensor& x_BSD, bool training) const;
+  at::Tensor clipped(const at::Tensor& x) const;
+  void write_cache(KeyValueCache& cache, const at::Tensor& k, const at::Tensor& v,
+                   const AttentionPass& pass) const;
   at::Tensor make_mask(std::int64_t past, std::int64_t first_key, std::int64_t S,
                        const AttentionPass& pass) const;
+  at::Tensor make_mask_at(const at::Tensor& position_1, std::int64_t keys,
+                          const AttentionPass& pass) const;
+  at::Tensor mask_of(const at::Tensor& i, const at::Tensor& key, const AttentionPass& pass) const;
   at::Tensor fused_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const at::Tensor& mask, double dropout) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

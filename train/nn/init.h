@@ -49,7 +49,6 @@ struct InitConfig {
   static InitConfig from_yaml(const YamlMap& map);
 };
 
-// Makes parameters one after the other and keeps them in that order.
 // How weights are held.
 struct WeightOptions {
   at::ScalarType type = at::kFloat;
@@ -60,6 +59,7 @@ struct WeightOptions {
   bool drawn = true;
 };
 
+// Makes parameters one after the other and keeps them in that order.
 class ParameterMaker {
  public:
   ParameterMaker(const InitConfig& config, std::int64_t d_model, std::int64_t n_layers,

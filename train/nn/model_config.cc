@@ -196,16 +196,6 @@ void refuse_unsupported(const YamlMap& map) {
              "weights are float32; `precision` says in which type products run");
 }
 
-void read_lora(const YamlMap& map, ModelConfig& config) {
-  const auto peft = map.find_map("peft_config");
-  if (!peft) return map.no_effect("should_save_peft_only", "there is no peft_config");
-  map.no_effect("should_save_peft_only",
-                "checkpoints hold the model too; `convert --to peft` writes the adapter alone");
-  const MoELayerConfig* moe = config.moe();
-  config.set_lora(
-      LoraConfig::from_yaml(*peft, moe ? moe->moe.glu : std::get<FfnConfig>(config.ffn).glu));
-}
-
 void check_name(const YamlMap& map) {
   const std::string name = map.get<std::string>("name", "mpt_causal_lm");
   if (name == "mpt_causal_lm") return;
@@ -267,7 +257,7 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
       map.get<bool>("learned_pos_emb", true) && !config.attention.rope && !config.attention.alibi;
   read_ffn(map.find_map("ffn_config"), default_ffn_size(map, config.d_model), config);
   if (const auto init = map.find_map("init_config")) config.init = InitConfig::from_yaml(*init);
-  read_lora(map, config);
+  config.read_lora(map);
   refuse_unsupported(map);
   accept_without_effect(map);
   map.finish();
@@ -292,6 +282,14 @@ AttentionConfig ModelConfig::attention_of(std::int64_t layer) const {
   AttentionConfig config = attention;
   if (!layer_windows.empty()) config.window = layer_windows[static_cast<std::size_t>(layer)];
   return config;
+}
+
+void ModelConfig::read_lora(const YamlMap& map) {
+  const auto peft = map.find_map("peft_config");
+  if (!peft) return map.no_effect("should_save_peft_only", "there is no peft_config");
+  map.no_effect("should_save_peft_only",
+                "checkpoints hold the model too; `convert --to peft` writes the adapter alone");
+  set_lora(LoraConfig::from_yaml(*peft, moe() ? moe()->moe.glu : std::get<FfnConfig>(ffn).glu));
 }
 
 void ModelConfig::set_lora(const std::optional<LoraConfig>& config) {
@@ -323,6 +321,7 @@ std::vector<std::pair<std::string, std::string>> ModelConfig::maths() const {
   add("norm_eps", norm.eps);
   add("attn_config.kv_n_heads", attention.kv_n_heads);
   add("attn_config.clip_qkv", attention.clip_qkv);
+  add("attn_config.clip_qkv_after_norm", attention.clip_after_norm);
   add("attn_config.qk_ln", attention.qk_norm == QkNorm::kWhole);
   add("attn_config.qk_gn", attention.qk_norm == QkNorm::kPerHead);
   add("attn_config.softmax_scale",

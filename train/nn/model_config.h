@@ -46,6 +46,8 @@ struct ModelConfig {
   // Reads the `model` block. Throws Error(kInvalidArgument) with the place.
   static ModelConfig from_yaml(const YamlMap& map);
 
+  // Those of the `model` block's peft_config, where it has one.
+  void read_lora(const YamlMap& map);
   // Gives every layer these adapters, or none.
   void set_lora(const std::optional<LoraConfig>& config);
 

@@ -17,4 +17,8 @@ at::Tensor Norm::forward(const at::Tensor& in) const {
   return at::layer_norm(x, {d_}, weight_, bias_, config_.eps);
 }
 
+DecodeNormTensors Norm::tensors() const {
+  return {config_.type == NormType::kRmsNorm, config_.eps, weight_, bias_};
+}
+
 }  // namespace dropless::train

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "train/bridge/decode.h"
 #include "train/nn/init.h"
 
 namespace dropless::train {
@@ -22,6 +23,7 @@ class Norm {
   // Parameters NAME.weight [d] and, for LayerNorm with bias, NAME.bias [d].
   Norm(const NormConfig& config, const std::string& name, std::int64_t d, ParameterMaker& maker);
   at::Tensor forward(const at::Tensor& x) const;  // over the last dimension; any leading shape
+  DecodeNormTensors tensors() const;
 
  private:
   NormConfig config_;

@@ -239,16 +239,32 @@ void Rope::fill(std::int64_t positions) {
   cast_cos_ = cast_sin_ = at::Tensor();
 }
 
+// Cast whole and kept: what every call saves for backward is then a view.
+void Rope::cast_tables(const at::Tensor& x) {
+  const at::ScalarType type = table_type(x);
+  if (cast_cos_.defined() && cast_cos_.scalar_type() == type) return;
+  cast_cos_ = cos_.to(type);
+  cast_sin_ = sin_.to(type);
+}
+
 at::Tensor Rope::forward(const at::Tensor& x, std::int64_t first) {
   fill(first + x.size(1));
-  // Cast whole and kept: what every call saves for backward is then a view.
-  const at::ScalarType type = table_type(x);
-  if (!cast_cos_.defined() || cast_cos_.scalar_type() != type) {
-    cast_cos_ = cos_.to(type);
-    cast_sin_ = sin_.to(type);
-  }
+  cast_tables(x);
   return RopeFunction::apply(x, cast_cos_.narrow(0, first, x.size(1)),
                              cast_sin_.narrow(0, first, x.size(1)));
+}
+
+std::pair<at::Tensor, at::Tensor> Rope::tables(std::int64_t positions) {
+  fill(positions);
+  return {cos_.squeeze(1), sin_.squeeze(1)};
+}
+
+at::Tensor Rope::forward_at(const at::Tensor& x, const at::Tensor& position_1,
+                            std::int64_t positions) {
+  fill(positions);
+  cast_tables(x);
+  return rotate(x, cast_cos_.index_select(0, position_1), cast_sin_.index_select(0, position_1),
+                1.0);
 }
 
 }  // namespace dropless::train

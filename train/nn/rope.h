@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "train/base/yaml.h"
 #include "train/bridge/torch.h"
@@ -58,9 +59,14 @@ class Rope {
        at::ScalarType type = at::kFloat);
   // x [B, S, heads, head_dim] of tokens at positions first, first + 1, ...
   at::Tensor forward(const at::Tensor& x, std::int64_t first);
+  // Of at least `positions` rows, [P, head_dim / 2] each.
+  std::pair<at::Tensor, at::Tensor> tables(std::int64_t positions);
+  // x [B, 1, heads, head_dim] at a position that only the device knows, int64 [1], below `positions`.
+  at::Tensor forward_at(const at::Tensor& x, const at::Tensor& position_1, std::int64_t positions);
 
  private:
   void fill(std::int64_t positions);
+  void cast_tables(const at::Tensor& x);
 
   std::int64_t head_dim_;
   double theta_;

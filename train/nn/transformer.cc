@@ -1,5 +1,6 @@
 #include "train/nn/transformer.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <variant>
@@ -88,14 +89,11 @@ at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
   at::Tensor x = embedding(wte_, tokens_BS);
   if (wpe_.defined()) {
     const std::int64_t end = first + tokens_BS.size(1);
-    if (end > config_.max_seq_len) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  "position " + std::to_string(end - 1) + " is beyond the " +
-                      std::to_string(config_.max_seq_len) + " learned positions of this model",
-                  "shorten the prompt or ask for fewer new tokens");
-    }
+    check_positions(end);
     // Rotated positions need no shift: only their differences count.
-    at::Tensor positions = at::arange(first, end, tokens_BS.options()).unsqueeze(0);
+    at::Tensor positions = options.position_1.defined()
+                               ? options.position_1.unsqueeze(0)
+                               : at::arange(first, end, tokens_BS.options()).unsqueeze(0);
     if (options.pads_B.defined()) {
       positions = (positions - options.pads_B.unsqueeze(1)).clamp_min(0);
     }
@@ -106,8 +104,47 @@ at::Tensor Transformer::embed(const at::Tensor& tokens_BS, std::int64_t first,
   return training ? drop(x, config_.emb_pdrop) : x;
 }
 
+void Transformer::check_positions(std::int64_t end) const {
+  if (!wpe_.defined() || end <= config_.max_seq_len) return;
+  throw Error(ErrorKind::kInvalidArgument,
+              "position " + std::to_string(end - 1) + " is beyond the " +
+                  std::to_string(config_.max_seq_len) + " learned positions of this model",
+              "shorten the prompt or ask for fewer new tokens");
+}
+
+bool Transformer::can_be_captured(Precision precision) const {
+  if (!device_.is_cuda() || config_.attention.rope_scaling.type == RopeScaling::Type::kDynamic) {
+    return false;
+  }
+  const MoELayerConfig* moe = config_.moe();
+  return moe == nullptr ||
+         resolve_backend(*moe, compute_type(precision), device_).backend == MoEBackend::kDropless;
+}
+
+ModelCache with_room(const ModelCache& cache, std::int64_t positions) {
+  ModelCache larger;
+  const auto widen = [&](const at::Tensor& held) {
+    std::vector<std::int64_t> sizes = held.sizes().vec();
+    sizes[2] = positions;
+    const at::Tensor room = at::zeros(sizes, held.options());
+    const std::int64_t filled = std::min(held.size(2), positions);
+    room.narrow(2, 0, filled).copy_(held.narrow(2, 0, filled));
+    return room;
+  };
+  for (const KeyValueCache& layer : cache.layers) {
+    larger.layers.push_back({widen(layer.keys), widen(layer.values)});
+  }
+  return larger;
+}
+
 at::Tensor Transformer::forward(const at::Tensor& tokens_BS, RouterRecord& record,
                                 ModelCache* cache, const PassOptions& options) {
+  if (options.position_1.defined()) {
+    const at::ScalarType type =
+        AutocastState::of(device_).enabled ? AutocastState::of(device_).dtype : stream_type_;
+    return decodes(type) ? decode(tokens_BS, record, *cache, options, type)
+                         : run(tokens_BS, 0, record, cache, options);
+  }
   if (cache && cache->layers.empty()) cache->layers.resize(blocks_.size());
   const bool cached = cache && cache->layers[0].keys.defined();
   const std::int64_t first = cached ? cache->layers[0].keys.size(2) : 0, S = tokens_BS.size(1);
@@ -185,6 +222,7 @@ at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, Rou
   pass->sequence_ids_BS = options.sequence_ids_BS;
   pass->training = training;
   pass->pads_B = options.pads_B;
+  pass->position_1 = options.position_1;
   begin_stream(options, 0);
   at::Tensor x = embed(tokens_BS, first, options);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
@@ -194,10 +232,44 @@ at::Tensor Transformer::run(const at::Tensor& tokens_BS, std::int64_t first, Rou
       x = run_block(i, x, record, cache ? &cache->layers[i] : nullptr, *pass, options);
     }
   }
-  at::Tensor logits = linear_layer(norm_f_->forward(x), lm_head_.defined() ? lm_head_ : wte_);
+  return logits_of(norm_f_->forward(x));
+}
+
+at::Tensor Transformer::logits_of(const at::Tensor& normed) const {
+  at::Tensor logits = linear_layer(normed, lm_head_.defined() ? lm_head_ : wte_);
   if (config_.logit_scale != 1) logits = logits * config_.logit_scale;
   const double cap = config_.final_logit_softcap;
   return cap > 0 ? at::tanh(logits / cap) * cap : logits;
+}
+
+bool Transformer::decodes(at::ScalarType type) const {
+  constexpr std::int64_t kMostWidth = 16384;
+  return stream_type_ == at::kFloat && !config_.lora && config_.d_model % 4 == 0 &&
+         config_.d_model <= kMostWidth &&
+         std::all_of(blocks_.begin(), blocks_.end(),
+                     [&](const Block& block) { return block.attention.decodes(type); });
+}
+
+// What a block adds to the stream is added by the norm behind it.
+at::Tensor Transformer::decode(const at::Tensor& tokens_B1, RouterRecord& record, ModelCache& cache,
+                               const PassOptions& options, at::ScalarType type) {
+  AttentionPass pass;
+  pass.pads_B = options.pads_B;
+  pass.position_1 = options.position_1;
+  const at::Tensor x_BD = embed(tokens_B1, 0, options).squeeze(1).contiguous();
+  at::Tensor y_BD;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    Block& block = blocks_[i];
+    const at::Tensor in_BD = decode_add_norm(x_BD, y_BD, block.norm_1.tensors(), type);
+    y_BD = block.attention.decode(in_BD, cache.layers[i], pass);
+    const at::Tensor normed_B1D =
+        decode_add_norm(x_BD, y_BD, block.norm_2.tensors(), type).unsqueeze(1);
+    const MoE* moe = std::get_if<MoE>(&block.ffn);
+    const at::Tensor fed_B1D = moe != nullptr ? moe->forward(normed_B1D, record, false)
+                                              : std::get<Ffn>(block.ffn).forward(normed_B1D);
+    y_BD = fed_B1D.squeeze(1).to(type);
+  }
+  return logits_of(decode_add_norm(x_BD, y_BD, norm_f_->tensors(), type).unsqueeze(1));
 }
 
 void Transformer::update_selection_bias(const at::Tensor& tokens_per_expert_LE) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "train/nn/model_config.h"
+#include "train/nn/precision.h"
 
 namespace dropless::train {
 
@@ -26,6 +27,10 @@ struct ModelCache {
   std::vector<KeyValueCache> layers;
   at::Tensor tokens_BS;  // only where a longer row may change the angles of earlier positions
 };
+
+// A cache of `positions` places that begins with what `cache` holds: a pass writes into it and changes no
+// shape, so that a CUDA graph of one serves them all.
+ModelCache with_room(const ModelCache& cache, std::int64_t positions);
 
 // What a pass takes besides its tokens.
 struct PassOptions {
@@ -43,6 +48,9 @@ struct PassOptions {
   // int64 [B]: row b begins with so many tokens of padding, cached ones included, which no other token
   // sees; its positions count from behind them. Undefined: none.
   at::Tensor pads_B{};
+  // int64 [1], on the device: the position of the one token of each row, for caches of with_room(), whose
+  // places before it are full. Undefined: caches hold what they hold, and grow.
+  at::Tensor position_1{};
 };
 
 // SplitMix64's output function (Steele et al. 2014): one of many seeds that one makes.
@@ -64,6 +72,11 @@ class Transformer {
   // one row a mixture): the next step of the balance by MoELayerConfig::bias_update_rate.
   void update_selection_bias(const at::Tensor& tokens_per_expert_LE);
 
+  // Throws Error(kInvalidArgument) where learned positions end before position `end`.
+  void check_positions(std::int64_t end) const;
+  // Whether a pass with a position_1 can be captured into a CUDA graph: nothing in it asks the device.
+  bool can_be_captured(Precision precision) const;
+
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const ModelConfig& config() const { return config_; }
   at::Device device() const { return device_; }
@@ -79,6 +92,10 @@ class Transformer {
                                          const std::shared_ptr<AttentionPass>& pass,
                                          const PassOptions& options);
   void begin_stream(const PassOptions& options, std::uint64_t stream) const;
+  bool decodes(at::ScalarType type) const;
+  at::Tensor decode(const at::Tensor& tokens_B1, RouterRecord& record, ModelCache& cache,
+                    const PassOptions& options, at::ScalarType type);
+  at::Tensor logits_of(const at::Tensor& normed) const;
   at::Tensor run(const at::Tensor& tokens_BS, std::int64_t first, RouterRecord& record,
                  ModelCache* cache, const PassOptions& options);
 

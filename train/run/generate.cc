@@ -5,15 +5,15 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
-#include <numeric>
 #include <random>
-#include <set>
 #include <span>
 
 #include "dropless/error.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/run/memory.h"
+#include "train/run/sampling.h"
+#include "train/run/token_passes.h"
 
 namespace dropless::train {
 namespace {
@@ -32,76 +32,6 @@ void check_prompts(const std::vector<std::vector<TokenId>>& prompts, const Model
       }
     }
   }
-}
-
-bool contains(const std::vector<TokenId>& ids, TokenId id) {
-  return std::find(ids.begin(), ids.end(), id) != ids.end();
-}
-
-// Every token that was seen becomes less likely, once, however often it was seen.
-void penalize(std::vector<double>& logits, double penalty, const std::vector<TokenId>& prompt,
-              const std::vector<TokenId>& sequence) {
-  if (penalty == 1) return;
-  std::set<TokenId> seen(prompt.begin(), prompt.end());
-  seen.insert(sequence.begin(), sequence.end());
-  for (const TokenId id : seen) logits[id] *= logits[id] < 0 ? penalty : 1 / penalty;
-}
-
-// Ids without a text become impossible.
-void forbid_unknown(std::vector<double>& logits, const GenerateOptions& options) {
-  if (options.tokenizer == nullptr) return;
-  for (auto id = static_cast<TokenId>(options.tokenizer->vocab_size()); id < std::ssize(logits);
-       ++id) {
-    if (!contains(options.eos, id)) logits[id] = -std::numeric_limits<double>::infinity();
-  }
-}
-
-// In fp64 on the CPU: temperature, then top-k, top-p and min-p, then one draw.
-TokenId sample(const std::vector<double>& logits, const GenerateOptions& options,
-               std::mt19937_64& rng) {
-  if (options.temperature == 0) {
-    return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  }
-  std::vector<TokenId> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  // Stable: equal logits keep the order of their ids, so that a seed gives one text everywhere.
-  std::stable_sort(order.begin(), order.end(),
-                   [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
-  while (std::isinf(logits[order.back()])) order.pop_back();  // forbidden
-  if (options.top_k > 0 && options.top_k < static_cast<std::int64_t>(order.size())) {
-    order.resize(options.top_k);
-  }
-  std::vector<double> weight;
-  for (const TokenId id : order) {
-    weight.push_back(std::exp((logits[id] - logits[order[0]]) / options.temperature));
-  }
-  if (options.top_p < 1) {
-    const double total = std::accumulate(weight.begin(), weight.end(), 0.0);
-    double sum = 0;
-    std::size_t kept = 0;
-    while (kept < weight.size() && sum < options.top_p * total) sum += weight[kept++];
-    weight.resize(std::max<std::size_t>(kept, 1));
-  }
-  // The likeliest weighs 1.
-  while (weight.back() < options.min_p) weight.pop_back();
-  const double total = std::accumulate(weight.begin(), weight.end(), 0.0);
-  double draw = std::generate_canonical<double, 53>(rng) * total;
-  for (std::size_t i = 0; i < weight.size(); ++i) {
-    draw -= weight[i];
-    if (draw < 0) return order[i];
-  }
-  return order[weight.size() - 1];
-}
-
-std::vector<double> row_logits(const at::Tensor& logits_V) {
-  const at::Tensor host = logits_V.to(at::kDouble).cpu().contiguous();
-  const double* data = host.const_data_ptr<double>();
-  std::vector<double> row(data, data + host.numel());
-  if (!std::all_of(row.begin(), row.end(), [](double x) { return std::isfinite(x); })) {
-    throw Error(ErrorKind::kNonFinite, "the model's logits are not finite",
-                "the weights of this model are ruined: take an older checkpoint");
-  }
-  return row;
 }
 
 // Prompts as rows of one length, filled up in front.
@@ -157,13 +87,10 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   at::NoGradGuard no_grad;
   AutocastGuard autocast(options.precision, model.device());
 
-  RouterRecord record;
-  ModelCache cache;
-  PassOptions pass;
-  pass.pads_B = prompt.pads_B;
+  TokenPasses passes(model, options.precision, prompt.pads_B);
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
-  const at::Tensor logits_BSV = model.forward(prompt.tokens_BS, record, &cache, pass);
+  const at::Tensor logits_BSV = passes.read_prompts(prompt.tokens_BS);
   GenerateResult result;
   result.sequences.resize(B);
   result.finish.resize(B, Finish::kLength);
@@ -185,18 +112,16 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   std::vector<std::mt19937_64> rngs;
   for (std::size_t b = 0; b < B; ++b) rngs.emplace_back(options.seed + b);
   std::vector<std::string> texts(B);  // of the new tokens, where stop strings are looked for
-  at::Tensor next = at::zeros({static_cast<std::int64_t>(B), 1}, at::kLong);
+  std::vector<TokenId> next(B, 0);
   for (std::int64_t step = 0; step < options.max_new_tokens; ++step) {
     check_interrupted();
     for (std::size_t b = 0; b < B; ++b) {
       if (result.finish[b] != Finish::kLength) continue;
       std::vector<TokenId>& sequence = result.sequences[b];
-      std::vector<double> logits = row_logits(last_BV[static_cast<std::int64_t>(b)]);
-      penalize(logits, options.repetition_penalty, prompts[b], sequence);
-      forbid_unknown(logits, options);
-      const TokenId id = sample(logits, options, rngs[b]);
+      const TokenId id = choose_token(last_BV[static_cast<std::int64_t>(b)], prompts[b], sequence,
+                                      options, rngs[b]);
       sequence.push_back(id);
-      next.mutable_data_ptr<std::int64_t>()[b] = id;
+      next[b] = id;
       if (contains(options.eos, id)) {
         result.finish[b] = Finish::kEos;
       } else if (!options.stop.empty()) {
@@ -211,8 +136,7 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
     const bool all_stopped = std::all_of(result.finish.begin(), result.finish.end(),
                                          [](Finish how) { return how != Finish::kLength; });
     if (all_stopped || step + 1 == options.max_new_tokens) break;
-    last_BV = model.forward(next.to(model.device()), record, &cache, pass).select(1, 0);
-    record = {};
+    last_BV = passes.read_tokens(next);
     ++result.passes;
   }
   result.token_seconds = std::chrono::duration<double>(Clock::now() - prompts_done).count();

@@ -224,6 +224,7 @@ TEST(Attention, CacheGivesWhatTheWholePassGives) {
   for (const char* text :
        {"{rope: true}", "{rope: true, attn_type: multiquery_attention}",
         "{rope: true, qk_ln: true, attn_type: multiquery_attention}", "{qk_gn: true}",
+        "{rope: true, qk_ln: true, clip_qkv: 0.5, clip_qkv_after_norm: true}",
         "{rope: true, sliding_window_size: 0}", "{alibi: true, sliding_window_size: 3}",
         "{alibi: true, alibi_bias_max: 4, attn_type: multiquery_attention, fused_qkv: false}",
         "{rope: true, sliding_window_size: 2, attn_logit_softcapping: 1.5, "
@@ -242,7 +243,18 @@ TEST(Attention, CacheGivesWhatTheWholePassGives) {
     KeyValueCache cache;
     std::vector<at::Tensor> parts{attention.forward(x.narrow(1, 0, 3), &cache)};
     parts.push_back(attention.forward(x.narrow(1, 3, 2), &cache));
-    for (int s = 5; s < 9; ++s) parts.push_back(attention.forward(x.narrow(1, s, 1), &cache));
+    // The same with room for more behind what is read.
+    KeyValueCache room{at::zeros({2, config.kv_n_heads, 11, 8}), {}};
+    room.values = room.keys.clone();
+    room.keys.narrow(2, 0, 5).copy_(cache.keys);
+    room.values.narrow(2, 0, 5).copy_(cache.values);
+    for (int s = 5; s < 9; ++s) {
+      parts.push_back(attention.forward(x.narrow(1, s, 1), &cache));
+      AttentionPass pass;
+      pass.position_1 = at::full({1}, s, at::kLong);
+      const at::Tensor there = attention.forward(x.narrow(1, s, 1), &room, pass);
+      EXPECT_LT((there - parts.back()).abs().max().item<double>(), 1e-5) << text;
+    }
     EXPECT_LT((at::cat(parts, 1) - whole).abs().max().item<double>(), 1e-5) << text;
     EXPECT_EQ(cache.keys.sizes(), (std::vector<std::int64_t>{2, config.kv_n_heads, 9, 8}));
   }

@@ -149,8 +149,13 @@ TEST(Transformer, CacheGivesWhatTheWholePassGives) {
     const at::Tensor whole = model.forward(tokens, record);
     ModelCache cache;
     std::vector<at::Tensor> parts{model.forward(tokens.narrow(1, 0, 4), record, &cache)};
+    ModelCache room = with_room(cache, 12);
     for (int s = 4; s < 10; ++s) {
       parts.push_back(model.forward(tokens.narrow(1, s, 1), record, &cache));
+      PassOptions options;
+      options.position_1 = at::full({1}, s, at::kLong);
+      const at::Tensor there = model.forward(tokens.narrow(1, s, 1), record, &room, options);
+      EXPECT_LT((there - parts.back()).abs().max().item<double>(), 1e-5) << extra;
     }
     EXPECT_LT((at::cat(parts, 1) - whole).abs().max().item<double>(), 1e-4);
   }

@@ -1,5 +1,8 @@
-// Work on a GPU captured into a CUDA graph. The driver is loaded by train/bridge/device.h; its
-// functions are looked up, so that this file needs nothing of CUDA to compile.
+// Work on a GPU captured into a CUDA graph. The driver is loaded by train/bridge/device.h; its functions
+// are looked up, so that this file needs nothing of CUDA to compile.
+//
+// What the work allocates goes back to libtorch when it was captured, and every launch writes there again:
+// between launches nothing may be allocated on the same stream that is to outlive the next one.
 #pragma once
 
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -10,39 +13,48 @@
 #include "dropless/error.h"
 #include "train/bridge/device.h"
 
-namespace dropless::apps {
+namespace dropless::train {
 
 // While it lives libtorch queues on a stream of its own: the default stream cannot be captured.
 class OwnStream {
  public:
   explicit OwnStream(const at::Device& device)
       : guard_(device.type()),
-        previous_(guard_.exchangeStream(guard_.getStreamFromGlobalPool(device))) {
+        own_(guard_.getStreamFromGlobalPool(device)),
+        previous_(guard_.exchangeStream(own_)) {
     guard_.synchronizeStream(previous_);
   }
   ~OwnStream() { guard_.synchronizeStream(guard_.exchangeStream(previous_)); }
+  void synchronize() const { guard_.synchronizeStream(own_); }
   OwnStream(const OwnStream&) = delete;
   OwnStream& operator=(const OwnStream&) = delete;
 
  private:
   c10::impl::VirtualGuardImpl guard_;
-  c10::Stream previous_;
+  c10::Stream own_, previous_;
 };
 
 class DeviceGraph {
  public:
   // Under an OwnStream. Runs `work` twice before, so that libtorch's allocator holds its memory.
   template <class Work>
-  DeviceGraph(const at::Device& device, Work&& work) : stream_(train::current_stream(device)) {
+  DeviceGraph(const at::Device& device, Work&& work) : stream_(current_stream(device)) {
     for (int i = 0; i < 2; ++i) work();
     check("cuStreamSynchronize", call<int (*)(void*)>("cuStreamSynchronize")(stream_));
     constexpr int kRelaxed = 2;  // libtorch's threads may allocate
     check("cuStreamBeginCapture",
           call<int (*)(void*, int)>("cuStreamBeginCapture_v2")(stream_, kRelaxed));
-    work();
     void* graph = nullptr;
-    check("cuStreamEndCapture",
-          call<int (*)(void*, void**)>("cuStreamEndCapture")(stream_, &graph));
+    const auto end_capture = [&] {
+      return call<int (*)(void*, void**)>("cuStreamEndCapture")(stream_, &graph);
+    };
+    try {
+      work();
+    } catch (...) {
+      end_capture();
+      throw;
+    }
+    check("cuStreamEndCapture", end_capture());
     const int status = call<int (*)(void**, void*, unsigned long long)>(
         "cuGraphInstantiateWithFlags")(&executable_, graph, 0);
     call<int (*)(void*)>("cuGraphDestroy")(graph);
@@ -77,4 +89,4 @@ class DeviceGraph {
   void* executable_ = nullptr;
 };
 
-}  // namespace dropless::apps
+}  // namespace dropless::train

@@ -1,0 +1,65 @@
+// Between the matrix products of a pass over one new token of each row, as when text is generated. On a GPU
+// such a pass takes as long as it has kernels, so what stands between two products is one kernel each:
+//
+//   decode_add_norm    x += y;  out = norm(x)
+//   decode_attention   q, k and v as one product left them: clip, norm, clip, RoPE; k and v go into the cache;
+//                      out_h = sum_j softmax_j(s_hj) v_j over the places j of the cache that are seen
+//
+//   norm(x) = weight x / sqrt(mean(x^2) + eps)                        RMSNorm (arXiv:1910.07467)
+//           = weight (x - mean(x)) / sqrt(var(x) + eps) + bias        LayerNorm (arXiv:1607.06450)
+//   RoPE    x'_i = x_i cos_i - x_{i + d/2} sin_i,   x'_{i + d/2} = x_{i + d/2} cos_i + x_i sin_i
+//           (arXiv:2104.09864; halves, not neighbours), the tables' row being the token's position
+//   s_hj    scale <q_h, k_j>, as c tanh(s / c) with a cap c, plus slope_h (j - position) (ALiBi, arXiv:2108.12409)
+//
+// Seen are the places j <= position, with a window W j >= position - W, and with padding j >= pads[b]; the
+// token's own always.
+//
+// Shapes: B rows, D model width, H heads in G groups that share keys and values (H a multiple of G), d head
+// width (even, at most 256), C places of the cache, P rows of RoPE's tables (at least C). Types: x, weights, biases,
+// tables and slopes fp32; y, qkv, keys, values and out one of bf16 and fp16, on a CPU fp32 too.
+// position_1 int64 [1] below C, where a GPU's kernels find it when they run; pads_B int64 [B]. All contiguous.
+// On a GPU nothing waits or allocates, and a CUDA graph may hold the calls; D is a multiple of 4 up to 16384, B at most 65535. Throws
+// Error(kInvalidArgument) naming the tensor and the shapes. On a CPU these are plain loops, to check with.
+#pragma once
+
+#include <string>
+
+#include "dropless/backend.h"
+#include "dropless/view.h"
+
+namespace dropless {
+
+// Why the ops cannot run on tensors of this type there; empty where they can.
+std::string decode_unsupported(DType dtype, Device device);
+
+// weight_D absent: no norm. bias_D: of LayerNorm, may be absent.
+struct DecodeNorm {
+  bool rms = true;
+  double eps = 1e-5;
+  ConstTensorView weight_D, bias_D;
+};
+
+// y_BD may be absent. x_BD, out_BD [B, D].
+void decode_add_norm(TensorView x_BD, ConstTensorView y_BD, const DecodeNorm& norm,
+                     TensorView out_BD, Stream stream = nullptr);
+
+struct DecodeAttention {
+  std::int64_t heads = 1, groups = 1, head_dim = 0;
+  // Weights [d]: over each head; of all heads' width: over all of them together.
+  DecodeNorm q_norm{}, k_norm{};
+  double clip = 0;                     // of q, k and v to [-clip, clip]; 0: off
+  bool clip_after_norm = false;        // else before it
+  ConstTensorView cos_PI{}, sin_PI{};  // [P, d / 2]; absent: no RoPE
+  double scale = 1;
+  double softcap = 0;          // c; 0: off
+  std::int64_t window = -1;    // W; -1: off
+  ConstTensorView slopes_H{};  // absent: no ALiBi
+};
+
+// qkv_BN [B, (H + 2 G) d]: the rows of q, then of k, then of v. keys and values [B, G, C, d], of which the place
+// position_1 is written and those before it are read; pads_B may be absent. out_BHI [B, H, d].
+void decode_attention(const DecodeAttention& attention, ConstTensorView qkv_BN,
+                      ConstTensorView position_1, ConstTensorView pads_B, TensorView keys_BGCI,
+                      TensorView values_BGCI, TensorView out_BHI, Stream stream = nullptr);
+
+}  // namespace dropless

@@ -1,0 +1,430 @@
+// What stands between the products of a pass over one token a row, a kernel each. All are short: what counts
+// is that there are few, and the latency of each. Formulas: include/dropless/decode.h.
+//
+//   add_norm    a CTA a row, which it keeps in registers
+//   attention   a CTA a head. It norms and rotates its own query and its group's key; a norm over all heads
+//               is summed by each of them. Its warps take every sixteenth run of keys each, with a running
+//               maximum and sum of their own (Milakov and Gimelshein 2018, arXiv:1805.02867), and are put
+//               together at the end
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "src/common/decode_args.h"
+#include "src/cuda/check.h"
+#include "src/cuda/decode.h"
+#include "src/cuda/element.h"
+#include "src/cuda/kernels.h"
+#include "src/cuda/launch.cuh"
+
+namespace dropless::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+constexpr int kKeys = 4;  // of a warp at a time: their loads are under way together
+
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+template <class Element>
+__device__ __forceinline__ Element element(float x);
+template <>
+__device__ __forceinline__ __nv_bfloat16 element(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <>
+__device__ __forceinline__ __half element(float x) {
+  return __float2half_rn(x);
+}
+__device__ __forceinline__ float2 two_floats(const __nv_bfloat16* pair) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(pair));
+}
+__device__ __forceinline__ float2 two_floats(const __half* pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(pair));
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// Two sums over all threads, in one order.
+__device__ __forceinline__ float2 block_sum(float2 x) {
+  __shared__ float2 parts[kWarps];
+  x = make_float2(warp_sum(x.x), warp_sum(x.y));
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) sum = make_float2(sum.x + parts[i].x, sum.y + parts[i].y);
+  __syncthreads();
+  return sum;
+}
+
+// Of kernels that are launched before the one in front of them has ended (launch.cuh).
+__device__ __forceinline__ void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+struct Norm {
+  bool rms;
+  float eps;
+  const float *weight, *bias;
+  int width;  // of what is normed together; 0: nothing is
+
+  explicit Norm(const DecodeNorm& norm)
+      : rms(norm.rms),
+        eps(static_cast<float>(norm.eps)),
+        weight(static_cast<const float*>(norm.weight_D.data)),
+        bias(static_cast<const float*>(norm.bias_D.data)),
+        width(static_cast<int>(norm.weight_D.shape[0])) {}
+  __device__ __forceinline__ float apply(float x, float mean, float factor, int i) const {
+    return weight[i] * ((x - mean) * factor) + (bias == nullptr ? 0.0f : bias[i]);
+  }
+};
+
+// A thread has up to kVectors vectors of four numbers of the row.
+template <class Element, int kVectors>
+__global__ void __launch_bounds__(kThreads)
+    add_norm_kernel(float* x_BD, const Element* y_BD, Norm norm, Element* out_BD) {
+  const int vectors = norm.width / 4;
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * norm.width;
+  float4 weight[kVectors], x[kVectors];
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int at = threadIdx.x + v * kThreads;
+    weight[v] = at < vectors ? reinterpret_cast<const float4*>(norm.weight)[at]
+                             : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+  dependency_wait();
+  launch_dependents();
+  float sum = 0.0f, square = 0.0f;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int at = threadIdx.x + v * kThreads;
+    x[v] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (at >= vectors) continue;
+    x[v] = reinterpret_cast<const float4*>(x_BD + begin)[at];
+    if (y_BD != nullptr) {
+      const float2 low = two_floats(y_BD + begin + 4 * at),
+                   high = two_floats(y_BD + begin + 4 * at + 2);
+      x[v] = make_float4(x[v].x + low.x, x[v].y + low.y, x[v].z + high.x, x[v].w + high.y);
+      reinterpret_cast<float4*>(x_BD + begin)[at] = x[v];
+    }
+    sum += (x[v].x + x[v].y) + (x[v].z + x[v].w);
+    square += (x[v].x * x[v].x + x[v].y * x[v].y) + (x[v].z * x[v].z + x[v].w * x[v].w);
+  }
+  const float share = 1.0f / static_cast<float>(norm.width);
+  float mean = 0.0f;
+  if (!norm.rms) {
+    mean = block_sum(make_float2(sum, 0.0f)).x * share;
+    square = 0.0f;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      if (static_cast<int>(threadIdx.x) + v * kThreads >= vectors) continue;
+      const float a = x[v].x - mean, b = x[v].y - mean, c = x[v].z - mean, d = x[v].w - mean;
+      square += (a * a + b * b) + (c * c + d * d);
+    }
+  }
+  const float factor = rsqrtf(block_sum(make_float2(square, 0.0f)).x * share + norm.eps);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int at = threadIdx.x + v * kThreads;
+    if (at >= vectors) continue;
+    const float values[4] = {x[v].x, x[v].y, x[v].z, x[v].w};
+    const float weights[4] = {weight[v].x, weight[v].y, weight[v].z, weight[v].w};
+    Element* out = out_BD + begin + 4 * at;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float bias = norm.bias == nullptr ? 0.0f : norm.bias[4 * at + i];
+      out[i] = element<Element>(weights[i] * ((values[i] - mean) * factor) + bias);
+    }
+  }
+}
+
+struct AttentionParams {
+  int heads, groups, head_dim, places;
+  Norm q_norm, k_norm;
+  float clip;
+  bool clip_after_norm;
+  const float *cos, *sin;
+  float scale, softcap;
+  int window;
+  const float* slopes;
+  const std::int64_t *position, *pads;
+};
+
+__device__ __forceinline__ float clipped(float x, float limit) {
+  return limit > 0.0f ? fminf(fmaxf(x, -limit), limit) : x;
+}
+
+// Mean (0 for RMSNorm) and 1 / root of what is normed together with head `head` of q and of k.
+struct Moments {
+  float2 mean, factor;  // of q, of k
+};
+template <class Element>
+__device__ __forceinline__ Moments moments_of(const AttentionParams& p, const Element* q,
+                                              const Element* k, int head, int group) {
+  const float limit = p.clip_after_norm ? 0.0f : p.clip;
+  const int d = p.head_dim;
+  // Of one head, or of all.
+  const Element* from_q = p.q_norm.width == d ? q + head * d : q;
+  const Element* from_k = p.k_norm.width == d ? k + group * d : k;
+  Moments m{make_float2(0.0f, 0.0f), make_float2(1.0f, 1.0f)};
+  const auto sum_of = [&](const Element* from, int width, float mean, bool squares) {
+    float sum = 0.0f;
+    for (int i = 2 * threadIdx.x; i < width; i += 2 * kThreads) {
+      const float2 pair = two_floats(from + i);
+      const float a = clipped(pair.x, limit) - mean, b = clipped(pair.y, limit) - mean;
+      sum += squares ? a * a + b * b : a + b;
+    }
+    return sum;
+  };
+  const float2 share = make_float2(1.0f / static_cast<float>(p.q_norm.width),
+                                   1.0f / static_cast<float>(p.k_norm.width));
+  if (!p.q_norm.rms || !p.k_norm.rms) {
+    const float2 sums = block_sum(make_float2(sum_of(from_q, p.q_norm.width, 0.0f, false),
+                                              sum_of(from_k, p.k_norm.width, 0.0f, false)));
+    if (!p.q_norm.rms) m.mean.x = sums.x * share.x;
+    if (!p.k_norm.rms) m.mean.y = sums.y * share.y;
+  }
+  const float2 squares = block_sum(make_float2(sum_of(from_q, p.q_norm.width, m.mean.x, true),
+                                               sum_of(from_k, p.k_norm.width, m.mean.y, true)));
+  m.factor = make_float2(rsqrtf(squares.x * share.x + p.q_norm.eps),
+                         rsqrtf(squares.y * share.y + p.k_norm.eps));
+  return m;
+}
+
+// Element i of a head before RoPE.
+template <class Element>
+__device__ __forceinline__ float normed(const AttentionParams& p, const Norm& norm,
+                                        const Element* from, int head, int i, float mean,
+                                        float factor) {
+  float x = to_float(from[head * p.head_dim + i]);
+  if (!p.clip_after_norm) x = clipped(x, p.clip);
+  if (norm.width > 0) {
+    x = norm.apply(x, mean, factor, norm.width == p.head_dim ? i : head * p.head_dim + i);
+  }
+  return p.clip_after_norm ? clipped(x, p.clip) : x;
+}
+
+// A running softmax: its maximum, the sum of weights, and the weighted values.
+template <int kPairs>
+struct Mixture {
+  float most = -INFINITY, sum = 0.0f;
+  float2 out[kPairs] = {};
+};
+
+// A lane has kPairs pairs of a head: pair lane + 32 i.
+template <class Element, int kPairs>
+__global__ void __launch_bounds__(kThreads)
+    attention_kernel(AttentionParams p, const Element* qkv_BN, Element* keys_BGCI,
+                     Element* values_BGCI, Element* out_BHI) {
+  constexpr int kMostDim = 64 * kPairs;
+  __shared__ float query[kMostDim], key[kMostDim], value[kMostDim];
+  __shared__ float maxima[kWarps], sums[kWarps];
+  __shared__ float2 outs[kWarps][32 * kPairs];
+  const int row = blockIdx.x / p.heads, head = blockIdx.x % p.heads;
+  const int d = p.head_dim, pairs = d / 2, shared_by = p.heads / p.groups, group = head / shared_by;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const Element* q = qkv_BN + static_cast<std::int64_t>(row) * (p.heads + 2 * p.groups) * d;
+  const Element *k = q + p.heads * d, *v = k + p.groups * d;
+  const std::int64_t cache = (static_cast<std::int64_t>(row) * p.groups + group) * p.places * d;
+  Element *keys = keys_BGCI + cache, *values = values_BGCI + cache;
+  dependency_wait();
+  launch_dependents();
+  const int position = static_cast<int>(*p.position);
+
+  Moments m{};
+  if (p.q_norm.width > 0) m = moments_of(p, q, k, head, group);
+  for (int i = threadIdx.x; i < pairs; i += kThreads) {
+    float c = 1.0f, s = 0.0f;
+    if (p.cos != nullptr) {
+      c = p.cos[static_cast<std::int64_t>(position) * pairs + i];
+      s = p.sin[static_cast<std::int64_t>(position) * pairs + i];
+    }
+    const float q1 = normed(p, p.q_norm, q, head, i, m.mean.x, m.factor.x);
+    const float q2 = normed(p, p.q_norm, q, head, i + pairs, m.mean.x, m.factor.x);
+    query[i] = (q1 * c - q2 * s) * p.scale;
+    query[i + pairs] = (q2 * c + q1 * s) * p.scale;
+    const float k1 = normed(p, p.k_norm, k, group, i, m.mean.y, m.factor.y);
+    const float k2 = normed(p, p.k_norm, k, group, i + pairs, m.mean.y, m.factor.y);
+    // As they are read back later.
+    const Element keeps[4] = {
+        element<Element>(k1 * c - k2 * s), element<Element>(k2 * c + k1 * s),
+        element<Element>(clipped(to_float(v[group * d + i]), p.clip)),
+        element<Element>(clipped(to_float(v[group * d + i + pairs]), p.clip))};
+    key[i] = to_float(keeps[0]);
+    key[i + pairs] = to_float(keeps[1]);
+    value[i] = to_float(keeps[2]);
+    value[i + pairs] = to_float(keeps[3]);
+    if (head % shared_by == 0) {
+      const std::int64_t at = static_cast<std::int64_t>(position) * d + i;
+      keys[at] = keeps[0];
+      keys[at + pairs] = keeps[1];
+      values[at] = keeps[2];
+      values[at + pairs] = keeps[3];
+    }
+  }
+  __syncthreads();
+
+  int first = p.pads == nullptr ? 0 : static_cast<int>(p.pads[row]);
+  if (p.window >= 0) first = max(first, position - p.window);
+  const float slope = p.slopes == nullptr ? 0.0f : p.slopes[head];
+  const auto capped = [&](float score, int j) {
+    const float s = p.softcap > 0.0f ? p.softcap * tanhf(score / p.softcap) : score;
+    return s + slope * static_cast<float>(j - position);
+  };
+  float2 mine[kPairs];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int pair = lane + 32 * i;
+    mine[i] =
+        pair < pairs ? make_float2(query[2 * pair], query[2 * pair + 1]) : make_float2(0.0f, 0.0f);
+  }
+  Mixture<kPairs> mix;
+  // The token itself, from here; those before it, from the cache.
+  if (warp == 0) {
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int pair = lane + 32 * i;
+      if (pair >= pairs) continue;
+      dot = fmaf(mine[i].x, key[2 * pair], fmaf(mine[i].y, key[2 * pair + 1], dot));
+      mix.out[i] = make_float2(value[2 * pair], value[2 * pair + 1]);
+    }
+    mix.most = capped(warp_sum(dot), position);
+    mix.sum = 1.0f;
+  }
+  for (int j = first + warp * kKeys; j < position; j += kWarps * kKeys) {
+    float score[kKeys];
+    float2 read[kKeys][kPairs];
+#pragma unroll
+    for (int u = 0; u < kKeys; ++u) {
+      float dot = 0.0f;
+      // Behind the last: the last once more, to be left out.
+      const std::int64_t at = static_cast<std::int64_t>(min(j + u, position - 1)) * d;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const int pair = lane + 32 * i;
+        read[u][i] = make_float2(0.0f, 0.0f);
+        if (pair >= pairs) continue;
+        const float2 other = two_floats(keys + at + 2 * pair);
+        read[u][i] = two_floats(values + at + 2 * pair);
+        dot = fmaf(mine[i].x, other.x, fmaf(mine[i].y, other.y, dot));
+      }
+      score[u] = dot;
+    }
+    float highest = mix.most;
+#pragma unroll
+    for (int u = 0; u < kKeys; ++u) {
+      const float s = capped(warp_sum(score[u]), j + u);
+      score[u] = j + u < position ? s : -INFINITY;
+      highest = fmaxf(highest, score[u]);
+    }
+    const float keep = __expf(mix.most - highest);
+    mix.most = highest;
+    mix.sum *= keep;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      mix.out[i] = make_float2(mix.out[i].x * keep, mix.out[i].y * keep);
+    }
+#pragma unroll
+    for (int u = 0; u < kKeys; ++u) {
+      const float weight = __expf(score[u] - mix.most);
+      mix.sum += weight;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        mix.out[i].x = fmaf(weight, read[u][i].x, mix.out[i].x);
+        mix.out[i].y = fmaf(weight, read[u][i].y, mix.out[i].y);
+      }
+    }
+  }
+  if (lane == 0) {
+    maxima[warp] = mix.most;
+    sums[warp] = mix.sum;
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) outs[warp][lane + 32 * i] = mix.out[i];
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) >= pairs) return;
+  float highest = maxima[0];
+  for (int w = 1; w < kWarps; ++w) highest = fmaxf(highest, maxima[w]);
+  float total = 0.0f;
+  float2 mixed = make_float2(0.0f, 0.0f);
+  for (int w = 0; w < kWarps; ++w) {
+    const float weight = __expf(maxima[w] - highest);
+    total = fmaf(weight, sums[w], total);
+    mixed.x = fmaf(weight, outs[w][threadIdx.x].x, mixed.x);
+    mixed.y = fmaf(weight, outs[w][threadIdx.x].y, mixed.y);
+  }
+  Element* into = out_BHI + static_cast<std::int64_t>(blockIdx.x) * d + 2 * threadIdx.x;
+  into[0] = element<Element>(mixed.x / total);
+  into[1] = element<Element>(mixed.y / total);
+}
+
+// Launched so that the kernel may start while the one before it ends, where a GPU has that.
+template <class... Parameters, class... Args>
+void launch_soon(void (*kernel)(Parameters...), std::int64_t ctas, Stream stream,
+                 const Args&... args) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  int device = 0;
+  DROPLESS_CUDA_CHECK(cudaGetDevice(&device));
+  if (!portable_path(device)) {
+    return launch_dependent(kernel, static_cast<int>(ctas), kThreads, 0, 1, on, args...);
+  }
+  kernel<<<static_cast<unsigned>(ctas), kThreads, 0, on>>>(args...);
+  DROPLESS_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void decode_add_norm(const DecodeAddNormArgs& args, Stream stream) {
+  for_16_bit(args.dtype, "decode_add_norm", [&](auto type) {
+    using Element = decltype(type);
+    const auto kernel = args.width <= kThreads * 4       ? add_norm_kernel<Element, 1>
+                        : args.width <= kThreads * 4 * 2 ? add_norm_kernel<Element, 2>
+                                                         : add_norm_kernel<Element, 8>;
+    launch_soon(kernel, args.rows, stream, args.x_BD, static_cast<const Element*>(args.y_BD),
+                Norm(args.norm), static_cast<Element*>(args.out_BD));
+  });
+}
+
+void decode_attention(const DecodeAttentionArgs& args, Stream stream) {
+  const DecodeAttention& a = args.attention;
+  const AttentionParams p{static_cast<int>(a.heads),
+                          static_cast<int>(a.groups),
+                          static_cast<int>(a.head_dim),
+                          static_cast<int>(args.places),
+                          Norm(a.q_norm),
+                          Norm(a.k_norm),
+                          static_cast<float>(a.clip),
+                          a.clip_after_norm,
+                          static_cast<const float*>(a.cos_PI.data),
+                          static_cast<const float*>(a.sin_PI.data),
+                          static_cast<float>(a.scale),
+                          static_cast<float>(a.softcap),
+                          static_cast<int>(a.window),
+                          static_cast<const float*>(a.slopes_H.data),
+                          args.position_1,
+                          args.pads_B};
+  for_16_bit(args.dtype, "decode_attention", [&](auto type) {
+    using Element = decltype(type);
+    const auto kernel = a.head_dim <= 64    ? attention_kernel<Element, 1>
+                        : a.head_dim <= 128 ? attention_kernel<Element, 2>
+                                            : attention_kernel<Element, 4>;
+    launch_soon(kernel, args.rows * a.heads, stream, p, static_cast<const Element*>(args.qkv_BN),
+                static_cast<Element*>(args.keys_BGCI), static_cast<Element*>(args.values_BGCI),
+                static_cast<Element*>(args.out_BHI));
+  });
+}
+
+}  // namespace dropless::cuda
