@@ -76,8 +76,6 @@ class FileWriter {
   std::uint64_t bytes_ = 0;
 };
 
-// Random access by pread: a file that shrinks under us gives an error, where an mmap would give
-// SIGBUS.
 // A new folder under $TMPDIR, removed with all in it at the end.
 class TemporaryFolder {
  public:
@@ -91,6 +89,7 @@ class TemporaryFolder {
   std::string path_;
 };
 
+// Random access by pread: a file that shrinks under us gives an error, where a mapping gives SIGBUS.
 class FileReader {
  public:
   explicit FileReader(std::string path);  // a regular file, else kInvalidArgument

@@ -1,11 +1,11 @@
 #include "train/data/order_size.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 
 #include "dropless/error.h"
+#include "train/base/host_memory.h"
 
 namespace dropless::train {
 namespace {
@@ -27,11 +27,6 @@ double most_fillers(const EpochConfig& config, std::size_t num_streams, const Wo
     each += canonical * static_cast<double>(world.ranks_per_node) * workers;
   if (config.batching == BatchingMethod::kPerStream) each += turn;
   return turn + each * static_cast<double>(num_streams);
-}
-
-double memory_bytes() {
-  return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) *
-         static_cast<double>(::sysconf(_SC_PAGE_SIZE));
 }
 
 }  // namespace
@@ -85,11 +80,12 @@ void check_order_size(const EpochConfig& config, std::size_t num_streams, const 
   // The ids, their shuffle and what it needs meanwhile: py1e was measured at 12 bytes for ids of 4.
   constexpr double kCopies = 3;
   const double bytes = kCopies * static_cast<double>(bytes_per_id) * (count + fillers);
-  if (bytes > memory_bytes()) {
+  const std::optional<double> available = available_host_bytes();
+  if (available && bytes > *available) {
     throw Error(ErrorKind::kResource,
-                fmt::format("an order of {} samples needs about {:.0f} GB of memory, and this "
-                            "machine has {:.0f} GB",
-                            samples, bytes / 1e9, memory_bytes() / 1e9),
+                fmt::format("an order of {} samples needs about {:.0f} GB of memory, and "
+                            "{:.0f} GB are free",
+                            samples, bytes / 1e9, *available / 1e9),
                 "lower epoch_size, repeat or choose");
   }
 }
