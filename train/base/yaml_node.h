@@ -40,6 +40,7 @@ struct YamlDocument::Node {
     Pointer value;
     mutable bool used = false;
     mutable bool reached = false;  // taken as a mapping: finish() goes down here
+    bool taken_out = false;        // by an override `key=null`: then it may be unknown
   };
   // What only a mapping needs.
   struct Map {

@@ -252,10 +252,12 @@ void apply_override(YamlNode::Pointer& root, const std::string& text, YamlBudget
   YamlNode::Pointer value =
       read_yaml(std::string_view(text).substr(equals + 1), *place.source, true, budget);
   YamlNode::Pointer* slot = &root;
+  YamlNode::Entry* last = nullptr;  // the key that is set, where it stood there before
   std::string walked;
   for (const std::string& part : parts) {
     if ((*slot)->kind == Kind::kNull) *slot = empty_map(place, budget);
     YamlNode::Pointer* next = step_into(**slot, part);
+    last = next != nullptr && (*slot)->is_map() ? (*slot)->find(part) : nullptr;
     if (next == nullptr && (*slot)->is_map()) {
       next = &(*slot)->add(part, place, empty_map(place, budget)).value;
     }
@@ -269,6 +271,7 @@ void apply_override(YamlNode::Pointer& root, const std::string& text, YamlBudget
     walked += (walked.empty() ? "" : ".") + part;
     slot = next;
   }
+  if (last != nullptr) last->taken_out = value->kind == Kind::kNull;
   merge_into(*slot, std::move(value));
 }
 

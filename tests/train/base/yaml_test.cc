@@ -348,6 +348,26 @@ TEST(Yaml, BadInterpolations) {
 
 // ---- overrides ----
 
+TEST(Yaml, AnOverrideTakesOutWhatIsUnknown) {
+  const char* text = "stale: &shared {x: 1}\nblock: {<<: *shared, y: 2}\n";
+  const auto finish = [&](const std::vector<std::string>& overrides) {
+    const YamlMap root = YamlDocument::parse(text, "c.yaml", overrides).root();
+    const YamlMap block = root.map("block");
+    EXPECT_EQ(block.get<int>("x") + block.get<int>("y"), 3);
+    root.finish();
+  };
+  EXPECT_THAT(error_of([&] { finish({}); }), HasSubstr("c.yaml:1:1: stale: unknown key"));
+  finish({"stale=null"});
+  EXPECT_THAT(error_of([&] {
+                finish({"stale=null", "stale=5"});
+              }),
+              HasSubstr("stale: unknown key"));
+  EXPECT_THAT(error_of([&] {
+                finish({"stale=null", "stele=null"});
+              }),
+              HasSubstr("stele: unknown key"));
+}
+
 TEST(Yaml, OverridesReplaceCreateAndMerge) {
   const YamlMap map =
       parse("a: {b: 1, c: 2}\nl: [{x: 1}]\nv: 1\nw: ${v}\n",
