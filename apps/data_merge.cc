@@ -8,6 +8,8 @@
 
 #include "apps/data_verbs.h"
 #include "dropless/error.h"
+#include "train/base/fs.h"
+#include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/data/merge.h"
 #include "train/data/remote.h"
@@ -40,9 +42,13 @@ void run_merge(MergeOptions options) {
                 fmt::format("--out {}: nothing is uploaded", options.out),
                 "name a folder here, and copy its index.json there");
   }
-  const MdsIndex merged = write_merged_index(options.folders, options.out);
-  std::cout << fmt::format("{}: {} in {}\n", options.out, counted(merged.num_samples(), "sample"),
-                           counted(static_cast<std::int64_t>(merged.shards.size()), "shard"));
+  const auto [index, home] = write_merged_index(options.folders, options.out);
+  std::cout << fmt::format("{}: {} in {}\n", options.out, counted(index.num_samples(), "sample"),
+                           counted(static_cast<std::int64_t>(index.shards.size()), "shard"));
+  if (!home.empty()) {
+    log_info("{} names shards below {}: copy it there, or them beside it",
+             join_path(options.out, "index.json"), home);
+  }
 }
 
 }  // namespace

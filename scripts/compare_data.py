@@ -2,8 +2,8 @@
 """Times dropless and MosaicML's streaming package on the same sets, one after the other in one run.
 
 Needs an environment with mosaicml-streaming (0.13.0) and numpy. Both run on one core, turn by turn; the sets
-lie in the page cache. The package iterates with one process and no workers. Of each the best turn counts,
-in processor time, which other programs change least. In order dropless hashes every byte, which the package
+lie in the page cache. The package iterates with one process and no workers. Of each the best of nine runs
+counts, three in each of three turns, in processor time, which other programs change least. In order dropless hashes every byte, which the package
 does not; at random both copy out a sample and decode it, and dropless is timed once more with the hash.
 
 usage: compare_data.py DROPLESS [FOLDER]       sets are made under FOLDER; default: a temporary one
@@ -23,6 +23,7 @@ from streaming import MDSWriter, StreamingDataset
 from streaming.base.shuffle import get_shuffle
 
 TURNS = 3
+RUNS = 3  # in a turn, as in `dropless bench data`
 
 
 def make(path: pathlib.Path, samples: int, tokens: int):
@@ -39,13 +40,18 @@ def processor_seconds(work) -> float:
 
 
 def package(data: StreamingDataset) -> dict:
-    begin = time.process_time()
-    count = sum(1 for _ in data)
-    iterated = count / (time.process_time() - begin)
     order = [int(i) for i in np.random.default_rng(2).permutation(len(data))[:20000]]
+
+    def iterate():
+        assert sum(1 for _ in data) == len(data)
+
+    def pick():
+        for i in order:
+            data[i]
+
     return {
-        "samples_per_s": iterated,
-        "random_samples_per_s": len(order) / processor_seconds(lambda: [data[i] for i in order]),
+        "samples_per_s": len(data) / min(processor_seconds(iterate) for _ in range(RUNS)),
+        "random_samples_per_s": len(order) / min(processor_seconds(pick) for _ in range(RUNS)),
     }
 
 
@@ -85,7 +91,7 @@ def compare_orders(binary: str, ours):
             nonlocal ids
             ids = get_shuffle(name, sizes, 1, 9176, 0, 4_000_000)
 
-        theirs = min(processor_seconds(shuffle) for _ in range(TURNS))
+        theirs = min(processor_seconds(shuffle) for _ in range(TURNS * RUNS))
         spec = {"streams": [{"shard_sizes": sizes.tolist()}], "shuffle_algo": name, "num_canonical_nodes": 1,
                 "batch_size": 1}
         answer = subprocess.run([binary, "data", "order", "--digest"], input=json.dumps(spec), check=True,

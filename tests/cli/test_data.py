@@ -120,6 +120,9 @@ class DataTest(CommandTest):
         for broken, said in [
             ({"messages": []}, "empty"), ({"messages": "x"}, "no list"), ({"messages": [{"role": "user"}]}, "message 0"),
             ({"messages": chat[:1]}, "the last message is from 'user'"), ({"messages": [*chat, {"role": "assistant", "content": None}]}, "message 2"),
+            ({"messages": chat[1:]}, "to no question"), ({"messages": [chat[0], *chat]}, "messages 0 and 1 are both from 'user'"),
+            ({"messages": [{"role": "wizard\n", "content": "q"}, chat[1]]}, "message 0 is from 'wizard"),
+            ({"messages": [chat[0], {**chat[1], "weight": 0}]}, "message 1 has a 'weight'"),
         ]:  # fmt: skip
             (self.folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"messages": chat}, broken]))
             result = self.run_command("data", "json", "m.jsonl", "--out", "chats")
@@ -333,9 +336,15 @@ class DataTest(CommandTest):
         self.check_command("data", "merge", "all/b", "all/a", "--out", "all")
         self.assertEqual(self.check_command("data", "cat", "all"), "".join(reversed(parts)))
         self.check_command("data", "text", "a.txt", "--out", "other/a", "--concat-tokens", 7)
+        # Of folders elsewhere: named from the deepest one that holds them, which the index is for.
         result = self.run_command("data", "merge", "all/a", "other/a", "--out", "elsewhere")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn(f"names shards below {self.folder.resolve()}/: copy it there", result.stderr)
+        (self.folder / "elsewhere/index.json").rename(self.folder / "index.json")
+        self.assertEqual(self.check_command("data", "cat", "."), parts[0] * 2)
+        result = self.run_command("data", "merge", "all/a", "other/a", "--out", "all")
         self.assertEqual(result.returncode, 2)  # both would be "a" there
-        self.assertIn("other/a", result.stderr)
+        self.assertIn("would both be 'a'", result.stderr)
         for arguments in [["all/a", "all/b"], ["s3://bucket/all"], ["all/a", "--out", "s3://bucket/all"], ["nowhere"], ["all/a"], ["all/a", "nowhere", "--out", "all"]]:
             self.assertEqual(self.run_command("data", "merge", *arguments).returncode, 2, arguments)
 

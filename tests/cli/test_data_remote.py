@@ -115,8 +115,15 @@ class RemoteTest(CommandTest):
         self.assertRegex(said, r"^all: \d+ samples in \d+ shards\n$")
         index = json.loads((self.folder / "all" / "index.json").read_text())
         self.assertEqual(
-            {shard["raw_data"]["basename"].split("/")[0] for shard in index["shards"]}, {"train", "b"}
+            {shard["raw_data"]["basename"].rpartition("/")[0] for shard in index["shards"]}, {"data/train", "other/b"}
         )
+        # Copied to the root of both, as a set of its own.
+        (self.folder / "all/index.json").rename(self.folder / "index.json")
+        whole = self.check_command("data", "cat", url, "--local", "whole")
+        self.assertEqual(whole, "".join(self.check_command("data", "cat", part) for part in ("data/train", "other/b")))
+        for other in (f"http://localhost:{self.server.server_port}/other/b", "other/b"):
+            result = self.run_command("data", "merge", url + "/data/train", other, "--out", "x")
+            self.assertEqual((result.returncode, "no folder holds both" in result.stderr), (2, True), result.stderr)
         self.assertEqual(self.run_command("data", "merge", url + "/none", "--out", "x").returncode, 2)
         self.server.trouble = "endless"
         result = self.run_command("data", "merge", url + "/data/train", "--out", "x")

@@ -1,9 +1,11 @@
 #include "train/data/finetuning.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -14,6 +16,9 @@
 
 namespace dropless::train {
 namespace {
+
+constexpr const char* kRoles[] = {"system", "user", "assistant", "tool"};  // LLM Foundry's
+constexpr std::size_t kQuoted = 40;  // bytes of a role or key that a message shows
 
 std::optional<std::size_t> find_column(const MdsShard& shard, std::string_view name) {
   for (std::size_t i = 0; i < shard.columns.size(); ++i) {
@@ -101,13 +106,29 @@ std::vector<ChatMessage> read_chat(std::string_view text) {
                        message["role"].is_string() && message.contains("content") &&
                        message["content"].is_string();
     if (!whole) damaged(fmt::format("message {} has no 'role' and 'content' of text", out.size()));
+    for (const auto& [key, value] : message.items()) {
+      if (key != "role" && key != "content") {
+        damaged(fmt::format("message {} has a '{}' beside 'role' and 'content'", out.size(),
+                            key.substr(0, kQuoted)));
+      }
+    }
     out.push_back({message["role"].get<std::string>(), message["content"].get<std::string>()});
+    const std::string& role = out.back().role;
+    if (std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles)) {
+      damaged(fmt::format("message {} is from '{}', not one of {}", out.size() - 1,
+                          role.substr(0, kQuoted), fmt::join(kRoles, ", ")));
+    }
+    if (out.size() > 1 && out[out.size() - 2].role == role) {
+      damaged(fmt::format("messages {} and {} are both from '{}'", out.size() - 2, out.size() - 1,
+                          role));
+    }
   }
   if (out.back().role != "assistant") {
     damaged(
         fmt::format("the last message is from '{}', not the assistant: there is no answer to learn",
                     out.back().role));
   }
+  if (out.size() == 1) damaged("the only message is an answer, to no question");
   return out;
 }
 
@@ -236,13 +257,15 @@ void FinetuningReader::cut(std::int64_t sample, std::size_t begin, TokenRow& row
   ++lost_;
 }
 
+void FinetuningReader::forget_lost() { lost_ = 0; }
+
 void FinetuningReader::report_lost() {
   if (lost_ > 0) {
     log_warning(
         "{}: {} of the samples read were cut to max_seq_len {} before what is to be learned",
         reader_.folder(), lost_, max_tokens_);
   }
-  lost_ = 0;
+  forget_lost();
 }
 
 std::vector<std::vector<std::size_t>> pack_rows(const std::vector<std::int64_t>& lengths,

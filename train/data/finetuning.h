@@ -39,7 +39,8 @@ struct FinetuningConfig {
 struct ChatMessage {
   std::string role, content;
 };
-// The value of `messages`, whose last is an answer of the assistant. Throws Error(kDamaged).
+// The value of `messages`: two or more, their roles as LLM Foundry takes them (system, user, assistant,
+// tool, none twice in a row), the last an answer of the assistant. Throws Error(kDamaged).
 std::vector<ChatMessage> read_chat(std::string_view json);
 
 class FinetuningReader : public SampleReader {
@@ -53,6 +54,7 @@ class FinetuningReader : public SampleReader {
   const MdsReader& reader() const override { return reader_; }
   std::int64_t pad_id() const override { return tokenizer_->pad_id(); }
   void report_lost() override;
+  void forget_lost() override;
 
  private:
   struct Columns {

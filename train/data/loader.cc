@@ -374,7 +374,7 @@ struct TextLoader::Impl {
         epoch_order(config_.order, streams_, rows, 0).slice(0, kLookedAt);
     TokenRow tokens;
     const std::vector<std::int64_t> lengths = read_samples(order, tokens);
-    for (const auto& stream : tokens_) stream->report_lost();
+    for (const auto& stream : tokens_) stream->forget_lost();
     // The last row is what was left over.
     auto packed = pack_rows(lengths, seq_len_);
     if (packed.empty()) return rows;

@@ -319,7 +319,7 @@ MdsIndex MdsIndex::load(const std::string& folder) {
                 fmt::format("{} is absent: no MDS set in this folder", path),
                 "name the folder that holds index.json, or give its split");
   }
-  return parse(read_file(path), path);
+  return parse(read_file(path, kMostIndexBytes), path);
 }
 
 MdsIndex MdsIndex::parse(const std::string& text, const std::string& path) {

@@ -15,6 +15,9 @@
 
 namespace dropless::train {
 
+// Of an index.json: enough for three million shards.
+inline constexpr std::uint64_t kMostIndexBytes = std::uint64_t{1} << 30;
+
 struct MdsColumn {
   std::string name;
   Encoding encoding;

@@ -35,14 +35,55 @@ MdsIndex load_index(const std::string& place) {
   return ShardStore(place, cache.path(), options).index();
 }
 
-// How `out` names the set.
-std::string relative_name(const std::string& folder, const std::string& out) {
+// How `out` names a folder in it; empty for one that lies elsewhere.
+std::string name_within(const std::string& place, const std::string& out) {
   namespace fs = std::filesystem;
-  if (is_remote(folder)) return base_name(folder);
-  const fs::path relative =
-      fs::weakly_canonical(folder).lexically_relative(fs::weakly_canonical(out));
-  if (!relative.empty() && *relative.begin() != ".." && relative != ".") return relative.string();
-  return base_name(fs::weakly_canonical(folder).string());
+  if (is_remote(place)) return {};
+  const fs::path relative = fs::path(place).lexically_relative(fs::weakly_canonical(out));
+  const bool within = !relative.empty() && *relative.begin() != ".." && relative != ".";
+  return within ? relative.string() : "";
+}
+
+// A folder without its spelling: no scheme of files, no index.json or "/" at its end, no links.
+std::string place_of(const std::string& given) {
+  std::string folder = strip_file_scheme(given);
+  while (folder.size() > 1 && folder.ends_with('/')) folder.pop_back();
+  if (base_name(folder) == kIndexName && !is_folder(folder)) folder = parent_folder(folder);
+  return is_remote(folder) ? folder : std::filesystem::weakly_canonical(folder).string();
+}
+
+// The length of what begins a path or a URL and is no folder of it: "/", "s3://bucket/".
+std::size_t root_size(const std::string& place) {
+  if (!is_remote(place)) return 1;
+  return std::min(place.find('/', place.find("://") + 3), place.size() - 1) + 1;
+}
+
+// The deepest folder that both lie below, with "/" at its end; empty where there is none.
+std::string common_parent(const std::string& a, const std::string& b) {
+  const auto [end, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  const auto same = static_cast<std::size_t>(end - a.begin());
+  const std::size_t slash = a.rfind('/', same == 0 ? 0 : same - 1);
+  if (slash == std::string::npos || slash + 1 < root_size(a)) return {};
+  return a.substr(0, slash + 1);
+}
+
+// Of all that lie outside `out`; empty where none does.
+std::string home_of(const std::vector<std::string>& places, const std::string& out) {
+  std::string home, first;
+  for (const std::string& place : places) {
+    if (!name_within(place, out).empty()) continue;
+    const std::string parent = common_parent(first.empty() ? place : home, place);
+    if (parent.empty()) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  fmt::format("no folder holds both {} and {}, and an index names what lies below "
+                              "its own",
+                              first.empty() ? out : first, place),
+                  "copy the sets to one place, or name both as streams of the config");
+    }
+    if (first.empty()) first = place;
+    home = parent;
+  }
+  return home;
 }
 
 }  // namespace
@@ -71,16 +112,14 @@ std::vector<std::string> find_partitions(const std::string& root) {
   return found;
 }
 
-MdsIndex merge_indexes(const std::vector<std::string>& folders, const std::string& out) {
-  MdsIndex merged;
+MergedIndex merge_indexes(const std::vector<std::string>& folders, const std::string& out) {
+  std::vector<std::string> sets;
+  for (const std::string& folder : folders) sets.push_back(place_of(folder));
+  MergedIndex merged{{}, home_of(sets, out)};
   std::map<std::string, std::string> places;  // by the name in the merged index
-  for (const std::string& given : folders) {
-    std::string folder = strip_file_scheme(given);
-    while (folder.size() > 1 && folder.ends_with('/')) folder.pop_back();
-    if (base_name(folder) == kIndexName && !is_folder(folder)) folder = parent_folder(folder);
-    const std::string name = relative_name(folder, out);
-    const std::string place =
-        is_remote(folder) ? folder : std::filesystem::weakly_canonical(folder).string();
+  for (const std::string& place : sets) {
+    const std::string within = name_within(place, out);
+    const std::string name = within.empty() ? place.substr(merged.home.size()) : within;
     if (const auto [at, is_new] = places.emplace(name, place); !is_new) {
       if (at->second == place) continue;
       throw Error(ErrorKind::kInvalidArgument,
@@ -88,19 +127,19 @@ MdsIndex merge_indexes(const std::vector<std::string>& folders, const std::strin
                               place, name),
                   "put the sets below the folder of --out, or give them names of their own");
     }
-    for (MdsShard& shard : load_index(folder).shards) {
+    for (MdsShard& shard : load_index(place).shards) {
       shard.raw.basename = join_path(name, shard.raw.basename);
       if (shard.zip) shard.zip->basename = join_path(name, shard.zip->basename);
-      merged.shards.push_back(std::move(shard));
+      merged.index.shards.push_back(std::move(shard));
     }
   }
   return merged;
 }
 
-MdsIndex write_merged_index(const std::vector<std::string>& folders, const std::string& out) {
-  MdsIndex merged = merge_indexes(folders, out);
+MergedIndex write_merged_index(const std::vector<std::string>& folders, const std::string& out) {
+  MergedIndex merged = merge_indexes(folders, out);
   make_folders(out);
-  write_file_durable(join_path(out, kIndexName), merged.dump(true));
+  write_file_durable(join_path(out, kIndexName), merged.index.dump(true));
   return merged;
 }
 

@@ -12,12 +12,19 @@ namespace dropless::train {
 // of those files sort. Throws Error(kInvalidArgument) when there is none.
 std::vector<std::string> find_partitions(const std::string& root);
 
-// Of folders or URLs. Shard files are named relative to `out` where the folder lies in it, else by the
-// folder's own name: the caller is then to put that folder there. A folder named twice counts once; two of
-// one name are kInvalidArgument.
-MdsIndex merge_indexes(const std::vector<std::string>& folders, const std::string& out);
+struct MergedIndex {
+  MdsIndex index;
+  // Where it serves what lies outside `out`: copied there, or with all that is below it beside the index.
+  // Empty: everything lies in `out`.
+  std::string home;
+};
+
+// Of folders or URLs. Shard files are named relative to `out` where the folder lies in it, the others
+// relative to the deepest folder that holds all of those. A folder named twice counts once. Throws
+// Error(kInvalidArgument) where no folder holds them all, as of two hosts, or two get one name.
+MergedIndex merge_indexes(const std::vector<std::string>& folders, const std::string& out);
 
 // Writes the merged index to OUT/index.json as MosaicML's merge_index does, and returns it.
-MdsIndex write_merged_index(const std::vector<std::string>& folders, const std::string& out);
+MergedIndex write_merged_index(const std::vector<std::string>& folders, const std::string& out);
 
 }  // namespace dropless::train

@@ -15,15 +15,15 @@
 #include <optional>
 #include <string>
 
-namespace dropless::train {
+#include "train/data/mds_index.h"
 
-inline constexpr std::uint64_t kMostIndexBytes = std::uint64_t{1} << 30;
+namespace dropless::train {
 
 struct RemoteOptions {
   int retries = 2;             // further tries of a file after the first
   double timeout = 60;         // seconds, of one try
   double first_backoff = 1.0;  // seconds before the first retry; doubles, with up to half on top
-  // Of a file whose size nothing tells, the index: enough for three million shards.
+  // Of a file whose size nothing tells, the index.
   std::uint64_t most_index_bytes = kMostIndexBytes;
   // For messages: what sets the above.
   std::string knobs = "download_retry and download_timeout";

@@ -24,6 +24,7 @@ class SampleReader {
   virtual std::int64_t pad_id() const = 0;
   // Warns of samples since the last call of which nothing is left to learn, if there are any.
   virtual void report_lost() {}
+  virtual void forget_lost() {}  // those, where samples were only looked at
 };
 
 // Throws Error(kDamaged) at the first id that is not in [0, vocab_size); 0: none is checked.

@@ -184,7 +184,7 @@ TEST(CompressedSet, MergesAsThePackageDoes) {
   write_merged_index(find_partitions(scratch / "deep"), scratch / "deep");
   EXPECT_EQ(lines_of(MdsReader(scratch / "deep")).size(), 12u);
   EXPECT_EQ(merge_indexes({zip_set("none"), zip_set("none") + "/index.json"}, scratch / "x")
-                .shards.size(),
+                .index.shards.size(),
             3u);
   fs::create_directories(scratch / "empty");
   expect_error(ErrorKind::kInvalidArgument, {"empty"}, [&] { find_partitions(scratch / "empty"); });

@@ -156,6 +156,14 @@ TEST(Finetuning, SaysThatAnswersAreCutOff) {
   EXPECT_NE(said.find("sample 0 has 12 tokens and is cut to max_seq_len 8"), std::string::npos);
   EXPECT_EQ(said.find("sample 2"), std::string::npos);
   EXPECT_NE(said.find("2 of the samples read were cut"), std::string::npos);
+  // A look at the samples for the packing ratio counts none of them.
+  TextLoader packing(finetuning_of(scratch / "long", ", packing_ratio: auto"), rows_of(1, 8));
+  testing::internal::CaptureStderr();
+  while (packing.next(batch)) {
+  }
+  const std::string packed = testing::internal::GetCapturedStderr();
+  EXPECT_NE(packed.find("2 of the samples read were cut"), std::string::npos);
+  EXPECT_EQ(packed.find("samples read were cut"), packed.rfind("samples read were cut"));
 }
 
 TEST(Finetuning, RefusesWhatItCannotRead) {
