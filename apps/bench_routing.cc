@@ -25,14 +25,26 @@ std::vector<double> loads_of(const std::vector<double>& counts) {
   return loads;
 }
 
+// A list of lists of numbers, as a run writes it.
+bool holds_counts(const nlohmann::json& line) {
+  const auto found = line.find(kCounts);
+  if (found == line.end() || !found->is_array()) return false;
+  return std::all_of(found->begin(), found->end(), [](const nlohmann::json& layer) {
+    return layer.is_array() &&
+           std::all_of(layer.begin(), layer.end(),
+                       [](const nlohmann::json& count) { return count.is_number(); });
+  });
+}
+
 std::vector<double> loads_of_run(const std::string& folder) {
   const std::string path = join_path(folder, "metrics.jsonl");
   std::ifstream file(path);
   std::vector<std::vector<double>> layers;
   for (std::string line; std::getline(file, line);) {
+    if (line.find(kCounts) == std::string::npos) continue;
     // A line that is being written is none yet.
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_object() && json.contains(kCounts)) layers = json[kCounts];
+    if (json.is_object() && holds_counts(json)) layers = json[kCounts];
   }
   std::vector<double> fullest;
   for (const std::vector<double>& counts : layers) {

@@ -170,7 +170,7 @@ void run_eval(EvalVerb verb) {
   std::vector<std::pair<std::string, EvalResult>> results;
   for (const auto& [label, source] : sources) {
     try {
-      name_ruined_tensors(loaded, [&] {
+      name_ruined_weights(loaded, [&] {
         results.emplace_back(label, evaluate(*loaded.model, *source, precision,
                                              config ? config->eval_subset_num_batches : -1));
       });
@@ -185,7 +185,7 @@ void run_eval(EvalVerb verb) {
   }
   TaskResults tasks;
   if (!suite.tasks.empty()) {
-    name_ruined_tensors(loaded, [&] { tasks = run_tasks(suite, loaded, precision, verb.samples); });
+    name_ruined_weights(loaded, [&] { tasks = run_tasks(suite, loaded, precision, verb.samples); });
   }
   print(results, tasks, verb.json);
 }

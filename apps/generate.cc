@@ -286,9 +286,15 @@ void run_plain(const GenerateVerb& verb, const LoadedModel& loaded,
     print_json(verb, generate(*loaded.model, prompts, options), tokenizer);
     return;
   }
-  if (tokenizer == nullptr || prompts.size() != 1) {
+  if (tokenizer == nullptr) {
     throw Error(ErrorKind::kInvalidArgument,
-                "only one prompt of a model with a tokenizer can be printed as text", "use --json");
+                "this model's tokenizer is not here, which would make text of its tokens",
+                "--json prints them as ids");
+  }
+  if (prompts.size() != 1) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{} prompts; one can be printed as text", prompts.size()),
+                "use --json");
   }
   TextPrinter printer;
   printer.print(tokenizer->decode_bytes(prompts[0]));
@@ -326,7 +332,7 @@ void run_generate(GenerateVerb& verb) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   options.tokenizer = loaded.tokenizer.get();
   options.eos = loaded.eos;
-  name_ruined_tensors(loaded, [&] {
+  name_ruined_weights(loaded, [&] {
     verb.chat ? run_chat(verb, loaded, options) : run_plain(verb, loaded, options);
   });
 }

@@ -32,22 +32,19 @@ LoadedModel ModelOptions::open(const std::string& path) const {
   return load_model(path, choose_device(device), adapter, parse_dtype(dtype));
 }
 
-void name_ruined_tensors(const LoadedModel& loaded, const std::function<void()>& run) {
+void name_ruined_weights(const LoadedModel& loaded, const std::function<void()>& run) {
   try {
     run();
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kNonFinite) throw;
-    const std::vector<std::string> names = ruined_tensors(*loaded.model);
-    if (names.empty()) {
+    const std::string ruined = ruined_weights(loaded.folder, *loaded.model);
+    if (ruined.empty()) {
       throw Error(
           error.kind(), error.what(),
           "its weights are finite numbers, which overflow on the way: --dtype fp32 has more "
           "room than fp16; else take an older checkpoint");
     }
-    throw Error(error.kind(),
-                fmt::format("{}: {} of the {} tensors of {} hold NaN or infinite values, {} first",
-                            error.what(), names.size(), loaded.model->parameters().size(),
-                            loaded.folder, names[0]),
+    throw Error(error.kind(), fmt::format("{}: {}", error.what(), ruined),
                 "take an older checkpoint, or another copy of the weights");
   }
 }

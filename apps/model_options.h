@@ -31,6 +31,6 @@ struct ModelOptions {
 };
 
 // Runs it, and where it throws Error(kNonFinite) says which of the model's tensors are the cause.
-void name_ruined_tensors(const train::LoadedModel& loaded, const std::function<void()>& run);
+void name_ruined_weights(const train::LoadedModel& loaded, const std::function<void()>& run);
 
 }  // namespace dropless::apps

@@ -26,7 +26,7 @@ CONFIGS = {
     ),
     # ... and as transformers 5 does.
     "olmoe_normalized": dict(
-        LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, norm_topk_prob=True, rms_norm_eps=1e-5, pad_token_id=None,
+        LLAMA, **EXPERTS, model_type="olmoe", num_experts=4, norm_topk_prob=True, rms_norm_eps=1e-5, pad_token_id=None, clip_qkv=0.9,
         rope_parameters=dict(rope_theta=500.0, rope_type="default"), dtype="float32",
     ),
     "qwen3_moe": dict(

@@ -86,9 +86,10 @@ class BenchMoeTest(CommandTest):
             self.assertLess(row["rivals_differ_by"], 1e-5)
         result = self.run_command(*arguments, "--shape", "64,32,16,4,2")
         self.assertEqual((result.returncode, "8 experts" in result.stderr), (2, True), result.stderr)
-        (run / "metrics.jsonl").write_text('{"step": 1}\n')
-        result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
-        self.assertEqual((result.returncode, "mb_moe/tokens_per_expert" in result.stderr), (2, True), result.stderr)
+        for line in ('{"step": 1}', '{"step": 1, "mb_moe/tokens_per_expert": [[1, "a"]]}'):
+            (run / "metrics.jsonl").write_text(line + "\n")
+            result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
+            self.assertEqual((result.returncode, "mb_moe/tokens_per_expert" in result.stderr), (2, True), result.stderr)
 
     # Answers as benchmarks/moe_rivals.py does: "two" takes 2 ms forward, three times that with backward.
     PROGRAM = '''

@@ -27,6 +27,10 @@ class CallbacksTest(CommandTest):
     def steps(self, run="run"):
         return [line["step"] for line in self.metrics(run) if "loss/train/total" in line]
 
+    def test_early_stopper_without_evaluations(self):
+        stopper = "callbacks={early_stopper: {monitor: LanguagePerplexity, dataloader_label: eval}}"
+        self.assertIn("callbacks.early_stopper has no effect: eval_interval is 0", self.train(stopper, "max_duration=2ba"))
+
     def test_early_stopper_stops_at_the_same_step_after_a_resume(self):
         # Perplexity cannot improve by 1e9: the first evaluation stays the best.
         arguments = [

@@ -246,7 +246,7 @@ class ConvertTest(CommandTest):
         self.assertIn("transformer.norm_f.weight", result.stderr)
         # Whoever runs them, or trains on from them, learns of the tensor.
         (self.folder / "text.txt").write_text("some text")
-        words = ["1 of the ", "transformer.norm_f.weight"]
+        words = ["1 of the ", "model.norm.weight"]
         self.check_refused(words, "generate", "nan", "--prompt-ids", "[[1, 2]]", "--json", code=1)
         self.write_model("olmoe", folder="bytes", vocab_size=257)
         weights = hf_models.weights(dict(config, vocab_size=257))
@@ -254,7 +254,7 @@ class ConvertTest(CommandTest):
         hf_models.write_safetensors(self.folder / "bytes/model.safetensors", weights)
         self.check_command("convert", "bytes", "tokens", "--to", "dropless")
         self.write_data()
-        words[1] = "transformer.blocks.1.ffn.router.layer.weight"
+        words[1] = "model.layers.1.mlp.gate.weight"
         self.check_refused(words, "eval", "bytes", "--data", "data/val", code=1)
         model = (self.folder / "tokens/config.yaml").read_text()
         head = CONFIG[: CONFIG.index("model:")] + CONFIG[CONFIG.index("tokenizer:") :]
@@ -297,6 +297,8 @@ class ConvertTest(CommandTest):
             files = {path.name for path in (self.folder / "olmoe-safetensors").iterdir()}
             self.assertIn("tokenizer_config.json", files)
             self.assertNotIn("pytorch_model.bin", files)
+        (self.folder / "olmoe/config.json").unlink()
+        self.check_refused(["no config.json in olmoe, which holds weights"], "generate", "olmoe", "--prompt-ids", "[[1]]")
 
     def test_an_index_and_files_that_contradict_it(self):
         self.write_model("olmoe")

@@ -109,9 +109,33 @@ class FinetuneTest(CommandTest):
                 std = torch.frombuffer(bytearray(data), dtype=torch.float32).std().item()
                 self.assertLess(abs(std / 0.05 - 1), 0.1, name)
 
+    def test_adapters_beside_the_folder_of_a_model_block(self):
+        adapter = {"r": 3, "lora_alpha": 6, "target_modules": ["Wqkv", "gate_proj", "up_proj", "down_proj"]}
+        self.write_config(content=(self.folder / "config.yaml").read_text().replace("model:\n", f"model:\n  peft_config: {json.dumps(adapter)}\n", 1))
+        result = self.train("load_path=released", "save_folder=written_out")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.write_hf_block(peft_config=adapter, should_save_peft_only=True, config_overrides={"router_aux_loss_coef": 0.01})
+        result = self.train("save_folder=named", "callbacks={hf_checkpointer: {save_folder: exported, save_interval: 6ba}}")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("model.should_save_peft_only has no effect", result.stderr)
+        self.assertEqual(self.timeless("named"), self.timeless("written_out"))
+        for run in ("named", "written_out"):
+            self.check_command("convert", run, run + "-adapter", "--to", "peft")
+        configs = [json.loads((self.folder / f"{run}-adapter/adapter_config.json").read_text()) for run in ("named", "written_out")]
+        self.assertEqual(*configs)
+        self.assertEqual(configs[0]["base_model_name_or_path"], "released")
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            self.assertEqual(*[(self.folder / folder / file).read_bytes() for folder in ("exported/ba6", "named-adapter")])
+        result = self.train("save_folder=named", "autoresume=true", "max_duration=8ba")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("resumed from", result.stderr)
+
     def test_what_a_model_block_cannot_have(self):
         for keys, words in (
-            ({"peft_config": {"r": 8}}, "model.peft_config: not supported"),
+            ({"peft_config": {"r": 8}}, "model.peft_config.target_modules: required"),
+            ({"peft_config": {"r": 8, "target_modules": ["Wqkv"], "lora_alfa": 1}}, "lora_alpha"),
+            ({"peft_config": {"target_modules": ["Wqkv"]}, "pretrained": False}, "model.peft_config: adapters are trained beside a model"),
+            ({"pretrained_lora_id_or_path": "adapter"}, "model.pretrained_lora_id_or_path: not supported"),
             ({"load_in_8bit": True}, "model.load_in_8bit: not supported"),
             ({"pretrained_model_name_or_path": "data"}, "data is no Hugging Face folder"),
             ({"pretrained_model_name_or_path": "gpt2"}, "gpt2 is no folder here, and nothing is fetched"),
@@ -126,6 +150,29 @@ class FinetuneTest(CommandTest):
                 self.assertRegex(result.stderr, r"error: config.yaml:\d+:\d+: model")
                 self.assertIn(words, result.stderr)
                 self.assertFalse((self.folder / "refused").exists())
+
+    def test_weights_that_are_no_numbers(self):
+        name = "model.layers.1.mlp.experts.2.down_proj.weight"
+        self.weights[name][3, 5] = float("nan")
+        config = dict(hf_models.CONFIGS["olmoe"], vocab_size=257)
+        hf_models.write_folder(self.folder / "ruined", config, self.weights)
+        words = f"1 of the 23 tensors of ruined hold NaN or infinite values, {name} first"
+        result = self.train("load_path=ruined")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("warning: " + words, result.stderr)
+        result = self.run_command("generate", "ruined", "--prompt-ids", "[[1, 2, 3, 4, 5, 6, 7, 8]]", "--json")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn(words, result.stderr)
+
+    def test_weights_of_other_shapes(self):
+        narrow = ("load_path=released", "model.ffn_config.ffn_hidden_size=32", "save_folder=refused")
+        result = self.train(*narrow)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertRegex(result.stderr, r'error: override "load_path=released": load_path: released: \S+ is \[.*\], the model needs \[')
+        self.assertIn("load_ignore_keys leaves a tensor of another shape out", result.stderr)
+        result = self.train(*narrow, "load_weights_only=true", "load_ignore_keys=['*.experts.mlp.*']", "save_folder=narrow")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("load_ignore_keys leaves out 6 of", result.stderr)
 
     def test_companions_outlive_a_resume(self):
         self.assertEqual(self.train("load_path=released", "max_duration=6ba").returncode, 0)

@@ -29,13 +29,6 @@ REFUSED = {
     "pretrain/hf-llama-3.1-8B.yaml": ("model.pretrained_model_name_or_path", "Meta-Llama-3.1-8B is no folder here, and " + HUB),
     "pretrain/opt-3b.yaml": ("model.pretrained_model_name_or_path", "facebook/opt-2.7b is no folder here, and " + HUB),
 }  # fmt: skip
-# With folders in the place of what is on the hub.
-REFUSED_WITH_A_FOLDER = {
-    "finetune/dbrx-lora-ft.yaml": "model.peft_config",
-    "finetune/mpt-30b-instruct.yaml": "icl_tasks.0.dataset_uri: must not be null",
-    "finetune/1b_local_data_sft.yaml": "eval_loader.dataset.hf_name: json is no folder here",
-    "finetune/7b_dolly_sft.yaml": "load_path: oci://my-bucket/my-folder/mpt-7b/checkpoints/some_checkpoint.pt is not on this machine",
-}
 
 
 class FixturesTest(unittest.TestCase):
@@ -54,13 +47,6 @@ class FixturesTest(unittest.TestCase):
         self.assertTrue(all(math.isfinite(loss) for loss in steps))
         self.assertEqual(any("metrics/eval/LanguageCrossEntropy" in line for line in lines), evaluates)
 
-    def check_local(self, fate):
-        if fate.name in REFUSED_WITH_A_FOLDER:
-            self.assertEqual(fate.code, 2, fate.error)
-            self.assertIn(REFUSED_WITH_A_FOLDER[fate.name], fate.error)
-            return
-        self.check_runs(fate, evaluates="\neval_loader:" in (fate.folder / pathlib.Path(fate.name).name).read_text())
-
     def test_each_file(self):
         self.assertEqual(len(self.fates), 26)
         for fate in self.fates:
@@ -69,7 +55,8 @@ class FixturesTest(unittest.TestCase):
                     self.check_runs(fate)
                     continue
                 if fate.local:
-                    self.check_local(fate.local)
+                    evaluates = "\neval_loader:" in (fate.folder / pathlib.Path(fate.name).name).read_text()
+                    self.check_runs(fate.local, evaluates)
                 key, words = REFUSED[fate.name]
                 self.assertEqual(fate.code, 2, fate.error)
                 file = re.escape(pathlib.Path(fate.name).name)

@@ -312,7 +312,7 @@ class LoraTest(CommandTest):
             self.assertIn(words, result.stderr)
         result = self.run_command("train", "train.yaml")
         self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("load_path names none", result.stderr)
+        self.assertIn("nothing names one's weights", result.stderr)
         self.assertFalse((self.folder / "run").exists())
 
     def test_what_peft_is_told_to_adapt(self):

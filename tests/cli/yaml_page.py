@@ -20,10 +20,10 @@ import torch
 FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
 PAGE = FIXTURES.parents[2] / "docs" / "yaml.md"
 
+SHAPE = ["model.d_model=32", "model.n_heads=4", "model.n_layers=2"]
 # What makes a model of any size train two steps here.
 TINY = [
-    "model.d_model=32", "model.n_heads=4", "model.n_layers=2", "variables.max_seq_len=32",
-    "variables.data_local=data", "global_train_batch_size=4", "device_train_microbatch_size=2",
+    *SHAPE, "variables.max_seq_len=32", "variables.data_local=data", "global_train_batch_size=4", "device_train_microbatch_size=2",
     "device_eval_batch_size=4", "eval_subset_num_batches=1", "eval_interval=2ba", "max_duration=2ba",
     "device=cpu", "save_folder=run",
 ]  # fmt: skip
@@ -36,19 +36,26 @@ FOLDER = [
 ]  # fmt: skip
 TEXT, ANSWERS = "variables.data_local=data", "train_loader.dataset.hf_name=answers"
 EVAL_ANSWERS = "eval_loader.dataset.hf_name=answers"
+NO_TASKS = ["icl_tasks=null"]  # whose files are not there
+# Of answers in local files, with no Python to shape them; the set has two splits.
+LOCAL_SFT = [
+    ANSWERS, "train_loader.dataset.hf_kwargs=null", "train_loader.dataset.preprocessing_fn=null",
+    EVAL_ANSWERS, "eval_loader.dataset.hf_kwargs=null", "eval_loader.dataset.preprocessing_fn=null", "eval_loader.dataset.split=test",
+    "dataset=null",  # which holds an anchor, and is stale upstream too
+]  # fmt: skip
 NO_OVERRIDES = "model.config_overrides=null"  # those there are keys of another architecture's config.json
 # The folder's model_type (none: the file's own MPT, made tiny), and what else the file needs.
 FOLDERS = {
-    "finetune/1b_local_data_sft.yaml": (None, [ANSWERS, "train_loader.dataset.hf_kwargs=null", "train_loader.dataset.preprocessing_fn=null"]),
-    "finetune/7b_dolly_sft.yaml": (None, [ANSWERS]),
+    "finetune/1b_local_data_sft.yaml": (None, [*LOCAL_SFT, "load_path=start", "max_duration=3ba"]),  # goes on at step 1
+    "finetune/7b_dolly_sft.yaml": (None, [ANSWERS, "load_path=start"]),
     "finetune/dbrx-full-ft.yaml": ("dbrx", [ANSWERS, EVAL_ANSWERS, "run_name=tuned"]),
-    "finetune/dbrx-lora-ft.yaml": ("dbrx", [ANSWERS, EVAL_ANSWERS]),
+    "finetune/dbrx-lora-ft.yaml": ("dbrx", [ANSWERS, EVAL_ANSWERS, "run_name=tuned"]),
     "finetune/gpt2-arc-easy-cpu-streaming-dataset.yaml": ("llama", ["variables.data_local=answers"]),
     "finetune/llama-3-8b_domain_adapt.yaml": ("llama", [TEXT, NO_OVERRIDES]),
-    "finetune/mpt-30b-instruct.yaml": ("llama", [ANSWERS, EVAL_ANSWERS, NO_OVERRIDES]),
-    "finetune/mpt-7b_dolly_sft.yaml": ("llama", [ANSWERS, EVAL_ANSWERS, NO_OVERRIDES]),
+    "finetune/mpt-30b-instruct.yaml": ("mpt", [ANSWERS, EVAL_ANSWERS, *NO_TASKS, "icl_max_seq_len=null"]),
+    "finetune/mpt-7b_dolly_sft.yaml": ("mpt", [ANSWERS, EVAL_ANSWERS]),
     "pretrain/gpt-neo-125m.yaml": ("llama", [TEXT]),
-    "pretrain/gpt-neo-125m_eval.yaml": ("llama", [TEXT, "icl_tasks=null", "eval_gauntlet=null"]),  # files of tasks
+    "pretrain/gpt-neo-125m_eval.yaml": ("llama", [TEXT, *NO_TASKS, "eval_gauntlet=null"]),
     "pretrain/gpt2-small.yaml": ("llama", [TEXT, NO_OVERRIDES]),
     "pretrain/hf-llama-3.1-8B.yaml": ("llama", [TEXT]),
     "pretrain/opt-3b.yaml": ("llama", [TEXT]),
@@ -88,7 +95,7 @@ absent, and 1 with `auto`. Each microbatch's loss is weighed by its share of the
 
 
 def make_data(binary: pathlib.Path, folder: pathlib.Path) -> None:
-    """Small sets of token ids and of answers under the names of splits that the files use, and small models."""
+    """Small sets of token ids and of answers under the names of splits that the files use, small models, and a checkpoint `start`."""
     text = folder / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     pairs = folder / "pairs.jsonl"
@@ -102,6 +109,9 @@ def make_data(binary: pathlib.Path, folder: pathlib.Path) -> None:
     for name in MODELS:
         config = dict(hf_models.CONFIGS[name], vocab_size=257)
         hf_models.write_folder(folder / name, config, hf_models.weights(config, torch.float32))
+    start = [*SHAPE, *FOLDER, *LOCAL_SFT, "load_path=null", "max_duration=1ba", "save_folder=start"]
+    fixture = FIXTURES / "finetune" / "1b_local_data_sft.yaml"
+    subprocess.run([binary, "train", fixture, *start], cwd=folder, check=True, capture_output=True)
 
 
 # `local`: of a file that names something on the hub, the fate with folders in its place.
@@ -110,7 +120,7 @@ Fate = collections.namedtuple("Fate", "name runs code error hint idle folder loc
 
 def run(binary: pathlib.Path, fixture: pathlib.Path, folder: pathlib.Path, where: pathlib.Path, overrides: list) -> Fate:
     where.mkdir()
-    for name in ["data", "answers", *MODELS]:
+    for name in ["data", "answers", "start", *MODELS]:
         (where / name).symlink_to(folder / name)
     (where / fixture.name).write_bytes(fixture.read_bytes())
     result = subprocess.run(
@@ -131,8 +141,7 @@ def fate_of(binary: pathlib.Path, fixture: pathlib.Path, folder: pathlib.Path) -
     if fate.name not in FOLDERS:
         return fate
     model, more = FOLDERS[fate.name]
-    shape = [f"model.pretrained_model_name_or_path={model}"] if model else ["model.d_model=32", "model.n_heads=4", "model.n_layers=2"]
-    overrides = [*shape, *FOLDER, *more]
+    overrides = [*([f"model.pretrained_model_name_or_path={model}"] if model else SHAPE), *FOLDER, *more]
     return fate._replace(local=run(binary, fixture, folder, where.with_name(where.name + "-local"), overrides))
 
 
@@ -157,8 +166,8 @@ def files_section(all_fates: list) -> str:
         f"small and a local data set, two steps, in a test), and {of_folders} of those that name models or data sets of the hub run with folders in their",
         f"place; the others are refused before anything starts. Of those that run as they are, all have these keys without effect: {listed}.\n",
         "With folders: `model.pretrained_model_name_or_path` names a Hugging Face folder of a family that is read here ([models.md](models.md)),",
-        "`hf_name` the folder of a set that `data json` wrote. GPT-2, GPT-Neo, OPT and MPT are no such family: for these files the folder is a small Llama's, and",
-        "overrides of keys that only the other's `config.json` has are taken out.\n",
+        "`hf_name` the folder of a set that `data json` wrote, `load_path` a checkpoint of this program; `icl_tasks` that name no file here and stale keys are taken out. GPT-2, GPT-Neo",
+        "and OPT are no such family: for these files the folder is a small Llama's, and overrides of keys that only the other's `config.json` has are taken out.\n",
         "| file | here | with folders | why |",
         "|---|---|---|---|",
     ]

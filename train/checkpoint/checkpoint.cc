@@ -276,7 +276,8 @@ std::vector<std::string> prune_checkpoints(const std::string& run_folder, int ke
 
 std::string resolve_checkpoint(const std::string& path) {
   if (!path_exists(path)) {
-    throw Error(ErrorKind::kInvalidArgument, fmt::format("no such checkpoint: {}", path));
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("no such checkpoint: {}", path),
+                "give a step-N folder, a run folder that holds one, or a Hugging Face folder");
   }
   if (has_manifest(path)) return path;
   const std::string copied = join_path(path, kLatest);
@@ -342,8 +343,9 @@ auto read_whole(const std::string& folder, Read read) {
   } catch (const Error& error) {
     const std::string other = other_good(folder);
     throw Error(error.kind(), error.what(),
-                other.empty() ? "copy this checkpoint again; no other stands beside it"
-                              : fmt::format("last good checkpoint: {}; name it to use it", other),
+                other.empty()
+                    ? "no other checkpoint stands beside it: copy it again from where it was whole"
+                    : fmt::format("last good checkpoint: {}; name it to use it", other),
                 error.file(), error.line());
   }
 }

@@ -360,14 +360,17 @@ OrderedJson llama_block(const Keys& keys, Family family) {
     model["attention_bias"] = false;  // which follows no_bias where nothing is said
   }
   refuse_dropout(keys, {"attention_dropout"});
-  // OLMoE clips behind the norm of queries and keys, this model before it.
-  keys.refuse_unless("clip_qkv", false);
+  keys.refuse_unless("clip_qkv", family == Family::kOlmoe);
   model["attn_config"] =
       attention_block(n_heads, keys.get<std::int64_t>("num_key_value_heads", n_heads));
   read_rope(keys, traits.rope_theta, "max_position_embeddings", model["attn_config"]);
   read_windows(keys, traits, model);
   read_biases(keys, family, traits, model);
   if (traits.qk_norm) model["attn_config"][traits.qk_norm] = true;
+  if (keys.has("clip_qkv")) {
+    model["attn_config"]["clip_qkv"] = keys.get<double>("clip_qkv");
+    model["attn_config"]["clip_qkv_after_norm"] = true;
+  }
   const std::string activation = read_activation(keys, "hidden_act");
   if (traits.experts) {
     model["ffn_config"] =
@@ -421,8 +424,9 @@ void check_expressible(const ModelConfig& config) {
   static const std::set<std::string> said = {
       "d_model", "n_heads", "n_layers", "vocab_size", "head_dim", "tie_word_embeddings", "no_bias",
       "norm_type", "norm_eps", "attention_bias", "attn_config.kv_n_heads", "attn_config.clip_qkv",
-      "attn_config.qk_ln", "attn_config.qk_gn", "attn_config.rope_theta",
-      "attn_config.rope_hf_config", "attn_config.sliding_window_size", "attn_config.out_proj_bias",
+      "attn_config.clip_qkv_after_norm", "attn_config.qk_ln", "attn_config.qk_gn",
+      "attn_config.rope_theta", "attn_config.rope_hf_config", "attn_config.sliding_window_size",
+      "attn_config.out_proj_bias",
       // Of one document, the same function.
       "attn_config.attn_uses_sequence_id", "ffn_config.ffn_type", "ffn_config.ffn_hidden_size",
       "ffn_config.dense_ffn_hidden_size", "ffn_config.ffn_act_fn", "ffn_config.moe_layers",
@@ -491,12 +495,7 @@ OrderedJson rope_parameters(const ModelConfig& config) {
 OrderedJson dbrx_config(const ModelConfig& config) {
   const MoELayerConfig& layer = *config.moe();
   const AttentionConfig& attention = config.attention;
-  OrderedJson json;
-  json["d_model"] = config.d_model;
-  json["n_heads"] = config.n_heads;
-  json["n_layers"] = config.n_layers;
-  json["max_seq_len"] = config.max_seq_len;
-  json["vocab_size"] = config.vocab_size;
+  OrderedJson json = foundry_sizes(config);
   json["attn_config"] = {{"kv_n_heads", attention.kv_n_heads},
                          {"clip_qkv", nullptr},
                          {"rope_theta", attention.rope_theta}};
@@ -568,6 +567,7 @@ OrderedJson llama_config(const ModelConfig& config, Family family) {
   if (traits.qkv_bias) json["qkv_bias"] = config.attention.bias;
   if (!traits.qkv_bias && config.attention.bias) json["attention_bias"] = true;
   if (config.bias) json["mlp_bias"] = true;
+  if (config.attention.clip_qkv > 0) json["clip_qkv"] = config.attention.clip_qkv;
   if (layer) {
     json[traits.experts] = layer->moe.num_experts;
     json["num_experts_per_tok"] = layer->moe.top_k;
@@ -675,10 +675,6 @@ Family hf_family_of(const ModelConfig& config, const Json& kept) {
     if (layer->shared_d_ffn > 0) inexpressible("model.ffn_config.shared_expert", "true");
     return Family::kDbrx;
   }
-  if (attention.clip_qkv != 0) {
-    inexpressible("model.attn_config.clip_qkv", fmt::format("{}", attention.clip_qkv),
-                  "beside rmsnorm");
-  }
   const bool qkv_bias = attention.bias && !attention.out_bias;
   if (!attention.bias && attention.out_bias) {
     inexpressible("model.attn_config.out_proj_bias", "true", "without attention_bias");
@@ -686,6 +682,10 @@ Family hf_family_of(const ModelConfig& config, const Json& kept) {
   const Family family = layer ? mixture_family_of(config, *layer, qkv_bias)
                               : dense_family_of(config, *dense, qkv_bias, kept);
   check_attention(config, family);
+  if (attention.clip_qkv != 0 && !(family == Family::kOlmoe && attention.clip_after_norm)) {
+    inexpressible("model.attn_config.clip_qkv", fmt::format("{}", attention.clip_qkv),
+                  "beside rmsnorm; OLMoE has it with clip_qkv_after_norm");
+  }
   return family;
 }
 

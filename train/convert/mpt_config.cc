@@ -152,12 +152,7 @@ OrderedJson ffn_block(const ModelConfig& config) {
 }
 
 OrderedJson model_block(const ModelConfig& config) {
-  OrderedJson block;
-  block["d_model"] = config.d_model;
-  block["n_heads"] = config.n_heads;
-  block["n_layers"] = config.n_layers;
-  block["max_seq_len"] = config.max_seq_len;
-  block["vocab_size"] = config.vocab_size;
+  OrderedJson block = foundry_sizes(config);
   if (config.attention.head_dim * config.n_heads != config.d_model) {
     block["head_dim"] = config.attention.head_dim;
   }
@@ -188,6 +183,14 @@ OrderedJson model_block(const ModelConfig& config) {
 
 }  // namespace
 
+OrderedJson foundry_sizes(const ModelConfig& config) {
+  return {{"d_model", config.d_model},
+          {"n_heads", config.n_heads},
+          {"n_layers", config.n_layers},
+          {"max_seq_len", config.max_seq_len},
+          {"vocab_size", config.vocab_size}};
+}
+
 ReleasedModel read_mpt_config(const Json& json, const std::string& path) {
   const OrderedJson block = block_of(json, path);
   const YamlDocument document = YamlDocument::parse(block.dump(), path).without_warnings();
@@ -201,12 +204,7 @@ std::optional<OrderedJson> hf_mpt_config(const ModelConfig& config) {
   if (!attention.alibi || config.moe() || !even || !bias_max.is_number_integer()) {
     return std::nullopt;
   }
-  OrderedJson json;
-  json["d_model"] = config.d_model;
-  json["n_heads"] = config.n_heads;
-  json["n_layers"] = config.n_layers;
-  json["max_seq_len"] = config.max_seq_len;
-  json["vocab_size"] = config.vocab_size;
+  OrderedJson json = foundry_sizes(config);
   json["expansion_ratio"] = 4;  // the class has this one
   json["layer_norm_epsilon"] = config.norm.eps;
   json["learned_pos_emb"] = false;

@@ -10,6 +10,9 @@
 
 namespace dropless::train {
 
+// The five sizes that LLM Foundry's and DBRX's config.json name alike: d_model to vocab_size.
+nlohmann::ordered_json foundry_sizes(const ModelConfig& config);
+
 // As read_hf_config, which calls it for model_type mpt.
 ReleasedModel read_mpt_config(const nlohmann::json& json, const std::string& path);
 

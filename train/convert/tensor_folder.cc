@@ -153,7 +153,12 @@ std::vector<std::string> files_without_index(const std::string& folder) {
 }  // namespace
 
 bool has_weight_files(const std::string& folder) {
-  return !index_of(folder).empty() || !files_without_index(folder).empty();
+  if (!index_of(folder).empty() || !files_without_index(folder).empty()) return true;
+  const std::vector<std::string> names = list_folder(folder);
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return is_pickle(name) &&
+           (name.starts_with("pytorch_model") || name.starts_with(kMistralFiles.stem));
+  });
 }
 
 std::vector<std::string> weight_files(const std::string& folder) {

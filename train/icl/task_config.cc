@@ -42,6 +42,11 @@ void read_metric_names(const YamlMap& map, TaskType type) {
 TaskConfig task_from_yaml(const YamlMap& map, const TaskDefaults& defaults) {
   TaskConfig task;
   task.label = map.get<std::string>("label");
+  if (!map.has("dataset_uri")) {
+    map.fail("dataset_uri", "the task names no file",
+             "give the path of its JSON Lines (docs/evaluation.md), or take the task out: "
+             "icl_tasks=null leaves out all");
+  }
   task.dataset_uri = map.get<std::string>("dataset_uri");
   if (task.dataset_uri.find("://") != std::string::npos) {
     map.fail("dataset_uri", task.dataset_uri + " is not a file here", "download it first");

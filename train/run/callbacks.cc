@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <string_view>
 
+#include "dropless/error.h"
 #include "train/convert/hf_config.h"
+#include "train/convert/peft.h"
 #include "train/run/run_folder.h"
 
 namespace dropless::train {
@@ -60,7 +62,11 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
   map.no_effect("flatten_imports", "there is no Python to flatten");
   map.finish();
   // Now, not at the first export.
-  map.locate("", [&] { hf_family_of(model, nullptr); });
+  map.locate("", [&] {
+    if (!model.lora) return void(hf_family_of(model, nullptr));
+    const auto obstacle = peft_obstacle(model, nullptr);
+    if (obstacle) throw Error(ErrorKind::kUnsupported, *obstacle);
+  });
   return config;
 }
 

@@ -378,13 +378,19 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.tasks = TaskSuite::from_yaml(
       root, {.batch_size = config.device_eval_batch_size, .max_seq_len = config.max_seq_len});
   read_saving(root, config);
-  if (config.model.lora && config.load_path.empty()) {
-    root.fail("model.peft_config", "adapters are trained beside a model, and load_path names none",
+  if (config.model.lora && config.load_path.empty() && config.pretrained.empty()) {
+    root.fail("model.peft_config",
+              "adapters are trained beside a model, and nothing names one's weights",
               "give load_path");
   }
   std::vector<std::string> labels;
   for (const TextDatasetConfig& loader : config.eval_loaders) labels.push_back(loader.label);
   config.callbacks = CallbackConfig::from_yaml(root, config.model, config.run_name, labels);
+  const auto& stopper = config.callbacks.early_stopper;
+  if (stopper && stopper->key.starts_with("metrics/eval/") && config.eval_interval.value == 0) {
+    root.map("callbacks")
+        .no_effect("early_stopper", "eval_interval is 0, and it watches evaluations");
+  }
   if (const auto wd_pct = config.callbacks.wd_pct) {
     config.optimizer.scale(config.callbacks.lr_scale, *wd_pct);
   }

@@ -51,15 +51,12 @@ void accept_without_effect(const YamlMap& map) {
     map.no_effect(key, "cross-entropy and perplexity are always logged");
   }
   map.no_effect("allow_embedding_resizing", "the table has config.json's vocab_size");
-  map.no_effect("should_save_peft_only", "there are no adapters");
 }
 
 void refuse_unsupported(const YamlMap& map) {
-  for (const char* key : {"peft_config", "pretrained_lora_id_or_path"}) {
-    map.refuse(
-        key, map.has(key),
-        "adapters need the block written out, with load_path for the weights (docs/finetune.md)");
-  }
+  map.refuse("pretrained_lora_id_or_path", map.has("pretrained_lora_id_or_path"),
+             "`dropless convert FOLDER DST --to dropless --adapter ADAPTER` makes what load_path "
+             "goes on from, with mpt_causal_lm's keys in its config.yaml");
   map.refuse("load_in_8bit", map.get<bool>("load_in_8bit", false), "weights are fp32");
 }
 
@@ -92,7 +89,6 @@ HfBlock read_hf_block(const YamlMap& map) {
   }
   accept_without_effect(map);
   refuse_unsupported(map);
-  map.finish();
   ReleasedModel model =
       map.locate("pretrained_model_name_or_path", [&] { return read_hf_config(json, path); });
   if (!pretrained) {
@@ -104,6 +100,12 @@ HfBlock read_hf_block(const YamlMap& map) {
       return ModelConfig::from_yaml(YamlDocument::parse(model.block.dump(), path).root());
     });
   }
+  model.config.read_lora(map);
+  if (const auto peft = map.find_map("peft_config")) {
+    model.block["peft_config"] = json_of(*peft);
+    model.block["peft_config"]["base_model_name_or_path"] = folder;
+  }
+  map.finish();
   return {std::move(model.config), model.block.dump(), pretrained ? folder : ""};
 }
 

@@ -28,6 +28,8 @@ constexpr const char* kRngName = "rng/cpu";
 constexpr const char* kAnotherModel =
     "the checkpoint is of another model; check the `model` block of the config";
 
+constexpr const char* kAnotherShape = "; load_ignore_keys leaves a tensor of another shape out";
+
 constexpr const char* kAnotherPrecision =
     "a run goes on in fp64 only where it began in it: give `precision` its former value, or start "
     "from the weights alone with load_path and load_weights_only=true";
@@ -37,12 +39,15 @@ constexpr const char* kAnotherMemory =
     "former values, or start a new run from the weights alone with load_path and "
     "load_weights_only=true";
 
-// Reads tensor `name` into `target`, which must have its shape and type.
-void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target) {
+constexpr const char* kNoGenerator =
+    "load_ignore_keys=[rng] goes on with the generator that `seed` begins";
+
+// Reads tensor `name` into `target`, which must have its shape and type; `hint` is of an absent one.
+void read_tensor(const SafetensorsFile& file, const std::string& name, at::Tensor target,
+                 const char* hint) {
   const TensorInfo* info = file.find(name);
   if (info == nullptr) {
-    throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name,
-                kAnotherMemory);
+    throw Error(ErrorKind::kInvalidArgument, file.path() + " holds no tensor " + name, hint);
   }
   if (info->shape != target.sizes().vec() ||
       info->dtype != storage_type(dtype_of(target.scalar_type()))) {
@@ -92,17 +97,17 @@ StoredWeights open_weights(const std::string& folder) {
   return {std::move(files), by_name(std::move(tensors))};
 }
 
-// Whatever floating-point type it is stored in. With `map` it may lie in its file from now on: for
-// weights that nobody changes.
+// Whatever floating-point type it is stored in; `hint` is of another shape. With `map` it may lie in its
+// file from now on: for weights that nobody changes.
 void fill_parameter(const StoredWeights& weights, const std::string& folder,
-                    const Parameter& parameter, bool map = false) {
+                    const Parameter& parameter, const std::string& hint, bool map = false) {
   const MappedTensor& stored = weights.tensors.at(parameter.name);
   if (stored.tensor.shape != parameter.value.sizes().vec()) {
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{}: {} is [{}], the model needs [{}]", folder, parameter.name,
                             fmt::join(stored.tensor.shape, ", "),
                             fmt::join(parameter.value.sizes().vec(), ", ")),
-                kAnotherModel);
+                hint);
   }
   at::NoGradGuard no_grad;
   if (map && parameter.value.is_cpu()) {
@@ -232,8 +237,12 @@ void load_model_weights(const std::string& folder, Transformer& model, const std
     throw Error(ErrorKind::kInvalidArgument,
                 folder + ": " + surplus.front() + " is no tensor of this model", hint);
   }
+  const std::string of_shape =
+      way.empty() ? kAnotherModel : std::string(kAnotherModel) + kAnotherShape;
   for (const Parameter& parameter : model.parameters()) {
-    if (weights.tensors.contains(parameter.name)) fill_parameter(weights, folder, parameter, map);
+    if (weights.tensors.contains(parameter.name)) {
+      fill_parameter(weights, folder, parameter, of_shape, map);
+    }
   }
 }
 
@@ -280,7 +289,7 @@ void load_some_weights(const std::string& folder, Transformer& model,
   report_ignored(folder, weights, ignored);
   for (const Parameter& parameter : model.parameters()) {
     if (weights.tensors.contains(parameter.name) && !is_ignored(parameter.name)) {
-      fill_parameter(weights, folder, parameter);
+      fill_parameter(weights, folder, parameter, std::string(kAnotherModel) + kAnotherShape);
     }
   }
   auto [missing, surplus] = name_difference(model, weights);
@@ -296,20 +305,34 @@ void load_some_weights(const std::string& folder, Transformer& model,
   }
 }
 
-std::vector<std::string> ruined_tensors(const Transformer& model) {
-  at::NoGradGuard no_grad;
-  std::vector<std::string> names;
-  for (const Parameter& parameter : model.parameters()) {
-    if (!at::isfinite(parameter.value).all().item<bool>()) names.push_back(parameter.name);
+namespace {
+
+// The folder's tensor that holds the first value of the parameter that is no finite number.
+std::string ruined_source(const std::string& folder, const Parameter& parameter) {
+  const StoredWeights weights = open_weights(folder);
+  const auto found = weights.tensors.find(parameter.name);
+  if (found == weights.tensors.end()) return parameter.name;
+  const at::Tensor ruined = at::isfinite(parameter.value).logical_not().view({-1}).nonzero();
+  auto place = ruined[0][0].item<std::int64_t>();
+  for (const Piece& piece : found->second.pieces) {
+    place -= piece.rows * piece.columns;
+    if (place < 0) return piece.source;
   }
-  return names;
+  return parameter.name;
 }
 
-void warn_of_ruined_tensors(const std::string& folder, const Transformer& model) {
-  const std::vector<std::string> names = ruined_tensors(model);
-  if (names.empty()) return;
-  log_warning("{} of the {} tensors of {} hold values that are no finite numbers, {} first",
-              names.size(), model.parameters().size(), folder, names[0]);
+}  // namespace
+
+std::string ruined_weights(const std::string& folder, const Transformer& model) {
+  at::NoGradGuard no_grad;
+  std::vector<const Parameter*> ruined;
+  for (const Parameter& parameter : model.parameters()) {
+    if (!at::isfinite(parameter.value).all().item<bool>()) ruined.push_back(&parameter);
+  }
+  if (ruined.empty()) return {};
+  return fmt::format("{} of the {} tensors of {} hold NaN or infinite values, {} first",
+                     ruined.size(), model.parameters().size(), folder,
+                     ruined_source(folder, *ruined[0]));
 }
 
 void require_resumable(const std::string& checkpoint) {
@@ -321,14 +344,16 @@ void require_resumable(const std::string& checkpoint) {
 
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer) {
   const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kOptimizerFile));
-  for (const auto& [name, tensor] : optimizer.state()) read_tensor(file, name, tensor);
+  for (const auto& [name, tensor] : optimizer.state()) {
+    read_tensor(file, name, tensor, kAnotherMemory);
+  }
 }
 
 void load_generator(const std::string& checkpoint) {
   const SafetensorsFile file = SafetensorsFile::open(join_path(checkpoint, kOptimizerFile));
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   at::Tensor rng = at::empty_like(generator.get_state());
-  read_tensor(file, kRngName, rng);
+  read_tensor(file, kRngName, rng, kNoGenerator);
   generator.set_state(rng);
 }
 

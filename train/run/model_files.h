@@ -65,9 +65,9 @@ void load_model_weights(const std::string& folder, Transformer& model, const std
 // state/model/model.NAME), and with a warning for tensors that are missing or left over.
 void load_some_weights(const std::string& folder, Transformer& model,
                        const std::vector<std::string>& ignored);
-// The parameters that hold NaN or infinite values; reads all of them.
-std::vector<std::string> ruined_tensors(const Transformer& model);
-void warn_of_ruined_tensors(const std::string& folder, const Transformer& model);
+// "3 of the 40 tensors of FOLDER hold NaN or infinite values, NAME first", by the folder's own names; empty
+// where all are finite. Reads all of them.
+std::string ruined_weights(const std::string& folder, const Transformer& model);
 // Throws Error(kInvalidArgument) for a checkpoint that was saved with save_weights_only.
 void require_resumable(const std::string& checkpoint);
 void load_optimizer(const std::string& checkpoint, Optimizer& optimizer);

@@ -33,7 +33,7 @@ double clock_seconds(std::chrono::steady_clock::time_point time) {
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return clock_seconds(std::chrono::steady_clock::now()) - clock_seconds(start);
 }
 
 TrainingLength training_length(const TrainConfig& config, const TextLoader& loader) {
@@ -250,20 +250,30 @@ void Trainer::restore() {
     weights_only = true;  // the model beside which the adapters begin
   }
   if (weights_only || !is_of_a_run(checkpoint)) {
-    if (config_.load_strict_model_weights && config_.load_ignore_keys.empty()) {
-      load_model_weights(checkpoint, *model_,
-                         "; load_strict_model_weights=false takes over the tensors that fit");
-    } else {
-      load_some_weights(checkpoint, *model_, config_.load_ignore_keys);
-    }
+    load_weights(checkpoint);
     if (const auto difference = maths_difference(checkpoint, wanted)) {
       log_warning("the weights were trained as another model: {}", *difference);
     }
-    warn_of_ruined_tensors(checkpoint, *model_);
+    const std::string ruined = ruined_weights(checkpoint, *model_);
+    if (!ruined.empty()) log_warning("{}", ruined);
     log_info("weights of {}", checkpoint);
     return;
   }
   restore_from(checkpoint, ignored);
+}
+
+// The error's place is the key that names the folder; autoresume finds it by itself.
+void Trainer::load_weights(const std::string& folder) {
+  const char* key = folder != load_from_        ? "autoresume"
+                    : config_.load_path.empty() ? "model.pretrained_model_name_or_path"
+                                                : "load_path";
+  config_.source.locate(key, [&] {
+    if (!config_.load_strict_model_weights || !config_.load_ignore_keys.empty()) {
+      return load_some_weights(folder, *model_, config_.load_ignore_keys);
+    }
+    load_model_weights(folder, *model_,
+                       "; load_strict_model_weights=false takes over the tensors that fit");
+  });
 }
 
 void Trainer::restore_from(const std::string& checkpoint, const IgnoredState& ignored) {
@@ -538,7 +548,9 @@ void Trainer::export_to_hf() {
   }
   make_folders(config.save_folder);
   convert_model(last_checkpoint_, join_path(config.save_folder, name),
-                {.to = Layout::kHf, .dtype = config.dtype, .overwrite = config.overwrite});
+                {.to = config_.model.lora ? Layout::kPeft : Layout::kHf,
+                 .dtype = config.dtype,
+                 .overwrite = config.overwrite});
 }
 
 void Trainer::log_step(const StepResult& result, double multiplier, const Batch& batch,

@@ -42,6 +42,7 @@ class Trainer {
   void open_tasks();
   void build_model();
   void restore();
+  void load_weights(const std::string& folder);
   void restore_from(const std::string& checkpoint, const IgnoredState& ignored);
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();

@@ -205,7 +205,8 @@ TEST_F(Checkpoint, DamageNamesTheLastGoodOne) {
               HasSubstr("manifest.json: it is empty"));
   EXPECT_THAT(hint_of([&] { read_manifest(newest); }), named);
   std::filesystem::remove_all(run_ + "/step-1");
-  EXPECT_THAT(hint_of([&] { read_manifest(newest); }), HasSubstr("no other stands beside it"));
+  EXPECT_THAT(hint_of([&] { read_manifest(newest); }),
+              HasSubstr("no other checkpoint stands beside it"));
 }
 
 TEST_F(Checkpoint, Prune) {

@@ -161,7 +161,7 @@ TEST(HfConfig, RefusesByName) {
   json config = family("dbrx");
   config["ffn_config"]["moe_jitter_eps"] = 0.1;
   EXPECT_THAT(refusal(config), HasSubstr("moe_jitter_eps 0.1"));
-  config = family("olmoe");
+  config = family("mixtral");
   config["clip_qkv"] = 8.0;
   EXPECT_THAT(refusal(config), HasSubstr("clip_qkv"));
   EXPECT_THAT(refusal(json::array()), HasSubstr("not a JSON object"));
@@ -185,6 +185,11 @@ TEST(HfConfig, NamesWhatNoFamilyCanSay) {
               HasSubstr("softmax_scale 0.3"));
   EXPECT_THAT(inexpressible([](ModelConfig& c) { c.attention.clip_qkv = 8; }),
               HasSubstr("clip_qkv 8"));
+  EXPECT_EQ(inexpressible([](ModelConfig& c) {
+              c.attention.clip_qkv = 8;
+              c.attention.clip_after_norm = true;
+            }),
+            "expressible");
   EXPECT_THAT(inexpressible([](ModelConfig& c) {
                 std::get<MoELayerConfig>(c.ffn).moe.route.normalize_p = 2;
               }),

@@ -72,6 +72,26 @@ TEST_F(TensorFolderTest, AnIndexThatLiesIsDamage) {
   EXPECT_THAT(refusal(), HasSubstr("no weight_map"));
 }
 
+TEST_F(TensorFolderTest, MapsWhatLiesAligned) {
+  const std::string path = join_path(root_, kModelFiles.single());
+  put_tensor(kModelFiles.single(), "a");
+  const MappedTensor whole = same_tensor({"a", {2}});
+  const at::Tensor mapped = map_tensor(TensorFolder::open(root_), whole, at::kFloat);
+  ASSERT_TRUE(mapped.defined());
+  EXPECT_TRUE(at::equal(mapped, at::tensor({1.0F, 2.0F})));
+  mapped.fill_(3);  // in memory alone
+  EXPECT_TRUE(at::equal(read_whole(TensorFolder::open(root_), "a"), at::tensor({1.0F, 2.0F})));
+  EXPECT_FALSE(map_tensor(TensorFolder::open(root_), whole, at::kBFloat16).defined());
+  // Headers of any length are allowed: with one space more the numbers begin at an odd byte.
+  std::string bytes = read_file(path);
+  ASSERT_LT(bytes[0], 127);
+  ++bytes[0];
+  bytes.insert(bytes.find('}', bytes.rfind(']')) + 1, " ");
+  write_file_durable(path, bytes);
+  EXPECT_FALSE(map_tensor(TensorFolder::open(root_), whole, at::kFloat).defined());
+  EXPECT_TRUE(at::equal(read_whole(TensorFolder::open(root_), "a"), at::tensor({1.0F, 2.0F})));
+}
+
 TEST_F(TensorFolderTest, PicklesAndNothingAreArguments) {
   EXPECT_THAT(refusal(), HasSubstr("argument: "));
   write_file_durable(join_path(root_, "pytorch_model.bin"), "x");

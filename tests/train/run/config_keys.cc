@@ -68,6 +68,7 @@ const std::vector<std::vector<std::string>> kVariants = {
     {"model.attn_config={rope: true, rope_impl: hf, rope_hf_config: {type: yarn, factor: 2, "
      "original_max_position_embeddings: 8}}"},
     {"model.attn_config={alibi: true}"},
+    {"model.attn_config={qk_ln: true, clip_qkv: 1}"},
     {"model.attn_config={attn_uses_sequence_id: true}", "train_loader.dataset.eos_token_id=0",
      "eval_loader.dataset.eos_token_id=0"},
     {"load_path=base", "model.peft_config={target_modules: [Wqkv]}"},
