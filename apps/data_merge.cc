@@ -42,12 +42,12 @@ void run_merge(MergeOptions options) {
                 fmt::format("--out {}: nothing is uploaded", options.out),
                 "name a folder here, and copy its index.json there");
   }
-  const auto [index, home] = write_merged_index(options.folders, options.out);
+  const auto [index, home, holds_own] = write_merged_index(options.folders, options.out);
   std::cout << fmt::format("{}: {} in {}\n", options.out, counted(index.num_samples(), "sample"),
                            counted(static_cast<std::int64_t>(index.shards.size()), "shard"));
   if (!home.empty()) {
-    log_info("{} names shards below {}: copy it there, or them beside it",
-             join_path(options.out, "index.json"), home);
+    log_info("{} names shards below {}: copy {}them beside it",
+             join_path(options.out, "index.json"), home, holds_own ? "" : "it there, or ");
   }
 }
 

@@ -9,6 +9,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -191,12 +192,14 @@ void print_json(const GenerateVerb& verb, const GenerateResult& result, const To
     }
   }
   if (verb.timings) {
+    std::vector<double> passes = result.pass_seconds;
+    const double all = std::accumulate(passes.begin(), passes.end(), 0.0);
+    std::sort(passes.begin(), passes.end());
     json["seconds"] = {
         {"load", verb.load_seconds},
         {"prompt", result.prompt_seconds},
-        {"pass", result.passes > 0
-                     ? nlohmann::json(result.token_seconds / static_cast<double>(result.passes))
-                     : nlohmann::json(nullptr)}};
+        {"pass", passes.empty() ? nlohmann::json() : nlohmann::json(passes[passes.size() / 2])},
+        {"passes", all}};
   }
   json["finish"] = nlohmann::json::array();
   for (const Finish how : result.finish) {

@@ -10,6 +10,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "src/common/decode_args.h"
 #include "src/cuda/check.h"
 #include "src/cuda/decode.h"
@@ -412,7 +414,7 @@ void decode_attention(const DecodeAttentionArgs& args, Stream stream) {
                           static_cast<const float*>(a.sin_PI.data),
                           static_cast<float>(a.scale),
                           static_cast<float>(a.softcap),
-                          static_cast<int>(a.window),
+                          static_cast<int>(std::min<std::int64_t>(a.window, args.places)),
                           static_cast<const float*>(a.slopes_H.data),
                           args.position_1,
                           args.pads_B};

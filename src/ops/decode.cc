@@ -7,20 +7,23 @@
 #include "src/cuda/decode.h"
 #include "src/cuda/kernels.h"
 #include "src/ops/expect.h"
+#include "src/ops/moe_check.h"
 
 namespace dropless {
 namespace {
 
-constexpr std::int64_t kMostRows = 65535;
-constexpr std::int64_t kMostHeadDim = 256;
-constexpr std::int64_t kMostWidth = 16384;  // on a GPU, and a multiple of 4
+constexpr std::int64_t kMostCtas = 2147483647;  // of a GPU's kernel, one a row or a head
 
 void expect_decode_type(const char* op, const char* name, const ConstTensorView& view, int rank) {
   expect_floating(op, name, view, rank);
   const std::string problem = decode_unsupported(view.dtype, view.device);
   DROPLESS_CHECK(problem.empty(), concat(op, ": ", name, " is ", describe(view), ": ", problem));
-  DROPLESS_CHECK(view.shape[0] <= kMostRows,
-                 concat(op, ": ", name, " has ", view.shape[0], " rows, more than ", kMostRows));
+}
+
+void expect_ctas(const char* op, std::int64_t rows, std::int64_t heads, Device device) {
+  DROPLESS_CHECK(
+      device.type == DeviceType::kCpu || rows <= kMostCtas / heads,
+      concat(op, ": ", rows, " rows of ", heads, " heads are more than a GPU's kernel takes"));
 }
 
 // Of `width` numbers; with `of_heads` > 1 also of that many parts of it, each by itself.
@@ -35,9 +38,9 @@ void expect_norm(const char* op, const char* name, const DecodeNorm& norm, std::
 }
 
 void expect_attention(const char* op, const DecodeAttention& a) {
-  DROPLESS_CHECK(
-      a.head_dim > 0 && a.head_dim % 2 == 0 && a.head_dim <= kMostHeadDim,
-      concat(op, ": head_dim is ", a.head_dim, ", expected an even number up to ", kMostHeadDim));
+  DROPLESS_CHECK(a.head_dim > 0 && a.head_dim % 2 == 0 && a.head_dim <= kDecodeMostHeadDim,
+                 concat(op, ": head_dim is ", a.head_dim, ", expected an even number up to ",
+                        kDecodeMostHeadDim));
   DROPLESS_CHECK(a.groups > 0 && a.heads > 0 && a.heads % a.groups == 0,
                  concat(op, ": ", a.heads, " heads in ", a.groups, " groups"));
 }
@@ -75,7 +78,10 @@ void run(Device device, const Args& args, void (*on_cpu)(const Args&),
 
 std::string decode_unsupported(DType dtype, Device device) {
   const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
-  if (device.type == DeviceType::kCpu) return narrow || dtype == DType::kFloat32 ? "" : "fp64";
+  if (device.type == DeviceType::kCpu) {
+    if (narrow || dtype == DType::kFloat32) return "";
+    return std::string("the loops take float32, bfloat16 and float16, not ") + dtype_name(dtype);
+  }
   if (!narrow)
     return std::string("the GPU kernels take bfloat16 and float16, not ") + dtype_name(dtype);
   return cuda::device_problem(device.index);
@@ -92,9 +98,12 @@ void decode_add_norm(TensorView x_BD, ConstTensorView y_BD, const DecodeNorm& no
   expect_tensor_or_absent(op, "y_BD", y_BD, {{B, D}, out_BD.dtype}, device);
   expect_tensor(op, "the norm's weight_D", norm.weight_D, {{D}, DType::kFloat32}, device);
   expect_norm(op, "the norm's weight_D", norm, D, 1, device);
-  DROPLESS_CHECK(device.type == DeviceType::kCpu || (D % 4 == 0 && D <= kMostWidth),
-                 concat(op, ": out_BD has ", D,
-                        " columns; the GPU's kernel takes multiples of 4 up to ", kMostWidth));
+  DROPLESS_CHECK(
+      device.type == DeviceType::kCpu || (D % 4 == 0 && D <= kDecodeMostWidth),
+      concat(op, ": out_BD has ", D, " columns; the GPU's kernel takes multiples of 4 up to ",
+             kDecodeMostWidth));
+  expect_ctas(op, B, 1, device);
+  if (device.type == DeviceType::kCuda) expect_aligned(op, {x_BD, y_BD, norm.weight_D, out_BD});
   if (B == 0 || D == 0) return;
   const DecodeAddNormArgs args{out_BD.dtype, B,    D,          static_cast<float*>(x_BD.data),
                                y_BD.data,    norm, out_BD.data};
@@ -113,6 +122,8 @@ void decode_attention(const DecodeAttention& attention, ConstTensorView qkv_BN,
   const std::int64_t B = qkv_BN.shape[0], N = (a.heads + 2 * a.groups) * a.head_dim;
   expect_tensor(op, "qkv_BN", qkv_BN, {{B, N}, dtype}, device);
   expect_tensor(op, "out_BHI", out_BHI, {{B, a.heads, a.head_dim}, dtype}, device);
+  expect_ctas(op, B, a.heads, device);
+  if (device.type == DeviceType::kCuda) expect_aligned(op, {qkv_BN, keys_BGCI, values_BGCI});
   const std::int64_t places = expect_cache(op, a, B, keys_BGCI, values_BGCI, dtype, device);
   expect_norm(op, "q_norm.weight_D", a.q_norm, a.heads * a.head_dim, a.heads, device);
   expect_norm(op, "k_norm.weight_D", a.k_norm, a.groups * a.head_dim, a.groups, device);

@@ -139,7 +139,8 @@ class ConvertTest(CommandTest):
         ]
         for answer in answers:
             seconds = answer.pop("seconds")
-            self.assertTrue(all(seconds[key] > 0 for key in ("load", "prompt", "pass")), seconds)
+            self.assertTrue(all(seconds[key] > 0 for key in ("load", "prompt", "pass", "passes")), seconds)
+            self.assertGreaterEqual(seconds["passes"], seconds["pass"])
         self.assertEqual(answers[0], answers[1])
         self.assertEqual(answers[0], answers[2])
         exact = json.loads(self.check_command("generate", "fp32", *arguments))

@@ -122,8 +122,9 @@ class RemoteTest(CommandTest):
         whole = self.check_command("data", "cat", url, "--local", "whole")
         self.assertEqual(whole, "".join(self.check_command("data", "cat", part) for part in ("data/train", "other/b")))
         for other in (f"http://localhost:{self.server.server_port}/other/b", "other/b"):
-            result = self.run_command("data", "merge", url + "/data/train", other, "--out", "x")
-            self.assertEqual((result.returncode, "no folder holds both" in result.stderr), (2, True), result.stderr)
+            for pair in ((url + "/data/train", other), (other, url + "/data/train")):
+                result = self.run_command("data", "merge", *pair, "--out", "x")
+                self.assertEqual((result.returncode, "no folder holds both" in result.stderr), (2, True), result.stderr)
         self.assertEqual(self.run_command("data", "merge", url + "/none", "--out", "x").returncode, 2)
         self.server.trouble = "endless"
         result = self.run_command("data", "merge", url + "/data/train", "--out", "x")

@@ -42,6 +42,15 @@ class TrainTest(CommandTest):
         self.assertEqual(process.wait(timeout=60), 0, out)
         return out.decode()
 
+    def test_goes_on_without_a_key_that_was_taken_out(self):
+        text = (self.folder / "config.yaml").read_text().replace("model:\n", "stale: 1\nmodel:\n  stale: 1\n", 1)
+        (self.folder / "config.yaml").write_text(text)
+        self.assertIn("stale: unknown key", self.run_command("train", "config.yaml", "max_duration=2ba").stderr)
+        without = ("stale=null", "model.stale=null", "scheduler.t_warmup=0ba")
+        self.check_command("train", "config.yaml", "max_duration=2ba", *without)
+        self.check_command("info", "run")
+        self.check_command("train", "config.yaml", "max_duration=4ba", "autoresume=true", *without)
+
     def test_every_figure_fits_80_columns(self):
         out = self.on_terminal(80)
         lines = [line for line in re.split(r"[\r\n]|\x1b\[K", out) if "40/40" in line]

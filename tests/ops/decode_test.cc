@@ -163,6 +163,41 @@ TEST(Decode, RefusesWhatDoesNotFit) {
   a.head_dim = 3;
   EXPECT_THAT(refusal(attend), testing::HasSubstr("head_dim is 3"));
   a.head_dim = 2;
+  std::vector<float> table(2), slopes(2);
+  a.cos_PI = a.sin_PI = view(table, {2, 1});
+  EXPECT_THAT(refusal(attend), testing::HasSubstr("for a cache of 3 places"));
+  a.cos_PI = a.sin_PI = {};
+  a.slopes_H = view(slopes, {2});
+  EXPECT_THAT(refusal(attend), testing::HasSubstr("slopes_H"));
+  a.slopes_H = {};
+  a.q_norm.weight_D = view(table, {2});
+  EXPECT_THAT(refusal(attend), testing::HasSubstr("one of q_norm and k_norm"));
+  a.q_norm.weight_D = view(weight, {6});
+  EXPECT_THAT(refusal(attend), testing::HasSubstr("q_norm.weight_D"));
+  a.q_norm = {};
+  EXPECT_THAT(refusal([&] {
+                decode_attention(a, view(qkv, {1, 6}), {&position, DType::kInt64, {1}},
+                                 {&position, DType::kInt32, {1}}, view(x, {1, 1, 3, 2}),
+                                 view(x, {1, 1, 3, 2}), view(out, {1, 1, 2}));
+              }),
+              testing::HasSubstr("pads_B"));
+  EXPECT_THAT(refusal([&] {
+                decode_attention(a, view(qkv, {1, 6}), {&position, DType::kInt64, {1}}, {},
+                                 view(x, {1, 1, 3, 2}), view(x, {1, 1, 6, 1}),
+                                 view(out, {1, 1, 2}));
+              }),
+              testing::HasSubstr("values_BGCI"));
+  EXPECT_THAT(refusal([&] {
+                decode_add_norm(view(x, {2, 6}), view(x, {1, 6}),
+                                {true, 1e-5, view(weight, {6}), {}}, view(normed, {2, 6}));
+              }),
+              testing::HasSubstr("y_BD"));
+  double fp64 = 0;
+  EXPECT_THAT(refusal([&] {
+                decode_add_norm(view(x, {1, 1}), {}, {true, 1e-5, view(weight, {1}), {}},
+                                {&fp64, DType::kFloat64, {1, 1}});
+              }),
+              testing::HasSubstr("the loops take float32"));
   a.heads = 3;
   a.groups = 2;
   EXPECT_THAT(refusal(attend), testing::HasSubstr("3 heads in 2 groups"));

@@ -182,7 +182,7 @@ bool merged_by_override(const YamlNode& map, const YamlNode::Entry& unknown) {
 
 void check_unknown(const YamlNode& map) {
   for (const YamlNode::Entry& entry : map.map->entries) {
-    if (!entry.used && !entry.taken_out) {
+    if (!entry.used && !entry.is_taken_out()) {
       const std::vector<std::string> known(map.map->asked.begin(), map.map->asked.end());
       const std::string nearest = nearest_word(entry.key, known);
       std::string message = child_path(map.map->path, entry.key) + ": unknown key";

@@ -152,6 +152,7 @@ void emit(const YamlNode& node, int indent, std::string& out) {
   const std::string margin(static_cast<std::size_t>(indent), ' ');
   if (node.is_map()) {
     for (const YamlNode::Entry& entry : node.map->entries) {
+      if (entry.is_taken_out()) continue;
       out += margin + key_text(entry.key) + ":";
       emit_value(*entry.value, indent + 2, out);
     }

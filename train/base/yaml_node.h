@@ -40,7 +40,9 @@ struct YamlDocument::Node {
     Pointer value;
     mutable bool used = false;
     mutable bool reached = false;  // taken as a mapping: finish() goes down here
-    bool taken_out = false;        // by an override `key=null`: then it may be unknown
+    bool nulled = false;           // by an override `key=null`
+    // Then nobody need know the key, and dump() leaves it out.
+    bool is_taken_out() const { return nulled && !used && value->kind == Kind::kNull; }
   };
   // What only a mapping needs.
   struct Map {

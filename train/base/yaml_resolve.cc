@@ -271,7 +271,7 @@ void apply_override(YamlNode::Pointer& root, const std::string& text, YamlBudget
     walked += (walked.empty() ? "" : ".") + part;
     slot = next;
   }
-  if (last != nullptr) last->taken_out = value->kind == Kind::kNull;
+  if (last != nullptr) last->nulled = value->kind == Kind::kNull;
   merge_into(*slot, std::move(value));
 }
 

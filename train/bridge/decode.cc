@@ -13,8 +13,11 @@ DecodeNorm view_of(const DecodeNormTensors& norm) {
 
 }  // namespace
 
-bool has_decode_kernels(at::ScalarType type, at::Device device) {
-  return device.is_cuda() && decode_unsupported(dtype_of(type), device_of(device)).empty();
+bool has_decode_kernels(at::ScalarType type, at::Device device, std::int64_t d_model,
+                        std::int64_t head_dim) {
+  const bool fits = d_model % 4 == 0 && d_model <= kDecodeMostWidth && head_dim % 2 == 0 &&
+                    head_dim <= kDecodeMostHeadDim;
+  return fits && device.is_cuda() && decode_unsupported(dtype_of(type), device_of(device)).empty();
 }
 
 at::Tensor decode_add_norm(const at::Tensor& x_BD, const at::Tensor& y_BD,

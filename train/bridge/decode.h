@@ -8,8 +8,9 @@
 
 namespace dropless::train {
 
-// Whether they run for products of this type on this device: a GPU.
-bool has_decode_kernels(at::ScalarType type, at::Device device);
+// Whether they run for products of this type on this device, a GPU, and a model of these widths.
+bool has_decode_kernels(at::ScalarType type, at::Device device, std::int64_t d_model,
+                        std::int64_t head_dim);
 
 struct DecodeNormTensors {
   bool rms = true;

@@ -8,6 +8,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 
+#include <map>
 #include <string>
 
 #include "dropless/error.h"
@@ -15,21 +16,35 @@
 
 namespace dropless::train {
 
-// While it lives libtorch queues on a stream of its own: the default stream cannot be captured.
+// While it lives the calling thread's libtorch queues on a stream of its own: the default stream cannot be
+// captured. One thread at a time.
 class OwnStream {
  public:
   explicit OwnStream(const at::Device& device)
       : guard_(device.type()),
-        own_(guard_.getStreamFromGlobalPool(device)),
+        own_(stream_of(guard_, device)),
         previous_(guard_.exchangeStream(own_)) {
     guard_.synchronizeStream(previous_);
   }
-  ~OwnStream() { guard_.synchronizeStream(guard_.exchangeStream(previous_)); }
+  ~OwnStream() {
+    try {
+      guard_.synchronizeStream(guard_.exchangeStream(previous_));
+    } catch (const c10::Error&) {  // of an earlier call, which has told of it
+    }
+  }
   void synchronize() const { guard_.synchronizeStream(own_); }
   OwnStream(const OwnStream&) = delete;
   OwnStream& operator=(const OwnStream&) = delete;
 
  private:
+  // One a GPU, kept: libtorch holds memory and workspaces for each stream that it has worked on.
+  static c10::Stream stream_of(const c10::impl::VirtualGuardImpl& guard, const at::Device& device) {
+    static std::map<at::DeviceIndex, c10::Stream> streams;
+    const auto found = streams.find(device.index());
+    if (found != streams.end()) return found->second;
+    return streams.emplace(device.index(), guard.getStreamFromGlobalPool(device)).first->second;
+  }
+
   c10::impl::VirtualGuardImpl guard_;
   c10::Stream own_, previous_;
 };
@@ -52,6 +67,7 @@ class DeviceGraph {
       work();
     } catch (...) {
       end_capture();
+      if (graph != nullptr) call<int (*)(void*)>("cuGraphDestroy")(graph);
       throw;
     }
     check("cuStreamEndCapture", end_capture());

@@ -38,7 +38,7 @@ bool is_released_folder(const std::string& path) {
 }
 
 void require_some_config(const std::string& path) {
-  if (!is_folder(path) || !has_weight_files(path)) return;
+  if (!is_folder(path) || !(has_weight_files(path) || has_pickled_weights(path))) return;
   for (const char* name : {kHfConfigFile, kMistralConfigFile, kConfigFile, kManifestName}) {
     if (has(path, name)) return;
   }

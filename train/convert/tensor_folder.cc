@@ -153,7 +153,10 @@ std::vector<std::string> files_without_index(const std::string& folder) {
 }  // namespace
 
 bool has_weight_files(const std::string& folder) {
-  if (!index_of(folder).empty() || !files_without_index(folder).empty()) return true;
+  return !index_of(folder).empty() || !files_without_index(folder).empty();
+}
+
+bool has_pickled_weights(const std::string& folder) {
   const std::vector<std::string> names = list_folder(folder);
   return std::any_of(names.begin(), names.end(), [](const std::string& name) {
     return is_pickle(name) &&

@@ -27,8 +27,8 @@ struct FileNames {
 inline const FileNames kModelFiles{"model"};
 inline const FileNames kMistralFiles{"consolidated"};
 
-// Whether files of weights lie there, be they pickles, which are not read.
 bool has_weight_files(const std::string& folder);
+bool has_pickled_weights(const std::string& folder);  // which are not read
 // The files of the tensors, sorted; model.safetensors or its shards before Mistral's. Throws Error:
 // kInvalidArgument where there are none (for pickles it says how to convert them), kDamaged for a
 // broken index.

@@ -49,7 +49,8 @@ std::string place_of(const std::string& given) {
   std::string folder = strip_file_scheme(given);
   while (folder.size() > 1 && folder.ends_with('/')) folder.pop_back();
   if (base_name(folder) == kIndexName && !is_folder(folder)) folder = parent_folder(folder);
-  return is_remote(folder) ? folder : std::filesystem::weakly_canonical(folder).string();
+  namespace fs = std::filesystem;
+  return is_remote(folder) ? folder : fs::weakly_canonical(fs::absolute(folder)).string();
 }
 
 // The length of what begins a path or a URL and is no folder of it: "/", "s3://bucket/".
@@ -62,7 +63,8 @@ std::size_t root_size(const std::string& place) {
 std::string common_parent(const std::string& a, const std::string& b) {
   const auto [end, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
   const auto same = static_cast<std::size_t>(end - a.begin());
-  const std::size_t slash = a.rfind('/', same == 0 ? 0 : same - 1);
+  if (same == 0) return {};
+  const std::size_t slash = a.rfind('/', same - 1);
   if (slash == std::string::npos || slash + 1 < root_size(a)) return {};
   return a.substr(0, slash + 1);
 }
@@ -115,10 +117,11 @@ std::vector<std::string> find_partitions(const std::string& root) {
 MergedIndex merge_indexes(const std::vector<std::string>& folders, const std::string& out) {
   std::vector<std::string> sets;
   for (const std::string& folder : folders) sets.push_back(place_of(folder));
-  MergedIndex merged{{}, home_of(sets, out)};
+  MergedIndex merged{{}, home_of(sets, out), false};
   std::map<std::string, std::string> places;  // by the name in the merged index
   for (const std::string& place : sets) {
     const std::string within = name_within(place, out);
+    merged.holds_own |= !within.empty();
     const std::string name = within.empty() ? place.substr(merged.home.size()) : within;
     if (const auto [at, is_new] = places.emplace(name, place); !is_new) {
       if (at->second == place) continue;

@@ -14,9 +14,10 @@ std::vector<std::string> find_partitions(const std::string& root);
 
 struct MergedIndex {
   MdsIndex index;
-  // Where it serves what lies outside `out`: copied there, or with all that is below it beside the index.
-  // Empty: everything lies in `out`.
+  // What lies outside `out` is named relative to this folder; empty: nothing does. The index serves there,
+  // or, where it also holds sets of `out`, beside copies of what lies below it.
   std::string home;
+  bool holds_own = false;
 };
 
 // Of folders or URLs. Shard files are named relative to `out` where the folder lies in it, the others

@@ -371,22 +371,18 @@ at::Tensor Attention::forward(const at::Tensor& x_BSD, KeyValueCache* cache, Att
 }
 
 bool Attention::decodes(at::ScalarType type) const {
-  constexpr std::int64_t kMostHeadDim = 256;
-  return has_decode_kernels(type, device_) && config_.fused_qkv && !config_.lora &&
-         config_.head_dim <= kMostHeadDim && config_.head_dim % 2 == 0 && !config_.sequence_ids;
+  return has_decode_kernels(type, device_, config_.d_model, config_.head_dim) &&
+         config_.fused_qkv && !config_.lora && !config_.sequence_ids;
 }
 
 at::Tensor Attention::decode(const at::Tensor& x_BD, KeyValueCache& cache,
                              const AttentionPass& pass) {
-  DecodeAttentionTensors tensors{.heads = config_.n_heads,
-                                 .groups = config_.kv_n_heads,
-                                 .head_dim = config_.head_dim,
-                                 .q_norm = {},
-                                 .k_norm = {},
-                                 .clip = config_.clip_qkv,
-                                 .clip_after_norm = config_.clip_after_norm,
-                                 .cos_PI = {},
-                                 .sin_PI = {}};
+  DecodeAttentionTensors tensors;
+  tensors.heads = config_.n_heads;
+  tensors.groups = config_.kv_n_heads;
+  tensors.head_dim = config_.head_dim;
+  tensors.clip = config_.clip_qkv;
+  tensors.clip_after_norm = config_.clip_after_norm;
   if (q_norm_) tensors.q_norm = q_norm_->tensors();
   if (k_norm_) tensors.k_norm = k_norm_->tensors();
   if (rope_) std::tie(tensors.cos_PI, tensors.sin_PI) = rope_->tables(cache.keys.size(2));

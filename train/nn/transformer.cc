@@ -121,8 +121,7 @@ bool Transformer::can_be_captured(Precision precision) const {
          resolve_backend(*moe, compute_type(precision), device_).backend == MoEBackend::kDropless;
 }
 
-ModelCache with_room(const ModelCache& cache, std::int64_t positions) {
-  ModelCache larger;
+ModelCache with_room(ModelCache cache, std::int64_t positions) {
   const auto widen = [&](const at::Tensor& held) {
     std::vector<std::int64_t> sizes = held.sizes().vec();
     sizes[2] = positions;
@@ -131,10 +130,11 @@ ModelCache with_room(const ModelCache& cache, std::int64_t positions) {
     room.narrow(2, 0, filled).copy_(held.narrow(2, 0, filled));
     return room;
   };
-  for (const KeyValueCache& layer : cache.layers) {
-    larger.layers.push_back({widen(layer.keys), widen(layer.values)});
+  for (KeyValueCache& layer : cache.layers) {
+    layer.keys = widen(layer.keys);
+    layer.values = widen(layer.values);
   }
-  return larger;
+  return cache;
 }
 
 at::Tensor Transformer::forward(const at::Tensor& tokens_BS, RouterRecord& record,
@@ -243,9 +243,7 @@ at::Tensor Transformer::logits_of(const at::Tensor& normed) const {
 }
 
 bool Transformer::decodes(at::ScalarType type) const {
-  constexpr std::int64_t kMostWidth = 16384;
-  return stream_type_ == at::kFloat && !config_.lora && config_.d_model % 4 == 0 &&
-         config_.d_model <= kMostWidth &&
+  return stream_type_ == at::kFloat && !config_.lora &&
          std::all_of(blocks_.begin(), blocks_.end(),
                      [&](const Block& block) { return block.attention.decodes(type); });
 }

@@ -28,9 +28,9 @@ struct ModelCache {
   at::Tensor tokens_BS;  // only where a longer row may change the angles of earlier positions
 };
 
-// A cache of `positions` places that begins with what `cache` holds: a pass writes into it and changes no
-// shape, so that a CUDA graph of one serves them all.
-ModelCache with_room(const ModelCache& cache, std::int64_t positions);
+// A cache of `positions` places that begins with what `cache` holds, which is given up layer by layer: a pass
+// writes into it and changes no shape, so that a CUDA graph of one serves them all.
+ModelCache with_room(ModelCache cache, std::int64_t positions);
 
 // What a pass takes besides its tokens.
 struct PassOptions {

@@ -272,7 +272,7 @@ void read_saving(const YamlMap& root, TrainConfig& config) {
   config.load_weights_only = root.get<bool>("load_weights_only", false);
   config.load_strict_model_weights = root.get<bool>("load_strict_model_weights", true);
   read_ignored(root, config);
-  if (config.load_path.empty()) {
+  if (config.load_path.empty() && config.pretrained.empty()) {
     for (const char* key : {"load_weights_only", "load_strict_model_weights", "load_ignore_keys"}) {
       root.no_effect(key, "load_path names nothing");
     }
@@ -313,19 +313,18 @@ void check_precision(const TrainConfig& config, at::Device device) {
 
 namespace {
 
-void read_model(const YamlDocument& document, TrainConfig& config) {
-  const YamlMap model = document.root().map("model");
-  config.yaml = document.dump();
+// Returns the block of mpt_causal_lm that is the same model, where another stands there; else nothing.
+std::string read_model(const YamlMap& root, TrainConfig& config) {
+  const YamlMap model = root.map("model");
   if (!is_hf_block(model)) {
     config.model = ModelConfig::from_yaml(model);
-    return;
+    return {};
   }
-  HfBlock hf = read_hf_block(model);
+  const bool loads = !root.get<std::string>("load_path", "").empty();
+  HfBlock hf = read_hf_block(model, loads);
   config.model = std::move(hf.model);
   config.pretrained = std::move(hf.weights);
-  // The folder may move; a checkpoint's config must go on saying what its weights are.
-  config.yaml =
-      YamlDocument::parse(config.yaml, "config", {"model=null", "model=" + hf.block}).dump();
+  return hf.block;
 }
 
 }  // namespace
@@ -355,7 +354,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   root.locate("device", [&] { check_device_name(config.device); });
   config.precision = precision_at(root);
   if (config.device == "cpu") check_precision(config, at::kCPU);
-  read_model(document, config);
+  const std::string block = read_model(root, config);
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = OptimizerConfig::from_yaml(root.map("optimizer"));
   config.scheduler = ScheduleConfig::from_yaml(root.map("scheduler"));
@@ -405,6 +404,12 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   accept_without_effect(root);
   refuse_unsupported(root);
   root.finish();
+  config.yaml = document.dump();
+  if (!block.empty()) {
+    // The folder may move; a checkpoint's config must go on saying what its weights are.
+    const std::vector<std::string> model{"model=null", "model=" + block};
+    config.yaml = YamlDocument::parse(config.yaml, "config", model).dump();
+  }
   return config;
 }
 

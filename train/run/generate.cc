@@ -87,7 +87,7 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   at::NoGradGuard no_grad;
   AutocastGuard autocast(options.precision, model.device());
 
-  TokenPasses passes(model, options.precision, prompt.pads_B);
+  TokenPasses passes(model, options.precision, prompt.pads_B, options.max_new_tokens);
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   const at::Tensor logits_BSV = passes.read_prompts(prompt.tokens_BS);
@@ -105,8 +105,8 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   }
 
   // row_logits() has waited for them.
-  const auto prompts_done = Clock::now();
-  result.prompt_seconds = std::chrono::duration<double>(prompts_done - start).count();
+  auto before = Clock::now();
+  result.prompt_seconds = std::chrono::duration<double>(before - start).count();
 
   // One generator a sequence: what a prompt yields does not depend on its neighbours.
   std::vector<std::mt19937_64> rngs;
@@ -137,9 +137,10 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
                                          [](Finish how) { return how != Finish::kLength; });
     if (all_stopped || step + 1 == options.max_new_tokens) break;
     last_BV = passes.read_tokens(next);
-    ++result.passes;
+    const auto now = Clock::now();
+    result.pass_seconds.push_back(std::chrono::duration<double>(now - before).count());
+    before = now;
   }
-  result.token_seconds = std::chrono::duration<double>(Clock::now() - prompts_done).count();
   return result;
 }
 
@@ -159,8 +160,8 @@ GenerateResult generate_one_by_one(Transformer& model,
     all.logits_last.push_back(one.logits_last[0]);
     const auto tokens = static_cast<double>(prompts[b].size() - 1);
     all.prompt_seconds += one.prompt_seconds;
-    all.token_seconds += one.token_seconds;
-    all.passes += one.passes;
+    all.pass_seconds.insert(all.pass_seconds.end(), one.pass_seconds.begin(),
+                            one.pass_seconds.end());
     loss += one.cross_entropy.value_or(0) * tokens;
     scored += tokens;
     ++options.seed;  // as in one batch

@@ -51,8 +51,9 @@ struct GenerateResult {
   std::optional<double> cross_entropy;  // of the prompts' own tokens; none where all have length 1
   std::vector<std::vector<float>> logits_last;  // after each prompt, before any new token
   double prompt_seconds = 0;                    // until the logits after the prompts are there
-  double token_seconds = 0;                     // of all passes after that, whose number is
-  std::int64_t passes = 0;
+  // Of each pass after that, with the choice of its tokens and the logits behind them. On a GPU the first
+  // may capture those that follow.
+  std::vector<double> pass_seconds;
 };
 
 // prompts: lengths of at least 1, which may differ; ids below the vocabulary. What a prompt yields

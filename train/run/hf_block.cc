@@ -78,7 +78,7 @@ bool is_hf_block(const YamlMap& model) {
   return model.get<std::string>("name", "mpt_causal_lm") == "hf_causal_lm";
 }
 
-HfBlock read_hf_block(const YamlMap& map) {
+HfBlock read_hf_block(const YamlMap& map, bool loads) {
   const std::string folder = folder_at(map);
   const bool pretrained = map.get<bool>("pretrained", true);
   std::string path = join_path(folder, kHfConfigFile);
@@ -103,7 +103,8 @@ HfBlock read_hf_block(const YamlMap& map) {
   model.config.read_lora(map);
   if (const auto peft = map.find_map("peft_config")) {
     model.block["peft_config"] = json_of(*peft);
-    model.block["peft_config"]["base_model_name_or_path"] = folder;
+    // What PEFT is told that the adapters stand beside.
+    if (pretrained && !loads) model.block["peft_config"]["base_model_name_or_path"] = folder;
   }
   map.finish();
   return {std::move(model.config), model.block.dump(), pretrained ? folder : ""};

@@ -19,6 +19,7 @@ bool is_hf_block(const YamlMap& model);
 
 // Reads the block and the folder's config.json, with `config_overrides` in its place. Throws
 // Error(kInvalidArgument) with the place; a name of the hub is no folder, and nothing is fetched.
-HfBlock read_hf_block(const YamlMap& model);
+// `loads`: load_path names the weights instead.
+HfBlock read_hf_block(const YamlMap& model, bool loads);
 
 }  // namespace dropless::train

@@ -28,7 +28,8 @@ constexpr const char* kRngName = "rng/cpu";
 constexpr const char* kAnotherModel =
     "the checkpoint is of another model; check the `model` block of the config";
 
-constexpr const char* kAnotherShape = "; load_ignore_keys leaves a tensor of another shape out";
+constexpr const char* kAnotherShape =
+    "; load_ignore_keys, with load_weights_only=true, leaves a tensor of another shape out";
 
 constexpr const char* kAnotherPrecision =
     "a run goes on in fp64 only where it began in it: give `precision` its former value, or start "

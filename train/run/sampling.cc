@@ -27,7 +27,7 @@ namespace {
 template <class Bits>
 std::int64_t first_largest(const Bits* bits, std::int64_t count, Bits exponent) {
   constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
-  const auto key = [](Bits x) { return static_cast<Bits>(x < 0 ? x ^ kMagnitude : x); };
+  const auto key = [](Bits x) { return static_cast<Bits>(x < 0 ? -(x & kMagnitude) : x); };
   Bits most = std::numeric_limits<Bits>::min();
   Bits infinite = 0;
   for (std::int64_t i = 0; i < count; ++i) {

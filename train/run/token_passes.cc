@@ -1,17 +1,29 @@
 #include "train/run/token_passes.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace dropless::train {
 
-TokenPasses::TokenPasses(Transformer& model, Precision precision, const at::Tensor& pads_B)
-    : model_(model), captures_(model.can_be_captured(precision)) {
+namespace {
+
+// A capture takes as long as about ten passes that are queued kernel by kernel.
+constexpr std::int64_t kWorthACapture = 12;  // tokens that may follow
+constexpr std::int64_t kLeastRoom = 256;
+
+}  // namespace
+
+TokenPasses::TokenPasses(Transformer& model, Precision precision, const at::Tensor& pads_B,
+                         std::int64_t tokens)
+    : model_(model),
+      captures_(tokens >= kWorthACapture && model.can_be_captured(precision)),
+      tokens_(tokens) {
   options_.pads_B = pads_B;
 }
 
 at::Tensor TokenPasses::read_prompts(const at::Tensor& tokens_BS) {
   RouterRecord record;
-  length_ = tokens_BS.size(1);
+  prompt_ = length_ = tokens_BS.size(1);
   host_ = at::empty({tokens_BS.size(0) + 1}, at::kLong);
   if (captures_) host_ = host_.pin_memory();
   return model_.forward(tokens_BS, record, &cache_, options_);
@@ -28,7 +40,9 @@ at::Tensor TokenPasses::read_tokens(const std::vector<TokenId>& ids) {
   auto* host = host_.mutable_data_ptr<std::int64_t>();
   std::copy(ids.begin(), ids.end(), host);
   host[B] = length_++;
-  if (!captures_) return run(host_.narrow(0, 0, B).unsqueeze(1).to(model_.device())).cpu();
+  if (!captures_) {
+    return run(host_.narrow(0, 0, B).unsqueeze(1).to(model_.device())).cpu();
+  }
   if (!graph_ || length_ > cache_.layers[0].keys.size(2)) capture();
   inputs_.copy_(host_, /*non_blocking=*/true);
   graph_->launch();
@@ -41,8 +55,8 @@ at::Tensor TokenPasses::read_tokens(const std::vector<TokenId>& ids) {
 void TokenPasses::capture() {
   graph_.reset();
   if (!stream_) stream_.emplace(model_.device());
-  constexpr std::int64_t kLeast = 256;
-  cache_ = with_room(cache_, std::max(kLeast, 2 * length_));
+  const std::int64_t room = std::max(kLeastRoom, 2 * length_);
+  cache_ = with_room(std::move(cache_), std::min(room, prompt_ + tokens_));
   inputs_ = host_.to(model_.device());
   const std::int64_t B = inputs_.size(0) - 1;
   const at::Tensor tokens_B1 = inputs_.narrow(0, 0, B).unsqueeze(1);

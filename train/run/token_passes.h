@@ -17,13 +17,15 @@ namespace dropless::train {
 
 class TokenPasses {
  public:
-  // Under the caller's NoGradGuard and AutocastGuard of `precision`, which must live as long.
-  TokenPasses(Transformer& model, Precision precision, const at::Tensor& pads_B);
+  // Under the caller's NoGradGuard and AutocastGuard of `precision`, which must live as long. At most
+  // `tokens` follow each prompt.
+  TokenPasses(Transformer& model, Precision precision, const at::Tensor& pads_B,
+              std::int64_t tokens);
 
   // The pass over the prompts [B, S]: logits [B, S, V] on the device.
   at::Tensor read_prompts(const at::Tensor& tokens_BS);
-  // One more token of each row, ids [B]: logits [B, V] on the CPU. Throws Error(kInvalidArgument) when
-  // learned positions run out.
+  // One more token of each row, ids [B]: logits [B, V] on the CPU, which the next call may overwrite. Throws
+  // Error(kInvalidArgument) when learned positions run out.
   at::Tensor read_tokens(const std::vector<TokenId>& ids);
 
  private:
@@ -33,7 +35,8 @@ class TokenPasses {
   Transformer& model_;
   PassOptions options_;
   bool captures_;
-  std::int64_t length_ = 0;  // positions read so far
+  std::int64_t tokens_;
+  std::int64_t prompt_ = 0, length_ = 0;  // positions of the prompts, and all that were read so far
   ModelCache cache_;
   at::Tensor host_;  // int64 [B + 1]: the ids of a pass, and its position
   // Of the graph, which reads inputs_ and writes logits_BV_.

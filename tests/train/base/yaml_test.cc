@@ -359,6 +359,14 @@ TEST(Yaml, AnOverrideTakesOutWhatIsUnknown) {
   EXPECT_THAT(error_of([&] { finish({}); }), HasSubstr("c.yaml:1:1: stale: unknown key"));
   finish({"stale=null"});
   EXPECT_THAT(error_of([&] {
+                finish({"stale=null", "stale.x=5"});
+              }),
+              HasSubstr("stale: unknown key"));
+  // A checkpoint's config is read without the override.
+  const YamlDocument taken = YamlDocument::parse(text, "c.yaml", {"stale=null", "block.y=null"});
+  taken.root().map("block").find<int>("y");
+  EXPECT_EQ(taken.dump(), "block:\n  y: null\n  x: 1\n");
+  EXPECT_THAT(error_of([&] {
                 finish({"stale=null", "stale=5"});
               }),
               HasSubstr("stale: unknown key"));

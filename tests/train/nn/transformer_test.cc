@@ -7,8 +7,10 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "dropless/error.h"
+#include "train/bridge/device.h"
 #include "train/nn/precision.h"
 
 namespace dropless::train {
@@ -158,6 +160,47 @@ TEST(Transformer, CacheGivesWhatTheWholePassGives) {
       EXPECT_LT((there - parts.back()).abs().max().item<double>(), 1e-5) << extra;
     }
     EXPECT_LT((at::cat(parts, 1) - whole).abs().max().item<double>(), 1e-4);
+  }
+}
+
+// In bf16 a GPU takes the kernels of a token's pass for it; elsewhere libtorch's operators do the same.
+TEST(Transformer, PaddedRowsInACacheWithRoom) {
+  std::vector<std::pair<at::Device, Precision>> places{{at::kCPU, Precision::kFp32}};
+  if (cuda_available()) {
+    places.emplace_back(choose_device("cuda"), Precision::kFp32);
+    places.emplace_back(choose_device("cuda"), Precision::kAmpBf16);
+  }
+  for (const auto& [device, precision] : places) {
+    for (const char* extra :
+         {", attn_config: {rope: true, qk_gn: true, clip_qkv: 0.9}, no_bias: true, ffn_config: "
+          "{ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, moe_top_k: 2, ffn_hidden_size: "
+          "16, shared_expert: true}",
+          ", attn_config: {rope: true, attn_logit_softcapping: 2, attn_type: "
+          "multiquery_attention}, ffn_config: {ffn_type: mb_dmoe, moe_num_experts: 2, "
+          "ffn_hidden_size: 16}",
+          ", attn_config: {alibi: true, sliding_window_size: 3}", ""}) {
+      Transformer model(parse(extra), 3, device);
+      at::NoGradGuard no_grad;
+      const AutocastGuard autocast(precision, device);
+      at::manual_seed(1);
+      const at::Tensor tokens = at::randint(0, 20, {3, 10}, at::kLong).to(device);
+      PassOptions options;
+      options.pads_B = at::tensor({0, 3, 1}, at::kLong).to(device);
+      RouterRecord record;
+      ModelCache cache;
+      model.forward(tokens.narrow(1, 0, 5), record, &cache, options);
+      ModelCache room = with_room(cache, 12);
+      const double tolerance = precision == Precision::kFp32 ? 1e-5 : 2e-2;
+      for (int s = 5; s < 10; ++s) {
+        const at::Tensor token = tokens.narrow(1, s, 1);
+        const at::Tensor grown = model.forward(token, record, &cache, options).to(at::kFloat);
+        PassOptions there = options;
+        there.position_1 = at::full({1}, s, at::kLong).to(device);
+        const at::Tensor in_room = model.forward(token, record, &room, there).to(at::kFloat);
+        EXPECT_LT(((in_room - grown).norm() / grown.norm()).item<double>(), tolerance)
+            << extra << device << s;
+      }
+    }
   }
 }
 

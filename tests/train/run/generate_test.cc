@@ -9,6 +9,7 @@
 #include <set>
 
 #include "dropless/error.h"
+#include "train/bridge/device.h"
 
 namespace dropless::train {
 namespace {
@@ -229,6 +230,33 @@ TEST(Generate, RuinedWeightsAreAnError) {
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kNonFinite);
+  }
+}
+
+// On a GPU tokens come out of a captured graph, captured anew where its room ends; the CPU's passes grow.
+TEST(Generate, TokensOfAGpuAreTheCpus) {
+  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  const std::string size = "d_model: 64, n_heads: 4, n_layers: 2, vocab_size: 40, ";
+  for (const std::string& rest :
+       {std::string("max_seq_len: 400, no_bias: true, attn_config: {rope: true, qk_ln: true, "
+                    "attn_type: grouped_query_attention, kv_n_heads: 2, sliding_window_size: 20}"),
+        std::string("max_seq_len: 400"),  // learned positions, biases, LayerNorm
+        std::string("max_seq_len: 400, attn_config: {alibi: true}, ffn_config: {ffn_type: mptglu}, "
+                    "emb_pdrop: 0.0")}) {
+    const ModelConfig config =
+        ModelConfig::from_yaml(YamlDocument::parse("{" + size + rest + "}", "t.yaml").root());
+    GenerateOptions options;
+    options.max_new_tokens = 300;  // beyond the first graph's room
+    options.temperature = 0;
+    const std::vector<std::vector<TokenId>> prompts{{1, 2, 3, 4, 5, 6, 7}, {9}, {30, 31}};
+    Transformer on_cpu(config, 3, at::kCPU), on_gpu(config, 3, choose_device("cuda"));
+    const auto expected = generate(on_cpu, prompts, options).sequences;
+    EXPECT_EQ(generate(on_gpu, prompts, options).sequences, expected) << rest;
+    options.max_new_tokens = 10;  // not worth a graph
+    const auto few = generate(on_gpu, prompts, options).sequences;
+    for (std::size_t b = 0; b < prompts.size(); ++b) {
+      EXPECT_TRUE(std::equal(few[b].begin(), few[b].end(), expected[b].begin())) << rest;
+    }
   }
 }
 
