@@ -15,13 +15,13 @@
 // token's own always.
 //
 // Shapes: B rows, D model width, H heads in G groups that share keys and values (H a multiple of G), d head
-// width (even, up to kDecodeMostHeadDim), C places of the cache, P rows of RoPE's tables (at least C). Types: x, weights, biases,
-// tables and slopes fp32; y, qkv, keys, values and out one of bf16 and fp16, on a CPU fp32 too.
+// width (even, up to kDecodeMostHeadDim), C places of the cache, P rows of RoPE's tables (at least C). Types: x,
+// weights, biases, tables and slopes fp32; y, qkv, keys, values and out one of bf16 and fp16, on a CPU fp32 too.
 // position_1 int64 [1] below C, where a GPU's kernels find it when they run; pads_B int64 [B]. All contiguous.
 // On a GPU nothing waits or allocates, and a CUDA graph may hold the calls; D is a multiple of 4 up to
-// kDecodeMostWidth, tensors begin at multiples of 16 bytes, and norms' weights are not written by what is queued just
-// before. Throws
-// Error(kInvalidArgument) naming the tensor and the shapes. On a CPU these are plain loops, to check with.
+// kDecodeMostWidth, tensors begin at multiples of 16 bytes, and norms' weights are not written by what is
+// queued just before. Throws Error(kInvalidArgument) naming the tensor and the shapes. On a CPU these are
+// plain loops, to check with.
 #pragma once
 
 #include <cstdint>

@@ -12,11 +12,13 @@
 #include "dropless/route.h"
 #include "src/cuda/kernels.h"
 #include "tests/cuda/gpu_support.h"
+#include "tests/random_floats.h"
 
 namespace dropless::cuda {
 namespace {
 
 using dropless::testing::DeviceBuffer;
+using dropless::testing::random_floats;
 const Device kGpu{DeviceType::kCuda, 0};
 
 struct RoutingCase {
@@ -46,14 +48,6 @@ DeviceBuffer on_device(const std::vector<T>& values) {
   DeviceBuffer buffer(values.size() * sizeof(T));
   buffer.upload(values);
   return buffer;
-}
-
-std::vector<float> random_floats(std::size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
 }
 
 double relative(const std::vector<float>& actual, const std::vector<float>& expected) {

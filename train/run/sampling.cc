@@ -22,19 +22,24 @@ namespace {
               "the weights of this model are ruined: take an older checkpoint");
 }
 
-// The first of the largest of `count` floating-point numbers, whose bits are given; -1 where one is not
-// finite. Integers that are ordered as the numbers are: their maximum is a vector instruction's.
+// Of floating-point numbers whose bits are given; `exponent`: those of infinity.
 template <class Bits>
-std::int64_t first_largest(const Bits* bits, std::int64_t count, Bits exponent) {
+bool all_finite(const Bits* bits, std::int64_t count, Bits exponent) {
+  Bits infinite = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    infinite = static_cast<Bits>(infinite | static_cast<Bits>((bits[i] & exponent) == exponent));
+  }
+  return infinite == 0;
+}
+
+// The first of the largest of them. Integers that are ordered as the numbers are: their maximum is a vector
+// instruction's.
+template <class Bits>
+std::int64_t first_largest(const Bits* bits, std::int64_t count) {
   constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
   const auto key = [](Bits x) { return static_cast<Bits>(x < 0 ? -(x & kMagnitude) : x); };
   Bits most = std::numeric_limits<Bits>::min();
-  Bits infinite = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    most = std::max(most, key(bits[i]));
-    infinite = static_cast<Bits>(infinite | static_cast<Bits>((bits[i] & exponent) == exponent));
-  }
-  if (infinite != 0) return -1;
+  for (std::int64_t i = 0; i < count; ++i) most = std::max(most, key(bits[i]));
   return std::find_if(bits, bits + count, [&](Bits x) { return key(x) == most; }) - bits;
 }
 
@@ -44,8 +49,7 @@ std::int64_t greedy(const at::Tensor& logits_V, std::int64_t count) {
   const auto choose = [&](auto exponent) {
     using Bits = decltype(exponent);
     const auto* bits = static_cast<const Bits*>(host.const_data_ptr());
-    const bool finite = first_largest(bits, host.numel(), exponent) >= 0;
-    return finite ? first_largest(bits, count, exponent) : -1;
+    return all_finite(bits, host.numel(), exponent) ? first_largest(bits, count) : -1;
   };
   switch (host.scalar_type()) {
     case at::kBFloat16:

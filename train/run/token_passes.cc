@@ -17,13 +17,14 @@ TokenPasses::TokenPasses(Transformer& model, Precision precision, const at::Tens
                          std::int64_t tokens)
     : model_(model),
       captures_(tokens >= kWorthACapture && model.can_be_captured(precision)),
-      tokens_(tokens) {
+      most_(tokens) {
   options_.pads_B = pads_B;
 }
 
 at::Tensor TokenPasses::read_prompts(const at::Tensor& tokens_BS) {
   RouterRecord record;
-  prompt_ = length_ = tokens_BS.size(1);
+  length_ = tokens_BS.size(1);
+  most_ += length_;
   host_ = at::empty({tokens_BS.size(0) + 1}, at::kLong);
   if (captures_) host_ = host_.pin_memory();
   return model_.forward(tokens_BS, record, &cache_, options_);
@@ -56,7 +57,7 @@ void TokenPasses::capture() {
   graph_.reset();
   if (!stream_) stream_.emplace(model_.device());
   const std::int64_t room = std::max(kLeastRoom, 2 * length_);
-  cache_ = with_room(std::move(cache_), std::min(room, prompt_ + tokens_));
+  cache_ = with_room(std::move(cache_), std::min(room, most_));
   inputs_ = host_.to(model_.device());
   const std::int64_t B = inputs_.size(0) - 1;
   const at::Tensor tokens_B1 = inputs_.narrow(0, 0, B).unsqueeze(1);

@@ -35,8 +35,8 @@ class TokenPasses {
   Transformer& model_;
   PassOptions options_;
   bool captures_;
-  std::int64_t tokens_;
-  std::int64_t prompt_ = 0, length_ = 0;  // positions of the prompts, and all that were read so far
+  std::int64_t most_;        // positions that may be read in all
+  std::int64_t length_ = 0;  // and that were so far
   ModelCache cache_;
   at::Tensor host_;  // int64 [B + 1]: the ids of a pass, and its position
   // Of the graph, which reads inputs_ and writes logits_BV_.
