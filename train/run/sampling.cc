@@ -95,6 +95,7 @@ TokenId sample(const std::vector<double>& logits, const GenerateOptions& options
     order.resize(options.top_k);
   }
   std::vector<double> weight;
+  weight.reserve(order.size());
   for (const TokenId id : order) {
     weight.push_back(std::exp((logits[id] - logits[order[0]]) / options.temperature));
   }
