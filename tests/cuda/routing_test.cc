@@ -12,7 +12,7 @@
 #include "dropless/route.h"
 #include "src/cuda/kernels.h"
 #include "tests/cuda/gpu_support.h"
-#include "tests/random_floats.h"
+#include "tests/ops/random_floats.h"
 
 namespace dropless::cuda {
 namespace {

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <vector>
 
+#include "tests/ops/random_floats.h"
 #include "tests/ops/tensor.h"
-#include "tests/random_floats.h"
 
 namespace dropless {
 namespace {
