@@ -115,6 +115,17 @@ class CommandTest(unittest.TestCase):
         (self.folder / name).write_text(content)
         return name
 
+    def step_of(self, run: str) -> int:
+        """The last step that a run has told of, also one that is under way or was killed."""
+        path = self.folder / run / "metrics.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        for line in reversed(lines):  # the last may be torn
+            try:
+                return json.loads(line)["step"]
+            except ValueError:
+                continue
+        return 0
+
     def metrics(self, run: str = "run") -> list:
         lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]

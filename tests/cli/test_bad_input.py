@@ -1,7 +1,9 @@
 """What goes wrong is said in one clear message, with the promised exit code and nothing lost."""
 
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import unittest
 
@@ -243,11 +245,36 @@ class BadInputTest(CommandTest):
         )
         self.assertEqual(result.returncode, 1, result.stderr)
         self.assertIn("last good checkpoint: run/step-5", result.stderr)
+        self.assertRegex(
+            result.stderr,
+            rf"cannot write run/step-6\.tmp/model\.safetensors: .*; needed \d+ bytes more, a file may have {limit}\n",
+        )
         after = {p.name: p.read_bytes() for p in (self.folder / "run" / "step-5").iterdir()}
         self.assertEqual(before, after)
         self.assertEqual(
             [p.name for p in (self.folder / "run").iterdir() if p.name.endswith(".tmp")], []
         )
+
+    def test_a_save_that_fails_after_its_checkpoint_is_complete(self):
+        """The message names that one, and the next start does what was left to do."""
+        short = ("scheduler.t_warmup=0ba", "save_interval=2ba", "save_num_checkpoints_to_keep=1")
+        for name, point in [("full", "rename latest.tmp:ENOSPC"), ("killed", "rename latest.tmp")]:
+            with self.subTest(name):
+                run = self.folder / name
+                self.check_command("train", self.config, f"save_folder={name}", "max_duration=2ba", *short)
+                again = ("train", self.config, f"save_folder={name}", "max_duration=4ba", *short, "autoresume=true")
+                result = self.run_command(*again, env={**os.environ, "DROPLESS_FAIL_AT": point})
+                if name == "full":
+                    self.assertEqual(result.returncode, 1, result.stderr)
+                    self.assertIn(f"last good checkpoint: {name}/step-4 ", result.stderr)
+                else:
+                    self.assertEqual(result.returncode, -signal.SIGKILL)
+                self.assertEqual(os.readlink(run / "latest"), "step-2")
+                result = self.run_command(*again)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("nothing to train", result.stderr)
+                self.assertEqual(os.readlink(run / "latest"), "step-4")
+                self.assertEqual([path.name for path in run.glob("step-*")], ["step-4"])
 
     def test_damage_found_by_an_evaluation_loses_no_step(self):
         shutil.copytree(self.folder / "data", self.folder / "damaged")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import struct
@@ -67,7 +69,9 @@ class ResumeTest(CommandTest):
         process = self.start("save_folder=stopped", "save_interval=1000ba")
         self.wait_for_step(process, "stopped", 20)
         process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
         self.assertEqual(process.wait(timeout=60), 0)
+        self.assertLess(time.monotonic() - sent, 10)
         stopped_at = int(os.readlink(self.folder / "stopped" / "latest").removeprefix("step-"))
         self.assertGreaterEqual(stopped_at, 20)
         self.assertLess(stopped_at, 40, "the signal came too late to test anything")
@@ -111,6 +115,28 @@ class ResumeTest(CommandTest):
             process.wait()
             self.check_command("train", self.config, f"save_folder={run}", "autoresume=true")
             self.assert_equal_runs(run)
+
+    def test_killed_at_twenty_random_steps(self):
+        """Each goes on from at most one save-interval before, and ends as the run that was never killed."""
+        short = ("max_duration=16ba", "save_interval=3ba", "eval_interval=0ba")
+        self.check_command("train", self.config, "save_folder=short", *short)
+        for seed in range(20):
+            with self.subTest(seed=seed):
+                rng, run = random.Random(seed), f"random-{seed}"
+                process = self.start(f"save_folder={run}", *short)
+                self.wait_for_step(process, run, rng.randint(1, 14))
+                time.sleep(rng.random() * 0.01)
+                process.kill()
+                process.wait()
+                lost_from = self.step_of(run)
+                result = self.run_command("train", self.config, f"save_folder={run}", *short, "autoresume=true")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                resumed = re.search(r"resumed from \S+ at step (\d+)", result.stderr)
+                self.assertLessEqual(lost_from - (int(resumed[1]) if resumed else 0), 3)
+                self.assertEqual(self.losses(run), self.losses("short"))
+                for file in ["model.safetensors", "optimizer.safetensors"]:
+                    ends = [read_safetensors(self.folder / name / "latest" / file) for name in (run, "short")]
+                    self.assertEqual(*ends, file)
 
     def test_saving_beside_the_training(self):
         self.check_command("train", self.config, "save_folder=async", "save_async=true")

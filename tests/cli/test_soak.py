@@ -1,7 +1,6 @@
 """Bad nights: a run that is killed over and over ends as one that never was; with DROPLESS_NIGHTLY set, one of
 4,000 steps too, which shows that nothing grows."""
 
-import json
 import os
 import pathlib
 import random
@@ -31,16 +30,6 @@ class SoakTest(CommandTest):
                 [BINARY, "train", "config.yaml", f"save_folder={run}"],
                 cwd=self.folder, stdout=subprocess.DEVNULL, stderr=err,
             )  # fmt: skip
-
-    def step_of(self, run: str) -> int:
-        path = self.folder / run / "metrics.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        for line in reversed(lines):  # the last may be torn
-            try:
-                return json.loads(line)["step"]
-            except ValueError:
-                continue
-        return 0
 
     def saved(self, run: str) -> int:
         """What a resume takes: `latest` may lag behind a save that was killed before it ended."""

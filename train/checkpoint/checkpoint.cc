@@ -182,7 +182,7 @@ std::string CheckpointWriter::commit() {
   const std::string replaced = publish_folder(temporary_, final_path, final_path + kReplaced);
   committed_ = true;
   try {
-    replace_symlink(join_path(run_folder_, kLatest), step_folder_name(step_));
+    point_latest(run_folder_, final_path);
   } catch (const Error& error) {
     throw Error(error.kind(), fmt::format("{} is complete, but {}", final_path, error.what()),
                 error.hint());
@@ -218,6 +218,13 @@ void check_latest(const std::string& run_folder) {
   }
   throw Error(ErrorKind::kInvalidArgument,
               latest + " is not a link to a checkpoint, and every save has to make one", hint);
+}
+
+bool point_latest(const std::string& run_folder, const std::string& checkpoint) {
+  const std::string name = base_name(checkpoint);
+  if (read_latest(run_folder) == join_path(run_folder, name)) return false;
+  replace_symlink(join_path(run_folder, kLatest), name);
+  return true;
 }
 
 std::vector<std::string> sweep_stale(const std::string& run_folder) {
@@ -386,6 +393,12 @@ NewestGood find_newest_good(const std::string& run_folder) {
     }
   }
   return result;
+}
+
+std::optional<std::string> newest_complete(const std::string& run_folder) {
+  const std::vector<Candidate> all = candidates(run_folder);
+  if (all.empty() || all.front().sequence < 0) return std::nullopt;
+  return all.front().folder;
 }
 
 }  // namespace dropless::train

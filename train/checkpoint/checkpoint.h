@@ -69,6 +69,8 @@ std::vector<std::string> sweep_stale(const std::string& run_folder);
 // At the start of a run: `latest` must be absent or a link. kInvalidArgument where it is something
 // real, as a copy of a run folder that followed links leaves it; the hint says how to mend it.
 void check_latest(const std::string& run_folder);
+// Makes `latest` name this checkpoint of the run folder. Returns whether it named another one.
+bool point_latest(const std::string& run_folder, const std::string& checkpoint);
 // In such an order that a crash leaves it whole, or a `*.tmp` for sweep_stale().
 void remove_checkpoint(const std::string& folder);
 // Keeps the `keep` newest checkpoints and what `latest` points to; -1 keeps all. Returns what it
@@ -99,5 +101,7 @@ struct NewestGood {
       rejected;  // newer ones (or of unknown age) that do not: warn loudly
 };
 NewestGood find_newest_good(const std::string& run_folder);
+// The newest whose manifest can be read; its other files are not looked at. nullopt: none.
+std::optional<std::string> newest_complete(const std::string& run_folder);
 
 }  // namespace dropless::train

@@ -186,6 +186,14 @@ void RunFolder::remove_kept(const std::string& saved) {
   kept_.clear();
 }
 
+void RunFolder::settle(const std::string& checkpoint) const {
+  if (point_latest(path_, checkpoint)) {
+    log_warning("{} did not name the newest checkpoint that verifies; now it names {}",
+                join_path(path_, "latest"), base_name(checkpoint));
+  }
+  prune();
+}
+
 void RunFolder::prune() const { prune_checkpoints(path_, policy_.keep); }
 
 }  // namespace dropless::train

@@ -46,6 +46,9 @@ class RunFolder {
   void remove_old_run(const std::string& kept);
   void remove_kept(const std::string& saved);
   void prune() const;
+  // The run goes on from `checkpoint`, one of this folder: does what the save of it had left to do
+  // where it was cut off after publishing it, `latest` and prune().
+  void settle(const std::string& checkpoint) const;
 
  private:
   // Throws Error(kInvalidArgument) where what remove_old_run() would remove is no checkpoint.

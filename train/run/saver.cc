@@ -34,11 +34,6 @@ std::optional<CheckpointSaver::Published> CheckpointSaver::take_published() {
   return std::exchange(published_, std::nullopt);
 }
 
-std::optional<std::string> CheckpointSaver::take_saved() {
-  if (!published_) return std::nullopt;
-  return std::exchange(published_, std::nullopt)->checkpoint;
-}
-
 void CheckpointSaver::wait() {
   if (thread_.joinable()) thread_.join();
 }

@@ -38,9 +38,6 @@ class CheckpointSaver {
   // The save that has ended since the last call. Throws the Error that it ended with.
   std::optional<Published> take_published();
   void wait();
-  // After wait(): the checkpoint that ended well, whatever take_published() has told; for whoever
-  // reports another error.
-  std::optional<std::string> take_saved();
 
  private:
   std::string run_folder_;

@@ -168,7 +168,8 @@ void Trainer::open_data() {
   if (tokenizer_ && tokenizer_->vocab_size() > config_.model.vocab_size) {
     source.fail("model.vocab_size",
                 fmt::format("vocab_size {} is below the {} ids of tokenizer {}",
-                            config_.model.vocab_size, tokenizer_->vocab_size(), config_.tokenizer));
+                            config_.model.vocab_size, tokenizer_->vocab_size(), config_.tokenizer),
+                fmt::format("set it to {} or more", tokenizer_->vocab_size()));
   }
   const auto make_loader = [&](const TextDatasetConfig& loader, std::int64_t batch_size,
                                const std::string& path, const char* batch_key) {
@@ -237,6 +238,7 @@ void Trainer::restore() {
   if (config_.autoresume) {
     if (const auto newest = folder_->newest_good()) {
       checkpoint = *newest;
+      folder_->settle(checkpoint);
       weights_only = false;
       ignored = {};  // which load_path's checkpoint was to lack
     }
@@ -373,9 +375,11 @@ void Trainer::run() {
     progress_.reset();
     // What is being saved in the background may still become the last good checkpoint.
     saver_->wait();
-    if (const auto published = saver_->take_saved()) last_checkpoint_ = *published;
-    // Not into a folder that has taken this run's place.
+    // Not of or into a folder that has taken this run's place.
     if (folder_->in_place()) {
+      // A save may have failed after its checkpoint was complete.
+      const auto newest = newest_complete(folder_->path());
+      if (newest && *newest != started_from_) last_checkpoint_ = *newest;
       report_->event("failed", step_, error.what());
       report_->finish();
     }

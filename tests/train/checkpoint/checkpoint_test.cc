@@ -421,6 +421,25 @@ TEST_F(Checkpoint, KilledWhereTheFileSystemCannotExchange) {
   EXPECT_THAT(list_folder(run_), ElementsAre("latest", "step-20"));
 }
 
+// Between the folder's rename and the link's: what a resume does first.
+TEST_F(Checkpoint, PointsLatestAtWhatItGoesOnFrom) {
+  const std::string first = save(run_, 10, 1), second = save(run_, 20, 2);
+  EXPECT_FALSE(point_latest(run_, second));
+  std::filesystem::remove(run_ + "/latest");
+  std::filesystem::create_symlink("step-10", run_ + "/latest");
+  EXPECT_EQ(newest_complete(run_), second);
+  EXPECT_TRUE(point_latest(run_, second));
+  EXPECT_EQ(resolve_checkpoint(run_), second);
+  std::filesystem::remove(run_ + "/latest");
+  EXPECT_TRUE(point_latest(run_, first));
+  EXPECT_EQ(resolve_checkpoint(run_), first);
+  // A link of the same name into another folder is another checkpoint.
+  std::filesystem::remove(run_ + "/latest");
+  std::filesystem::create_symlink("/nowhere/step-20", run_ + "/latest");
+  EXPECT_TRUE(point_latest(run_, second));
+  EXPECT_EQ(newest_complete(run_ + "/nowhere"), std::nullopt);
+}
+
 TEST_F(Checkpoint, KilledAnywhereWhilePruning) {
   kill_everywhere(
       [&] {
@@ -468,6 +487,7 @@ TEST_F(Checkpoint, DiskFullAtAnyPointKeepsTheOldOne) {
       } catch (const Error& error) {
         const std::string what = error.what();
         const bool told = what.find("No space left on device") != std::string::npos &&
+                          what.find("; needed ") != std::string::npos &&
                           what.find("bytes free") != std::string::npos;
         _exit(error.kind() == ErrorKind::kResource && told ? 7 : 8);
       }
