@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -201,12 +202,21 @@ void throw_errno(const std::string& action, const std::string& path, int error_n
   if (error_number == ENOSPC || error_number == EDQUOT) {
     struct statvfs info;
     const std::string folder = parent_folder(path);
-    if (needed != 0) message += fmt::format("; needed {} bytes", needed);
+    message += needed != 0 ? fmt::format("; needed {} bytes", needed)
+                           : std::string("; needed room for a name in its folder");
     if (::statvfs(folder.c_str(), &info) == 0) {
-      message += fmt::format("{} {} bytes free", needed != 0 ? "," : ";",
-                             static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize);
+      message +=
+          fmt::format(", {} bytes free", static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize);
     }
     hint = "free some space, or write elsewhere";
+  } else if (error_number == EFBIG) {
+    struct rlimit limit;
+    if (needed != 0) message += fmt::format("; needed {} bytes more", needed);
+    if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+      message += fmt::format("{} a file may have {}", needed != 0 ? "," : ";",
+                             static_cast<std::uint64_t>(limit.rlim_cur));
+      hint = "raise the limit of this shell (ulimit -f), or write elsewhere";
+    }
   }
   throw Error(ErrorKind::kResource, message, hint);
 }
@@ -341,10 +351,10 @@ void FileWriter::write(const void* data, std::size_t bytes) {
 
 void FileWriter::finish() {
   if (changing("fsync", path_, [&] { return ::fsync(fd_); }) == -1) {
-    throw_errno("fsync", path_, errno);
+    throw_errno("fsync", path_, errno, bytes_);
   }
   // NFS reports a full disk only here.
-  if (::close(std::exchange(fd_, -1)) == -1) throw_errno("close", path_, errno);
+  if (::close(std::exchange(fd_, -1)) == -1) throw_errno("close", path_, errno, bytes_);
 }
 
 FolderLock::FolderLock(const std::string& folder)

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <string>
 
+#include "train/base/utf8.h"
+
 namespace dropless::train {
 namespace {
 std::atomic<void (*)()> hook{nullptr};
@@ -17,13 +19,21 @@ void log_line(std::string_view prefix, std::string_view text) {
   std::string line;
   line.reserve(prefix.size() + text.size() + 1);
   line.append(prefix);
-  // Names out of files may hold anything: a terminal must not obey them.
-  for (const char c : text) {
+  // Names and words out of files may hold anything: a terminal must not obey them, and what reads a
+  // log must be able to decode it.
+  std::size_t invalid = find_invalid_utf8(text);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
     const auto byte = static_cast<unsigned char>(c);
-    if ((byte < 0x20 && c != '\n' && c != '\t') || byte == 0x7f) {
+    const bool control = (byte < 0x20 && c != '\n' && c != '\t') || byte == 0x7f;
+    if (control || i == invalid) {
       line += fmt::format("\\x{:02x}", byte);
     } else {
       line += c;
+    }
+    if (i == invalid) {
+      const std::size_t next = find_invalid_utf8(text.substr(i + 1));
+      invalid = next == std::string_view::npos ? next : i + 1 + next;
     }
   }
   line += '\n';

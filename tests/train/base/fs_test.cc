@@ -27,6 +27,13 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
+TEST(Log, TerminalsAndReadersAreSafe) {
+  ::testing::internal::CaptureStderr();
+  log_line("error: ", "a\x1b[31m \xc3\xa9 \xff\xfe|\xc3");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(),
+            "error: a\\x1b[31m \xc3\xa9 \\xff\\xfe|\\xc3\n");
+}
+
 class Folder : public ::testing::Test {
  protected:
   void SetUp() override {
