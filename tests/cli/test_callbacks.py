@@ -171,15 +171,18 @@ class CallbacksTest(CommandTest):
         self.assertEqual(*files)
 
     def test_optimizer_monitor_logs_the_norm_of_each_tensor(self):
-        self.train("max_duration=4ba", "callbacks={optimizer_monitor: {batch_log_interval: 2}}")
+        self.train("max_duration=4ba", "save_interval=1ba", "callbacks={optimizer_monitor: {batch_log_interval: 2}}")
         lines = self.metrics()
         self.assertNotIn("l2_norm/param/transformer.wte.weight", lines[0])
         line = lines[3]
-        for kind, file in [("param", "model"), ("exp_avg", "optimizer")]:
+        before = read_safetensors(self.folder / "run/step-3/model.safetensors")
+        for kind, file in [("param", "model"), ("moment", "optimizer"), ("update", "model")]:
             stored = read_safetensors(self.folder / f"run/step-4/{file}.safetensors")
             key = "transformer.norm_f.weight"
-            raw = stored[key if kind == "param" else f"exp_avg/{key}"][2]
+            raw = stored[f"exp_avg/{key}" if kind == "moment" else key][2]
             values = struct.unpack(f"<{len(raw) // 4}f", raw)
+            if kind == "update":
+                values = [now - then for now, then in zip(values, struct.unpack(f"<{len(raw) // 4}f", before[key][2]))]
             self.assertAlmostEqual(line[f"l2_norm/{kind}/{key}"], sum(v * v for v in values) ** 0.5, places=5)
         squares = sum(value**2 for key, value in line.items() if key.startswith("l2_norm/grad/transformer"))
         self.assertLessEqual(squares**0.5, 1.0 + 1e-5, "clipped to the threshold")

@@ -176,24 +176,38 @@ void Stepper::apply_gradients(StepResult& result, std::int64_t number, double mu
     return;
   }
   if (clip_) clip_gradients(*clip_, parameters_, norm);
+  std::vector<at::Tensor> before;
+  const bool monitored = monitor_interval_ && number % *monitor_interval_ == 0;
+  if (monitored) {
+    for (const Parameter& parameter : model_.parameters()) {
+      if (parameter.value.grad().defined()) before.push_back(parameter.value.detach().clone());
+    }
+  }
   optimizer_.step(multiplier);
-  if (monitor_interval_ && number % *monitor_interval_ == 0) measure_norms(result);
+  if (monitored) measure_norms(before, result);
 }
 
-// After the update, of clipped gradients, as Composer's OptimizerMonitor measures.
-void Stepper::measure_norms(StepResult& result) const {
+// After the update, of clipped gradients, under the names of Composer's OptimizerMonitor. `before`:
+// what the parameters that have a gradient were; the update is what has been added to them, decay
+// and rate included.
+void Stepper::measure_norms(const std::vector<at::Tensor>& before, StepResult& result) const {
   at::NoGradGuard no_grad;
   std::vector<std::string> names;
   std::vector<at::Tensor> tensors;
+  auto old = before.begin();
   for (const Parameter& parameter : model_.parameters()) {
     if (!parameter.value.grad().defined()) continue;
     names.push_back("l2_norm/grad/" + parameter.name);
     tensors.push_back(parameter.value.grad());
     names.push_back("l2_norm/param/" + parameter.name);
     tensors.push_back(parameter.value.detach());
+    names.push_back("l2_norm/update/" + parameter.name);
+    tensors.push_back(parameter.value.detach() - *old++);
   }
+  const std::string first = "exp_avg/";
   for (const auto& [name, moment] : optimizer_.state()) {
-    names.push_back("l2_norm/" + name);
+    names.push_back("l2_norm/" +
+                    (name.starts_with(first) ? "moment/" + name.substr(first.size()) : name));
     tensors.push_back(moment);
   }
   if (tensors.empty()) return;

@@ -58,7 +58,7 @@ class Stepper {
   at::Tensor accumulate_gradients(const Batch& batch, std::int64_t number, StepResult& result);
   at::Tensor accumulate_within_memory(const Batch& batch, std::int64_t number, StepResult& result);
   void skip_or_stop(StepResult& result, const std::string& what);
-  void measure_norms(StepResult& result) const;
+  void measure_norms(const std::vector<at::Tensor>& before, StepResult& result) const;
   void apply_gradients(StepResult& result, std::int64_t number, double multiplier);
 
   std::uint64_t seed_;

@@ -13,6 +13,7 @@
 #include <memory>
 
 #include "dropless/error.h"
+#include "train/bridge/device.h"
 
 namespace dropless::train {
 namespace {
@@ -30,9 +31,9 @@ precision: fp32
 )";
 
 struct Training {
-  explicit Training(const std::vector<std::string>& overrides = {})
+  explicit Training(const std::vector<std::string>& overrides = {}, at::Device device = at::kCPU)
       : config(TrainConfig::from_yaml(YamlDocument::parse(kConfig, "t.yaml", overrides))),
-        model(config.model, config.seed, at::kCPU,
+        model(config.model, config.seed, device,
               WeightOptions{.type = weight_type(config.precision)}) {
     std::vector<std::pair<std::string, at::Tensor>> named;
     for (const Parameter& parameter : model.parameters()) {
@@ -58,6 +59,21 @@ Batch uneven_batch() {
   return batch;
 }
 
+// 48 rows of 1 to 8 tokens, the rest padding.
+Batch batch_of_48() {
+  Batch batch;
+  batch.batch = 48;
+  batch.seq_len = 8;
+  for (int row = 0; row < 48; ++row) {
+    const int length = 1 + (row * 5) % 8;
+    batch.lengths_B.push_back(length);
+    batch.tokens += length;
+    for (int s = 0; s < 8; ++s)
+      batch.tokens_BS.push_back(s < length ? 1 + (row * 31 + s * 7) % 250 : 0);
+  }
+  return batch;
+}
+
 std::string refusal(Training& run, std::int64_t number) {
   try {
     run.stepper->check_trainable(uneven_batch(), number);
@@ -80,26 +96,61 @@ TEST(Stepper, TheCutDoesNotChangeTheStep) {
 // Microbatches of 1 to all rows, uneven ones too, of a mixture: in fp64 nothing is left but what the
 // cut does. With SGD at rate 1 the update is the gradient.
 TEST(Stepper, GradientsDoNotDependOnTheCut) {
-  const auto gradients = [](int rows) {
+  const auto gradients = [](const Batch& batch, int rows) {
     Training run({"precision=fp64", "optimizer=null", "optimizer={name: sgd, lr: 1}",
                   "model.ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, "
                   "moe_top_k: 2, moe_loss_weight: 0}",
+                  "global_train_batch_size=" + std::to_string(batch.batch),
                   "device_train_microbatch_size=" + std::to_string(rows)});
     std::vector<at::Tensor> before;
     for (const Parameter& parameter : run.model.parameters()) {
       before.push_back(parameter.value.detach().clone());
     }
-    run.stepper->step(uneven_batch(), 1, 1.0);
+    run.stepper->step(batch, 1, 1.0);
     std::vector<at::Tensor> all;
     for (std::size_t i = 0; i < before.size(); ++i) {
       all.push_back((before[i] - run.model.parameters()[i].value.detach()).flatten());
     }
     return at::cat(all);
   };
-  const at::Tensor whole = gradients(4);
-  EXPECT_GT(whole.norm().item<double>(), 0.1);
-  for (const int rows : {1, 2, 3}) {
-    EXPECT_LT(((gradients(rows) - whole).norm() / whole.norm()).item<double>(), 1e-12) << rows;
+  for (const auto& [batch, cuts] : {std::pair(uneven_batch(), std::vector<int>{1, 2, 3}),
+                                    std::pair(batch_of_48(), std::vector<int>{1, 11, 24})}) {
+    const at::Tensor whole = gradients(batch, static_cast<int>(batch.batch));
+    EXPECT_GT(whole.norm().item<double>(), 0.1);
+    for (const int rows : cuts) {
+      const double difference =
+          ((gradients(batch, rows) - whole).norm() / whole.norm()).item<double>();
+      EXPECT_LT(difference, 1e-12) << batch.batch << " rows by " << rows;
+    }
+  }
+}
+
+// amp_fp16 with its loss scale, amp_bf16 and fp32 on a GPU against fp64 on the CPU, from equal weights.
+TEST(Stepper, PrecisionsOfAGpuLearnAlike) {
+  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  const auto losses = [](const std::string& precision, at::Device device) {
+    Training run({"precision=" + precision, "global_train_batch_size=48", "model.d_model=64",
+                  "optimizer.lr=3e-3",
+                  "model.ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, "
+                  "moe_top_k: 2, ffn_hidden_size: 64}",
+                  "device_train_microbatch_size=24"},
+                 device);
+    std::vector<double> all;
+    for (int step = 1; step <= 30; ++step) {
+      const StepResult result = run.stepper->step(batch_of_48(), step, 1.0);
+      if (!result.skipped) all.push_back(result.cross_entropy);
+      EXPECT_EQ(run.stepper->loss_scale().enabled(), precision == "amp_fp16");
+    }
+    return all;
+  };
+  const std::vector<double> exact = losses("fp64", at::kCPU);
+  EXPECT_LT(exact.back(), 0.7 * exact.front());
+  for (const std::string precision : {"fp32", "amp_bf16", "amp_fp16"}) {
+    const std::vector<double> here = losses(precision, at::kCUDA);
+    ASSERT_GE(here.size(), 20u) << precision;  // a scale that is too large skips a few
+    for (std::size_t i = 0; i < here.size(); ++i) {
+      EXPECT_NEAR(here[i], exact[i], 0.03 * exact[i]) << precision << ", update " << i;
+    }
   }
 }
 
