@@ -27,7 +27,8 @@ std::string child_path(const std::string& path, std::string_view key) {
 // Gives every mapping its path and checks the depth of the whole, overrides and ${} included.
 void finish_tree(YamlNode& node, const std::string& path, int depth) {
   if (depth > kMaxYamlDepth) {
-    fail_yaml(node.place, fmt::format("{}: nested deeper than {} levels", path, kMaxYamlDepth));
+    fail_yaml(node.place, fmt::format("{}: nested deeper than {} levels", path, kMaxYamlDepth),
+              kDepthHint);
   }
   for (std::size_t i = 0; i < node.items.size(); ++i) {
     finish_tree(*node.items[i], child_path(path, std::to_string(i)), depth + 1);
@@ -58,6 +59,13 @@ std::string describe(const YamlNode& node) {
   return (node.plain ? "" : "the string ") + ("\"" + text + "\"");
 }
 
+constexpr const char* kMappingHint = "write it as {key: value}, or as indented lines below the key";
+
+// Of an error that names what is wrong with a value, and no better one.
+std::string page_hint(const std::string& path) {
+  return fmt::format("docs/yaml.md says what {} takes", path);
+}
+
 // Where a value was written that came in by ${}.
 std::string origin(const YamlNode& node) {
   return node.via.empty() ? "" : " (from " + node.via + ")";
@@ -70,9 +78,10 @@ std::string origin(const YamlNode& node) {
             hint);
 }
 
-std::string quotes_hint(const YamlNode& node) {
+// `written`: how a value of the type is written.
+std::string scalar_hint(const YamlNode& node, const char* written) {
   return node.kind == Kind::kScalar && !node.plain ? "quoted values are strings; remove the quotes"
-                                                   : "";
+                                                   : written;
 }
 
 template <class T>
@@ -86,7 +95,8 @@ struct Reader<bool> {
     }
     const bool yaml11 = node.kind == Kind::kScalar && is_yaml11_bool(node.text);
     fail_type(node, path, "true or false",
-              yaml11 ? "yes, no, on and off are not bools here" : quotes_hint(node));
+              yaml11 ? "yes, no, on and off are not bools here"
+                     : scalar_hint(node, "write true or false, without quotes"));
   }
 };
 
@@ -107,7 +117,8 @@ struct Reader<std::int64_t> {
                   "1e15 is exact up to 2^53, digits up to 2^63");
       }
     }
-    fail_type(node, path, "an integer", quotes_hint(node));
+    fail_type(node, path, "an integer",
+              scalar_hint(node, "write one like 12, 3e4 or 1_000, without leading zeros"));
   }
 };
 
@@ -115,7 +126,9 @@ template <>
 struct Reader<int> {
   static int read(const YamlNode& node, const std::string& path) {
     const std::int64_t value = Reader<std::int64_t>::read(node, path);
-    if (value < INT32_MIN || value > INT32_MAX) fail_type(node, path, "an integer of 32 bits");
+    if (value < INT32_MIN || value > INT32_MAX) {
+      fail_type(node, path, "an integer of 32 bits", "at most 2147483647");
+    }
     return static_cast<int>(value);
   }
 };
@@ -125,7 +138,7 @@ struct Reader<double> {
   static double read(const YamlNode& node, const std::string& path) {
     std::optional<double> value;
     if (node.kind == Kind::kScalar && node.plain) value = parse_float_text(node.text);
-    if (!value) fail_type(node, path, "a number", quotes_hint(node));
+    if (!value) fail_type(node, path, "a number", scalar_hint(node, "write one like 0.1 or 3e-4"));
     constexpr double kMax = std::numeric_limits<float>::max();
     constexpr double kMin = std::numeric_limits<float>::min();
     const double size = std::abs(*value);
@@ -140,7 +153,9 @@ struct Reader<double> {
 template <>
 struct Reader<std::string> {
   static std::string read(const YamlNode& node, const std::string& path) {
-    if (node.kind != Kind::kScalar) fail_type(node, path, "a string");
+    if (node.kind != Kind::kScalar) {
+      fail_type(node, path, "a string", "write one value; quote it where it holds [ { : or #");
+    }
     return node.text;
   }
 };
@@ -148,7 +163,7 @@ struct Reader<std::string> {
 template <class T>
 struct Reader<std::vector<T>> {
   static std::vector<T> read(const YamlNode& node, const std::string& path) {
-    if (node.kind != Kind::kSequence) fail_type(node, path, "a sequence");
+    if (node.kind != Kind::kSequence) fail_type(node, path, "a sequence", "write it as [a, b]");
     std::vector<T> values;
     for (std::size_t i = 0; i < node.items.size(); ++i) {
       values.push_back(Reader<T>::read(*node.items[i], child_path(path, std::to_string(i))));
@@ -224,7 +239,8 @@ YamlDocument YamlDocument::parse(const std::string& text, const std::string& fil
     root->map = std::make_unique<YamlNode::Map>();
   }
   if (!root->is_map()) {
-    fail_yaml(root->place, "a config is a mapping of keys to values, not " + describe(*root));
+    fail_yaml(root->place, "a config is a mapping of keys to values, not " + describe(*root),
+              "write lines like `max_duration: 100ba`; the files in configs/ are examples");
   }
   for (const std::string& override_text : overrides) apply_override(root, override_text, budget);
   resolve_interpolations(root, budget);
@@ -325,11 +341,17 @@ void YamlMap::fail_missing(std::string_view key, const char* what) const {
   if (node_->find(key) == nullptr) {
     for (const YamlNode::Entry& entry : node_->map->entries) {
       if (entry.used || nearest_word(entry.key, {std::string(key)}).empty()) continue;
-      fail_yaml(entry.place, fmt::format("{}: unknown key; did you mean \"{}\"?",
-                                         child_path(path(), entry.key), key));
+      fail_yaml(
+          entry.place,
+          fmt::format("{}: unknown key; did you mean \"{}\"?", child_path(path(), entry.key), key),
+          fmt::format("{} is required here", key));
     }
   }
-  fail(key, node_->find(key) ? "must not be null" : fmt::format("required {} is missing", what));
+  const std::string here = child_path(path(), key);
+  if (node_->find(key) != nullptr) {
+    fail(key, "must not be null", "give it a value; " + page_hint(here));
+  }
+  fail(key, fmt::format("required {} is missing", what), "add it; " + page_hint(here));
 }
 
 template <class T>
@@ -440,7 +462,7 @@ std::optional<YamlMap> YamlMap::find_map(std::string_view key) const {
   });
   const YamlNode* value = take(*node_, key);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_map()) fail_type(*value, child_path(path(), key), "a mapping");
+  if (!value->is_map()) fail_type(*value, child_path(path(), key), "a mapping", kMappingHint);
   node_->find(key)->reached = true;
   return child(value);
 }
@@ -467,10 +489,12 @@ std::vector<YamlMap> YamlMap::maps(std::string_view key) const {
   }
   const std::string here = child_path(path(), key);
   if (value->kind != Kind::kSequence)
-    fail_type(*value, here, "a mapping or a sequence of mappings");
+    fail_type(*value, here, "a mapping or a sequence of mappings", kMappingHint);
   for (std::size_t i = 0; i < value->items.size(); ++i) {
     const YamlNode& item = *value->items[i];
-    if (!item.is_map()) fail_type(item, child_path(here, std::to_string(i)), "a mapping");
+    if (!item.is_map()) {
+      fail_type(item, child_path(here, std::to_string(i)), "a mapping", kMappingHint);
+    }
     out.push_back(child(&item));
   }
   return out;
@@ -509,13 +533,15 @@ void YamlMap::warn(std::string_view key, std::string_view message) const {
 void YamlMap::refuse(std::string_view key, bool set, const std::string& hint) const {
   record(key, [&](YamlKeyRecord& known) { known.not_served = hint; });
   take(*node_, key);
-  if (set) fail(key, "not supported by this version", hint);
+  if (set) {
+    fail(key, "not supported by this version", hint.empty() ? "take the key out" : hint);
+  }
 }
 
 void YamlMap::refuse(std::string_view key) const { refuse(key, has(key)); }
 
 void YamlMap::skip(std::string_view key) const {
-  record(key, [](YamlKeyRecord& known) { known.free_form = true; });
+  record(key, [](YamlKeyRecord&) {});
   take(*node_, key);
 }
 
@@ -523,7 +549,8 @@ void YamlMap::fail(std::string_view key, const std::string& message,
                    const std::string& hint) const {
   const std::string here = key.empty() ? path() : child_path(path(), key);
   throw Error(ErrorKind::kInvalidArgument,
-              where(key) + ": " + (here.empty() ? "" : here + ": ") + message, hint);
+              where(key) + ": " + (here.empty() ? "" : here + ": ") + message,
+              hint.empty() && !here.empty() ? page_hint(here) : hint);
 }
 
 void YamlMap::finish() const { check_unknown(*node_); }

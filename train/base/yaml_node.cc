@@ -46,7 +46,7 @@ YamlNode::Entry& YamlNode::add(std::string key, YamlPlace where, Pointer value) 
 
 YamlNode::Pointer copy_yaml(const YamlNode& node, YamlBudget& budget, int depth) {
   if (depth > kMaxYamlDepth) {
-    fail_yaml(node.place, fmt::format("nested deeper than {} levels", kMaxYamlDepth));
+    fail_yaml(node.place, fmt::format("nested deeper than {} levels", kMaxYamlDepth), kDepthHint);
   }
   budget.charge(node.text.size(), node.place);
   auto copy = std::make_unique<YamlNode>();

@@ -22,6 +22,8 @@ inline constexpr std::size_t kMaxYamlBytes = 1 << 20;  // of a file
 inline constexpr std::size_t kMaxYamlText = 4 << 20;   // of all scalars after expansion
 inline constexpr std::size_t kMaxYamlNodes = 100'000;  // after expansion
 inline constexpr int kMaxYamlDepth = 100;
+inline constexpr const char* kDepthHint =
+    "write it flatter, or look for a bracket that is not closed";
 
 // Where something was written: "train.yaml:3:7", or `override "a.b=1"`.
 struct YamlPlace {

@@ -64,7 +64,8 @@ class TreeBuilder : public YAML::EventHandler {
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     const auto found = anchors_.find(anchor);
     if (found == anchors_.end()) {
-      fail_yaml(place(mark), "an alias inside the value it stands for");
+      fail_yaml(place(mark), "an alias inside the value it stands for",
+                "write the value out, or point the alias at another one");
     }
     YamlNode::Pointer node = copy_yaml(*found->second, budget_, static_cast<int>(stack_.size()));
     node->place = place(mark);
@@ -115,7 +116,8 @@ class TreeBuilder : public YAML::EventHandler {
 
   void open(YamlNode::Pointer node, const YAML::Mark& mark, YAML::anchor_t anchor) {
     if (static_cast<int>(stack_.size()) >= kMaxYamlDepth) {
-      fail_yaml(place(mark), "nested deeper than " + std::to_string(kMaxYamlDepth) + " levels");
+      fail_yaml(place(mark), "nested deeper than " + std::to_string(kMaxYamlDepth) + " levels",
+                kDepthHint);
     }
     stack_.push_back({std::move(node), anchor, nullptr, {}, false});
   }
@@ -170,7 +172,10 @@ class TreeBuilder : public YAML::EventHandler {
       parts.push_back(std::move(value));
     }
     for (YamlNode::Pointer& part : parts) {
-      if (!part->is_map()) fail_yaml(part->place, "`<<` takes a mapping or a sequence of mappings");
+      if (!part->is_map()) {
+        fail_yaml(part->place, "`<<` takes a mapping or a sequence of mappings",
+                  "give it the alias of a mapping, like `<<: *base`");
+      }
       level.merges.push_back(std::move(part));
     }
     level.merged = true;
@@ -235,7 +240,12 @@ std::string hint_of(const std::string& message) {
     return "a [ is not closed, or a ] stands in a value without quotes";
   }
   if (message.starts_with("illegal tab")) return "YAML is indented by spaces";
-  return "";
+  if (message.starts_with("illegal map value"))
+    return "quote a value that holds a colon and a space";
+  if (message.find("anchor") != std::string::npos) {
+    return "an alias *name needs its anchor &name above it; quote text that begins with *";
+  }
+  return "look here and above for a wrong indentation, an open bracket or a missing quote";
 }
 
 }  // namespace

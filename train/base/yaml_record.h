@@ -18,7 +18,6 @@ struct YamlKeyRecord {
   std::optional<std::string> fallback;    // what an absent key stands for, as YAML
   bool required = false;                  // absent or null: an error
   bool is_map = false;                    // has keys of its own
-  bool free_form = false;                 // read and not looked at
   std::optional<std::string> no_effect;   // why it changes nothing
   std::optional<std::string> not_served;  // known and refused: the hint
 };

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "train/base/suggest.h"
+#include "train/base/utf8.h"
 #include "train/base/yaml_node.h"
 
 namespace dropless::train {
@@ -78,8 +79,8 @@ class Resolver {
         : resolver_(resolver) {
       std::vector<std::string>& open = resolver.open_;
       if (static_cast<int>(open.size()) > kMaxYamlDepth) {
-        fail_yaml(place,
-                  path + ": nested deeper than " + std::to_string(kMaxYamlDepth) + " levels");
+        fail_yaml(place, path + ": nested deeper than " + std::to_string(kMaxYamlDepth) + " levels",
+                  kDepthHint);
       }
       open.push_back(path);
     }
@@ -130,7 +131,7 @@ class Resolver {
   // resolved.
   std::string read_reference(const std::string& text, std::size_t& at, const YamlPlace& place,
                              const std::string& path, int depth = 0) {
-    if (depth > kMaxYamlDepth) fail_yaml(place, path + ": ${ } nested too deeply");
+    if (depth > kMaxYamlDepth) fail_yaml(place, path + ": ${ } nested too deeply", kDepthHint);
     std::string name;
     at += 2;
     while (at < text.size() && text[at] != '}') {
@@ -168,10 +169,14 @@ class Resolver {
                          : value.is_map()          ? "a mapping"
                                                    : "a sequence";
       fail_yaml(place,
-                path + ": ${" + target + "} is " + what + " and cannot stand inside a string");
+                path + ": ${" + target + "} is " + what + " and cannot stand inside a string",
+                "name one of its values, like ${model.d_model}");
     }
     out += value.text;
-    if (out.size() > kMaxYamlText) fail_yaml(place, path + ": ${} makes more text than is allowed");
+    if (out.size() > kMaxYamlText) {
+      fail_yaml(place, path + ": ${} makes more text than is allowed",
+                "values that contain each other multiply; write less of them");
+    }
   }
 
   // The resolved value at an absolute path.
@@ -197,7 +202,7 @@ class Resolver {
     if (begin != open_.end()) {
       std::string chain;
       for (auto step = begin; step != open_.end(); ++step) chain += *step + " -> ";
-      fail_yaml(place, "${} in a circle: " + chain + path);
+      fail_yaml(place, "${} in a circle: " + chain + path, "give one of them a value of its own");
     }
     resolve(slot, path);
   }
@@ -212,7 +217,7 @@ class Resolver {
       const std::string nearest = nearest_word(part, keys);
       if (!nearest.empty()) message += "; did you mean \"" + nearest + "\"?";
     }
-    fail_yaml(place, message);
+    fail_yaml(place, message, "${} takes the whole path of a key of this file");
   }
 
   YamlNode::Pointer& root_;
@@ -239,7 +244,10 @@ YamlNode::Pointer* step_into(YamlNode& node, std::string_view component) {
 }
 
 void apply_override(YamlNode::Pointer& root, const std::string& text, YamlBudget& budget) {
-  const YamlPlace place{std::make_shared<const std::string>("override \"" + text + "\""), 0, 0};
+  // A block's override may be long, and each message about one of its keys begins with the place.
+  constexpr std::size_t kShown = 100;
+  const std::string shown = text.size() <= kShown ? text : cut_to_width(text, kShown) + "...";
+  const YamlPlace place{std::make_shared<const std::string>("override \"" + shown + "\""), 0, 0};
   const std::size_t equals = text.find('=');
   const std::vector<std::string> parts = split_path(std::string_view(text).substr(0, equals));
   const bool named = std::none_of(parts.begin(), parts.end(), [](const std::string& part) {
@@ -248,7 +256,7 @@ void apply_override(YamlNode::Pointer& root, const std::string& text, YamlBudget
   if (equals == std::string::npos || !named || text.rfind("--", 0) == 0) {
     fail_yaml(place, "not of the form key.path=value", "for example optimizer.lr=3e-4");
   }
-  if (parts.size() > kMaxYamlDepth) fail_yaml(place, "the path has too many parts");
+  if (parts.size() > kMaxYamlDepth) fail_yaml(place, "the path has too many parts", kDepthHint);
   YamlNode::Pointer value =
       read_yaml(std::string_view(text).substr(equals + 1), *place.source, true, budget);
   YamlNode::Pointer* slot = &root;
@@ -264,8 +272,10 @@ void apply_override(YamlNode::Pointer& root, const std::string& text, YamlBudget
     if (next == nullptr) {
       const char* what =
           (*slot)->kind == Kind::kScalar ? "a single value" : "a sequence without it";
-      fail_yaml(place, "cannot set \"" + part + "\": " + (walked.empty() ? "the config" : walked) +
-                           " is " + what + " (" + (*slot)->place.str() + ")");
+      fail_yaml(place,
+                "cannot set \"" + part + "\": " + (walked.empty() ? "the config" : walked) +
+                    " is " + what + " (" + (*slot)->place.str() + ")",
+                "set the whole of it instead");
     }
     if ((*slot)->is_map()) (*slot)->find(part)->place = place;
     walked += (walked.empty() ? "" : ".") + part;

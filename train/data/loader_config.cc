@@ -43,7 +43,9 @@ StreamWeight read_weight(const YamlMap& stream) {
   if (weight.choose && *weight.choose < 0) stream.fail("choose", "it is below 0");
   const int given =
       weight.proportion.has_value() + weight.repeat.has_value() + weight.choose.has_value();
-  if (given > 1) stream.fail("", "more than one of proportion, repeat and choose");
+  if (given > 1) {
+    stream.fail("", "more than one of proportion, repeat and choose", "keep one of them");
+  }
   return weight;
 }
 

@@ -2,6 +2,8 @@
 
 #include <iterator>
 
+#include "train/base/fs.h"
+
 namespace dropless::train {
 namespace {
 
@@ -17,8 +19,13 @@ std::optional<YamlMap> holder_of(const YamlMap& map, const std::string& key) {
   if (map.is_sequence(key) || map.is_map(key)) return map;
   map.skip(key);
   if (!map.has(key) && !map.has(path_key)) return std::nullopt;
-  const YamlMap file =
-      YamlDocument::load(map.get<std::string>(map.has(key) ? key : path_key)).root();
+  const std::string& naming = map.has(key) ? key : path_key;
+  const std::string path = map.get<std::string>(naming);
+  if (!path_exists(path) || is_folder(path)) {
+    map.fail(naming, path + " is no file here",
+             "give the path of a YAML file that holds " + key + ", or write them in its place");
+  }
+  const YamlMap file = YamlDocument::load(path).root();
   if (!file.is_sequence(key) && !file.is_map(key)) file.fail(key, "no " + key + " in this file");
   for (const char* other : {kTasks, kGauntlet}) file.skip(other);
   file.finish();

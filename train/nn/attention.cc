@@ -24,7 +24,10 @@ void read_heads(const YamlMap& map, AttentionConfig& config) {
   } else if (type == "multiquery_attention") {
     config.kv_n_heads = 1;
   } else if (type == "grouped_query_attention") {
-    if (!kv_heads) map.fail("attn_type", "grouped_query_attention needs kv_n_heads");
+    if (!kv_heads) {
+      map.fail("attn_type", "grouped_query_attention needs kv_n_heads",
+               fmt::format("set kv_n_heads beside it to a divisor of n_heads {}", config.n_heads));
+    }
     config.kv_n_heads = *kv_heads;
   } else {
     map.fail("attn_type", "unknown attn_type " + type,
@@ -34,9 +37,10 @@ void read_heads(const YamlMap& map, AttentionConfig& config) {
     map.fail("kv_n_heads", "kv_n_heads " + std::to_string(*kv_heads) + " does not fit " + type);
   }
   if (config.kv_n_heads < 1 || config.n_heads % config.kv_n_heads != 0) {
-    map.fail("kv_n_heads", "n_heads " + std::to_string(config.n_heads) +
-                               " is not a multiple of kv_n_heads " +
-                               std::to_string(config.kv_n_heads));
+    map.fail("kv_n_heads",
+             "n_heads " + std::to_string(config.n_heads) + " is not a multiple of kv_n_heads " +
+                 std::to_string(config.kv_n_heads),
+             "each key and value serves as many queries' heads: set it to a divisor of n_heads");
   }
 }
 
@@ -71,7 +75,8 @@ void read_rope(const YamlMap& map, AttentionConfig& config, std::int64_t max_seq
     return;
   }
   if (config.head_dim % 2 != 0) {
-    map.fail("rope", "rope needs an even head dimension; it is " + std::to_string(config.head_dim));
+    map.fail("rope", "rope needs an even head dimension; it is " + std::to_string(config.head_dim),
+             "set head_dim, or d_model and n_heads so that d_model / n_heads is even");
   }
   read_rope_form(map, config, max_seq_len);
   const auto type = config.rope_scaling.type;
@@ -135,6 +140,8 @@ AttentionConfig AttentionConfig::from_yaml(const YamlMap& map, const AttentionSh
   read_scores(map, config);
   read_rope(map, config, shape.max_seq_len);
   map.no_effect("attn_impl", "libtorch picks the fused attention kernel");
+  map.refuse("flex_attn_mod_list", map.has("flex_attn_mod_list"),
+             "sliding_window_size, alibi and attn_logit_softcapping are keys of their own");
   map.refuse("kv_dim", map.has("kv_dim"), "keys and values are made of what queries are: d_model");
   map.finish();
   return config;

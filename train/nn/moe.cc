@@ -104,10 +104,7 @@ void refuse_unsupported(const YamlMap& map) {
     map.refuse(key, map.has(key), "there is one linear layer");
   }
   const std::int64_t world = map.get<std::int64_t>("moe_world_size", 1);
-  if (world != 1) {
-    map.fail("moe_world_size", "moe_world_size " + std::to_string(world) +
-                                   " needs that many processes; this version trains in one");
-  }
+  map.refuse("moe_world_size", world != 1, "this version trains in one process: set it to 1");
 }
 
 void read_shared_expert(const YamlMap& map, MoELayerConfig& config) {
@@ -158,8 +155,10 @@ MoELayerConfig MoELayerConfig::from_yaml(const YamlMap& map, std::int64_t d_mode
   config.backend = backend_from_yaml(map);
 
   if (moe.top_k > moe.num_experts) {
-    map.fail("moe_top_k", "moe_top_k " + std::to_string(moe.top_k) + " is above moe_num_experts " +
-                              std::to_string(moe.num_experts));
+    map.fail("moe_top_k",
+             "moe_top_k " + std::to_string(moe.top_k) + " is above moe_num_experts " +
+                 std::to_string(moe.num_experts),
+             "a token goes to moe_top_k different experts: lower it, or raise moe_num_experts");
   }
   read_router(map, config);
   read_capacity(map, type == "mb_moe", moe);

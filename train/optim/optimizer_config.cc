@@ -71,9 +71,10 @@ GroupConfig read_group(const YamlMap& map, OptimizerType type, const GroupConfig
   group.weight_decay = map.non_negative<double>("weight_decay", group.weight_decay);
   if (is_adam(type) || is_lion(type)) {
     const auto betas = map.get<std::vector<double>>("betas", {group.beta1, group.beta2});
-    if (betas.size() != 2) map.fail("betas", "betas takes two numbers");
+    if (betas.size() != 2) map.fail("betas", "betas takes two numbers", "for example [0.9, 0.95]");
     for (const double beta : betas) {
-      if (beta < 0 || beta >= 1) map.fail("betas", "betas must be in [0, 1)");
+      if (beta < 0 || beta >= 1)
+        map.fail("betas", "betas must be in [0, 1)", "for example [0.9, 0.95]");
     }
     group.beta1 = betas[0];
     group.beta2 = betas[1];
@@ -231,10 +232,12 @@ std::vector<int> OptimizerConfig::assign(const std::vector<std::string>& names,
     key = groups[i].key;
     take(groups[i].param_str_match, static_cast<int>(i) + 1);
   }
-  key.clear();
+  key = disable_grad.empty() ? "" : "optimizer.disable_grad";
   if (std::all_of(group_of.begin(), group_of.end(), [](int group) { return group < 0; })) {
-    throw Error(ErrorKind::kInvalidArgument, "nothing is left to train: all parameters are frozen");
+    throw Error(ErrorKind::kInvalidArgument, "nothing is left to train: all parameters are frozen",
+                "leave out an expression or a name");
   }
+  key.clear();
   return group_of;
 }
 

@@ -39,7 +39,10 @@ std::int64_t count_at(const YamlMap& map, const char* key,
 std::int64_t microbatch_at(const YamlMap& map, const char* key) {
   if (!map.has(key) || map.is_string(key)) {
     const std::string text = map.get<std::string>(key, "auto");
-    if (text != "auto") map.fail(key, std::string(key) + " is a number of samples or `auto`");
+    if (text != "auto") {
+      map.fail(key, std::string(key) + " is a number of samples or `auto`",
+               "a number like 8, or auto");
+    }
     return 0;
   }
   return map.positive<std::int64_t>(key);
@@ -128,6 +131,7 @@ void read_fsdp(const YamlMap& root, TrainConfig& config) {
                           "load_monolith_rank0_only",
                           "load_planner",
                           "mixed_precision",
+                          "process_group",
                           "save_planner",
                           "sharded_ckpt_prefix_dir",
                           "sharding_strategy",
@@ -182,7 +186,9 @@ void refuse_unsupported(const YamlMap& root) {
 
 void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
   config.max_seq_len = count_at(root, "max_seq_len");
-  if (config.max_seq_len < 2) root.fail("max_seq_len", "max_seq_len must be at least 2");
+  if (config.max_seq_len < 2)
+    root.fail("max_seq_len", "max_seq_len must be at least 2",
+              "each token predicts the next: one alone has nothing to learn");
   if (config.max_seq_len > config.model.max_seq_len && config.model.learned_pos_emb) {
     root.fail("max_seq_len", "max_seq_len " + std::to_string(config.max_seq_len) +
                                  " is above the model's learned positions, " +
@@ -348,7 +354,7 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   const YamlMap root = document.root();
   TrainConfig config(root);
   const auto seed = root.get<std::int64_t>("seed", 17);
-  if (seed < 0) root.fail("seed", "seed must not be negative");
+  if (seed < 0) root.fail("seed", "seed must not be negative", "any from 0 to 2^63 - 1");
   config.seed = static_cast<std::uint64_t>(seed);
   config.device = root.get<std::string>("device", config.device);
   root.locate("device", [&] { check_device_name(config.device); });
@@ -361,7 +367,8 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   config.max_duration = root.time("max_duration");
   if (config.max_duration.unit == TimeUnit::kDuration ||
       config.max_duration.unit == TimeUnit::kSecond || config.max_duration.value <= 0) {
-    root.fail("max_duration", "max_duration must be a positive number of ba, ep, sp or tok");
+    root.fail("max_duration", "max_duration must be a positive number of ba, ep, sp or tok",
+              "for example 1000ba, 1ep or 2e9tok; a run is not ended by the clock");
   }
   read_batch_sizes(root, config);
   check_schedule(root, config);

@@ -184,7 +184,7 @@ TEST(Yaml, ARecorderWritesDownWhatIsAsked) {
   EXPECT_TRUE(keys.at("needed").required && !keys.at("needed").fallback);
   EXPECT_TRUE(keys.at("block").is_map && keys.at("block").required);
   EXPECT_TRUE(keys.at("absent").is_map && !keys.at("absent").required);
-  EXPECT_TRUE(keys.at("free").free_form);
+  EXPECT_THAT(keys.at("free").types, testing::IsEmpty());
   EXPECT_EQ(keys.at("idle").no_effect, "nobody looks");
   EXPECT_EQ(keys.at("banned").not_served, "use another");
   EXPECT_EQ(keys.at("banned").fallback, "false");
