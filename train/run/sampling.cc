@@ -33,14 +33,24 @@ bool all_finite(const Bits* bits, std::int64_t count, Bits exponent) {
 }
 
 // The first of the largest of them. Integers that are ordered as the numbers are: their maximum is a vector
-// instruction's.
+// instruction's, block by block, so that only one block is searched.
 template <class Bits>
 std::int64_t first_largest(const Bits* bits, std::int64_t count) {
+  constexpr std::int64_t kBlock = 1024;
   constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
   const auto key = [](Bits x) { return static_cast<Bits>(x < 0 ? -(x & kMagnitude) : x); };
   Bits most = std::numeric_limits<Bits>::min();
-  for (std::int64_t i = 0; i < count; ++i) most = std::max(most, key(bits[i]));
-  return std::find_if(bits, bits + count, [&](Bits x) { return key(x) == most; }) - bits;
+  std::int64_t block = 0;
+  for (std::int64_t begin = 0; begin < count; begin += kBlock) {
+    const std::int64_t end = std::min(begin + kBlock, count);
+    Bits here = std::numeric_limits<Bits>::min();
+    for (std::int64_t i = begin; i < end; ++i) here = std::max(here, key(bits[i]));
+    if (here > most) {
+      most = here;
+      block = begin;
+    }
+  }
+  return std::find_if(bits + block, bits + count, [&](Bits x) { return key(x) == most; }) - bits;
 }
 
 // As sample() at temperature 0 of the first `count` logits; -1 where one of all is not finite.

@@ -195,7 +195,8 @@ std::string accepted_words(std::vector<std::string> overrides, const std::string
   } catch (const Error& error) {
     const std::string own = "\": " + path + ": ";
     if (std::string(error.what()).find(own) == std::string::npos) return "";
-    if (error.hint().starts_with("docs/yaml.md")) return "";
+    // Of a type, or of none: no words.
+    if (error.hint().starts_with("docs/yaml.md") || error.hint().starts_with("write ")) return "";
     const std::string start = "one of: ";
     return error.hint().starts_with(start) ? error.hint().substr(start.size()) : error.hint();
   }
