@@ -30,6 +30,12 @@ function(dropless_options target)
   endif()
 endfunction()
 
+# For folders whose code runs a few times a process, as verbs, readers of configs and tests do: -O1 takes half the time to
+# compile of -O3 (0.7 of a file's whole), and inlines less of what every such file includes.
+macro(dropless_runs_seldom)
+  add_compile_options($<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
+endmacro()
+
 # dropless_room(NAME SOURCES a.cc ... DEPS target ...): the static library of one folder of train/.
 function(dropless_room name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
