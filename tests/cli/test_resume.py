@@ -78,6 +78,15 @@ class ResumeTest(CommandTest):
         self.check_command("train", self.config, "save_folder=stopped", "autoresume=true")
         self.assert_equal_runs("stopped")
 
+    def test_a_signal_ends_a_sample_that_is_being_drawn(self):
+        samples = "callbacks={generate_callback: {prompts: [a], interval: 2ba, max_new_tokens: 1000000}}"
+        process = self.start("save_folder=drawing", samples)
+        self.wait_for_step(process, "drawing", 2)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(timeout=10), 0)
+        self.assertEqual(os.readlink(self.folder / "drawing" / "latest"), "step-2")
+
     def test_a_request_to_save_is_met_and_the_run_goes_on(self):
         process = self.start("save_folder=asked", "save_interval=1000ba")
         self.wait_for_step(process, "asked", 10)

@@ -25,6 +25,7 @@ namespace dropless::train {
 // Where a set lies. With `remote` (a folder or a URL), `local` is the folder into which shards are
 // brought as they are needed; alone, it is the set, and compressed shards are decompressed in it.
 struct StreamConfig {
+  std::string name;  // its key in the config
   std::string local, remote, split;
   StreamWeight weight;
   ShardStoreOptions store;  // but its cache limit, which is the data set's

@@ -56,6 +56,7 @@ void read_streams(const YamlMap& dataset, TextDatasetConfig& config) {
   for (const std::string& name : streams->keys()) {
     const YamlMap map = streams->map(name);
     StreamConfig stream;
+    stream.name = name;
     stream.local = map.get<std::string>("local", config.local);
     stream.remote = map.get<std::string>("remote", config.remote);
     stream.split = map.get<std::string>("split", config.split);

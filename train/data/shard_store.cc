@@ -35,14 +35,23 @@ std::string temporary_name(const std::string& path) {
   return fmt::format("{}.tmp-{}-{}", path, ::getpid(), counter++);
 }
 
-// Written beside it and renamed: under the final name stands a whole file or none.
-void write_into_cache(const std::string& path, std::string_view bytes) {
+// Of a regular file; nullopt where none is there, as after another process evicted it.
+std::optional<std::uint64_t> size_if_there(const std::string& path) {
+  std::error_code error;
+  const std::uint64_t bytes = std::filesystem::file_size(path, error);
+  return error ? std::nullopt : std::optional(bytes);
+}
+
+// Written beside it and renamed: under the final name stands a whole file or none. `made` is opened before.
+void write_into_cache(const std::string& path, std::string_view bytes,
+                      std::optional<FileReader>* made = nullptr) {
   const std::string temporary = temporary_name(path);
   make_folders(parent_folder(path));
   try {
     FileWriter file(temporary);
     file.write(bytes.data(), bytes.size());
     file.finish();
+    if (made != nullptr) made->emplace(temporary);
     rename_path(temporary, path);
   } catch (...) {
     ::unlink(temporary.c_str());
@@ -202,7 +211,7 @@ ShardBytes ShardStore::open_file(const MdsShard& shard, const std::string& path)
   if (file.bytes() != shard.raw.bytes) {
     damaged(path, fmt::format("{} bytes, but the index says {}", file.bytes(), shard.raw.bytes));
   }
-  return ShardBytes(std::move(file));
+  return ShardBytes(path, std::move(file));
 }
 
 // The raw bytes of a compressed shard, all of it checked.
@@ -243,17 +252,24 @@ ShardBytes ShardStore::open(std::size_t number) {
   const MdsShard& shard = index_.shards[number];
   if (!caches()) return open_source(shard);
   const std::string path = join_path(cache_, shard.raw.basename);
-  // Another process may evict the file between its making and its opening: then once more.
-  constexpr int kTries = 3;
+  // Another process may evict a file that was there before it is opened: then once more, and what this one makes
+  // it holds open.
+  constexpr int kTries = 10;
   for (int attempt = 1;; ++attempt) {
-    make(number, false);
-    if (attempt == kTries || has_whole_raw(shard)) return open_file(shard, path);
+    std::optional<FileReader> made;
+    make(number, false, &made);
+    if (made) return ShardBytes(path, std::move(*made));
+    try {
+      return open_file(shard, path);
+    } catch (const Error&) {
+      if (attempt == kTries || path_exists(path)) throw;
+    }
     const std::lock_guard lock(mutex_);
-    slots_[number].state = State::kUnknown;
+    if (slots_[number].state == State::kLocal) slots_[number].state = State::kUnknown;
   }
 }
 
-bool ShardStore::make_ahead(std::size_t number) { return !caches() || make(number, true); }
+bool ShardStore::make_ahead(std::size_t number) { return !caches() || make(number, true, nullptr); }
 
 bool ShardStore::makes_shards() const {
   if (!caches()) return false;
@@ -271,11 +287,10 @@ bool ShardStore::is_ready(std::size_t number) {
 // ---- making shards in the cache ----
 
 bool ShardStore::has_whole_raw(const MdsShard& shard) const {
-  const std::string path = join_path(cache_, shard.raw.basename);
-  return path_exists(path) && !is_folder(path) && file_bytes(path) == shard.raw.bytes;
+  return size_if_there(join_path(cache_, shard.raw.basename)) == shard.raw.bytes;
 }
 
-bool ShardStore::make(std::size_t number, bool ahead) {
+bool ShardStore::make(std::size_t number, bool ahead, std::optional<FileReader>* made) {
   std::unique_lock lock(mutex_);
   Slot& slot = slots_[number];
   changed_.wait(lock, [&] { return slot.state != State::kMaking; });
@@ -293,7 +308,7 @@ bool ShardStore::make(std::size_t number, bool ahead) {
     lock.unlock();
     std::exception_ptr error;
     try {
-      make_file(index_.shards[number]);
+      make_file(index_.shards[number], made);
     } catch (...) {
       error = std::current_exception();
     }
@@ -310,7 +325,8 @@ bool ShardStore::make(std::size_t number, bool ahead) {
 }
 
 // One file from the remote, or from the source's folder, under its name in the cache.
-void ShardStore::download(const MdsFile& entry, const std::string& path) {
+void ShardStore::download(const MdsFile& entry, const std::string& path,
+                          std::optional<FileReader>* made) {
   make_folders(parent_folder(path));
   const std::string temporary = temporary_name(path);
   try {
@@ -320,6 +336,7 @@ void ShardStore::download(const MdsFile& entry, const std::string& path) {
     if (!options_.validate_hash.empty() && find_hash(entry, options_.validate_hash)) {
       check_file_hash(temporary, entry, options_.validate_hash);
     }
+    if (made != nullptr) made->emplace(temporary);
     rename_path(temporary, path);
   } catch (const Error& error) {
     ::unlink(temporary.c_str());
@@ -352,13 +369,40 @@ bool ShardStore::drop_damaged_copy(const MdsFile& entry, const std::string& path
 // The compressed file: in the cache, else in a source that is a folder.
 std::string ShardStore::obtain_zip(const MdsShard& shard) {
   const std::string cached = join_path(cache_, shard.zip->basename);
-  const bool whole = path_exists(cached) && file_bytes(cached) == shard.zip->bytes &&
+  const bool whole = size_if_there(cached) == shard.zip->bytes &&
                      (cache_ == source_ || !drop_damaged_copy(*shard.zip, cached));
-  if (!whole && remote_) download(*shard.zip, cached);
+  if (!whole && remote_) download(*shard.zip, cached, nullptr);
   return whole || remote_ ? cached : join_path(source_, shard.zip->basename);
 }
 
-void ShardStore::make_file(const MdsShard& shard) {
+// Its raw bytes. A copy in the cache that cannot be unpacked does not stay: one of before is fetched again, and of
+// one that was just fetched the source is told to be at fault.
+std::string ShardStore::unpack_zip(const MdsShard& shard) {
+  const std::string cached = join_path(cache_, shard.zip->basename);
+  for (bool again = false;; again = true) {
+    const bool was_there = path_exists(cached);
+    const std::string path = obtain_zip(shard);
+    const bool copy = cache_ != source_ && path == cached;
+    try {
+      std::string raw = unpack(shard, path);
+      if (copy && !options_.keep_zip) ::unlink(path.c_str());
+      return raw;
+    } catch (const Error& error) {
+      if (!copy || error.kind() != ErrorKind::kDamaged) throw;
+      ::unlink(path.c_str());
+      if (!was_there || again) {
+        std::string text = error.what();
+        if (text.starts_with(path)) {
+          text.replace(0, path.size(), source_ + "/" + shard.zip->basename);
+        }
+        throw Error(error.kind(), text, "the file there is not the one of the index");
+      }
+      log_warning("{}; it is made again from {}", error.what(), source_);
+    }
+  }
+}
+
+void ShardStore::make_file(const MdsShard& shard, std::optional<FileReader>* made) {
   const std::string path = join_path(cache_, shard.raw.basename);
   const bool validate =
       !options_.validate_hash.empty() && find_hash(shard.raw, options_.validate_hash);
@@ -367,18 +411,15 @@ void ShardStore::make_file(const MdsShard& shard) {
     open_file(shard, path);  // says what is wrong with it
   }
   if (shard.zip) {
-    const std::string zip_path = obtain_zip(shard);
-    write_into_cache(path, unpack(shard, zip_path));
-    const bool copy = cache_ != source_ && zip_path == join_path(cache_, shard.zip->basename);
-    if (copy && !options_.keep_zip) ::unlink(zip_path.c_str());
+    write_into_cache(path, unpack_zip(shard), made);
   } else if (remote_) {
-    download(shard.raw, path);
+    download(shard.raw, path, made);
   } else {
     const std::string from = join_path(source_, shard.raw.basename);
     open_file(shard, from);
     const std::string bytes = read_file(from);
     if (validate) check_hash(from, shard.raw, options_.validate_hash, bytes);
-    write_into_cache(path, bytes);
+    write_into_cache(path, bytes, made);
   }
 }
 
@@ -389,8 +430,7 @@ std::uint64_t ShardStore::usage() const {
   for (const MdsShard& shard : index_.shards) {
     for (const MdsFile* file : {&shard.raw, shard.zip ? &*shard.zip : nullptr}) {
       if (file == nullptr) continue;
-      const std::string path = join_path(cache_, file->basename);
-      if (path_exists(path)) total += file_bytes(path);
+      total += size_if_there(join_path(cache_, file->basename)).value_or(0);
     }
   }
   return total;

@@ -32,7 +32,7 @@ struct ShardStoreOptions {
 // A raw shard: an open file, or decompressed bytes.
 class ShardBytes {
  public:
-  explicit ShardBytes(FileReader file) : path_(file.path()), file_(std::move(file)) {}
+  ShardBytes(std::string path, FileReader file) : path_(std::move(path)), file_(std::move(file)) {}
   ShardBytes(std::string path, std::string memory)
       : path_(std::move(path)), memory_(std::move(memory)) {}
   // Exactly `bytes` at `offset`, as FileReader::read.
@@ -89,10 +89,12 @@ class ShardStore {
   };
 
   bool caches() const { return !cache_.empty(); }
-  bool make(std::size_t number, bool ahead);
-  void make_file(const MdsShard& shard);
+  // `made`: where to open the shard while nobody else can evict it, if this call makes it; or null.
+  bool make(std::size_t number, bool ahead, std::optional<FileReader>* made);
+  void make_file(const MdsShard& shard, std::optional<FileReader>* made);
   std::string obtain_zip(const MdsShard& shard);
-  void download(const MdsFile& entry, const std::string& path);
+  std::string unpack_zip(const MdsShard& shard);
+  void download(const MdsFile& entry, const std::string& path, std::optional<FileReader>* made);
   bool drop_damaged_copy(const MdsFile& entry, const std::string& path) const;
   MdsIndex load_index();
   bool has_whole_raw(const MdsShard& shard) const;

@@ -7,6 +7,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/signals.h"
+#include "train/data/compression.h"
 #include "train/data/file_hash.h"
 #include "train/data/mds_reader.h"
 #include "train/data/sample_line.h"
@@ -20,8 +21,8 @@ void check_hashes(const std::string& path, const MdsFile& entry) {
   for (const auto& [name, want] : entry.hashes) check_file_hash(path, entry, name);
 }
 
-// Of the raw file, of the compressed one, or of both where both are there. The samples are read
-// from the raw file if it is.
+// Of the raw file, of the compressed one, or of both where both are there; where the compressed one is alone, of
+// what is in it too. The samples are read from the raw file if it is.
 void check_files(const std::string& folder, const MdsShard& shard) {
   const std::string raw_path = join_path(folder, shard.raw.basename);
   if (!shard.zip || path_exists(raw_path)) check_hashes(raw_path, shard.raw);
@@ -33,6 +34,16 @@ void check_files(const std::string& folder, const MdsShard& shard) {
                                                  bytes, shard.zip->bytes));
   }
   check_hashes(zip_path, *shard.zip);
+  if (path_exists(raw_path) || shard.raw.hashes.empty()) return;
+  const std::string raw =
+      decompress(Compression::parse(*shard.compression), read_file(zip_path), shard.raw.bytes);
+  for (const auto& [name, want] : shard.raw.hashes) {
+    const std::string got = hash_hex(name, {raw});
+    if (got == want) continue;
+    throw Error(ErrorKind::kDamaged,
+                fmt::format("{}: unpacked, its {} is {}, but the index says {}", zip_path, name,
+                            got, want));
+  }
 }
 
 void check_samples(MdsReader& reader, std::int64_t begin, std::int64_t end) {

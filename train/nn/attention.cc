@@ -34,7 +34,8 @@ void read_heads(const YamlMap& map, AttentionConfig& config) {
              "one of: multihead_attention, multiquery_attention, grouped_query_attention");
   }
   if (kv_heads && *kv_heads != config.kv_n_heads) {
-    map.fail("kv_n_heads", "kv_n_heads " + std::to_string(*kv_heads) + " does not fit " + type);
+    map.fail("kv_n_heads", "kv_n_heads " + std::to_string(*kv_heads) + " does not fit " + type,
+             "set attn_type: grouped_query_attention, or take kv_n_heads out");
   }
   if (config.kv_n_heads < 1 || config.n_heads % config.kv_n_heads != 0) {
     map.fail("kv_n_heads",

@@ -101,7 +101,9 @@ std::string checked_expression(const YamlMap& map, const char* key, const std::s
   try {
     const std::regex compiled(text);
   } catch (const std::regex_error& error) {
-    map.fail(key, fmt::format("'{}' is no regular expression: {}", text, error.what()));
+    map.fail(
+        key, fmt::format("'{}' is no regular expression: {}", text, error.what()),
+        "write \\ before a bracket or a sign that is meant as it stands; '.*' matches anything");
   }
   return text;
 }

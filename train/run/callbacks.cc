@@ -1,5 +1,7 @@
 #include "train/run/callbacks.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <string_view>
 
@@ -26,6 +28,8 @@ SampleConfig read_generate(const YamlMap& map) {
     options.temperature = map.positive<double>("temperature", 1.0);
     options.top_k = map.non_negative<std::int64_t>("top_k", 50);
     options.top_p = map.positive<double>("top_p", 1.0);
+    if (options.top_p > 1)
+      map.fail("top_p", fmt::format("{} is above 1", options.top_p), "1 is off");
     options.seed = static_cast<std::uint64_t>(map.non_negative<std::int64_t>("seed", 0));
   } else {
     options.temperature = 0;

@@ -74,7 +74,8 @@ void read_loaders(const YamlMap& root, TrainConfig& config) {
     }
     for (const TextDatasetConfig& other : config.eval_loaders) {
       if (other.label == loader.label)
-        map.fail("label", "two eval loaders are called " + loader.label);
+        map.fail("label", "two eval loaders are called " + loader.label,
+                 "their metrics are told apart by it: give each its own");
     }
     config.eval_loaders.push_back(std::move(loader));
   }
@@ -82,8 +83,16 @@ void read_loaders(const YamlMap& root, TrainConfig& config) {
 
 // What tells documents apart is needed where attention asks for it, and has no effect elsewhere.
 void check_separators(const YamlMap& root, const TrainConfig& config) {
-  const auto check = [&](const YamlMap& loader, bool separated) {
+  const auto check = [&](const YamlMap& loader, const TextDatasetConfig& read) {
     const YamlMap dataset = loader.map("dataset");
+    // A finetuning loader tells by itself.
+    const bool separated = read.separator.has_value() || read.finetuning.has_value();
+    if (read.separator && read.separator->id >= config.model.vocab_size) {
+      dataset.fail(read.separator->begins ? "bos_token_id" : "eos_token_id",
+                   fmt::format("no token has the id {}: model.vocab_size is {}", read.separator->id,
+                               config.model.vocab_size),
+                   "name the token that stands between documents");
+    }
     if (config.model.attention.sequence_ids && !separated) {
       dataset.fail("", "attn_uses_sequence_id needs eos_token_id or bos_token_id",
                    "name the token that stands between documents");
@@ -93,15 +102,11 @@ void check_separators(const YamlMap& root, const TrainConfig& config) {
       dataset.no_effect(key, "model.attn_config.attn_uses_sequence_id is off");
     }
   };
-  // A finetuning loader tells by itself.
-  const auto separated = [](const TextDatasetConfig& loader) {
-    return loader.separator.has_value() || loader.finetuning.has_value();
-  };
-  check(root.map("train_loader"), separated(config.train_loader));
+  check(root.map("train_loader"), config.train_loader);
   if (!root.has("eval_loader")) return;
   const std::vector<YamlMap> loaders = root.maps("eval_loader");
   for (std::size_t i = 0; i < loaders.size(); ++i) {
-    check(loaders[i], separated(config.eval_loaders[i]));
+    check(loaders[i], config.eval_loaders[i]);
   }
 }
 
@@ -190,9 +195,11 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
     root.fail("max_seq_len", "max_seq_len must be at least 2",
               "each token predicts the next: one alone has nothing to learn");
   if (config.max_seq_len > config.model.max_seq_len && config.model.learned_pos_emb) {
-    root.fail("max_seq_len", "max_seq_len " + std::to_string(config.max_seq_len) +
-                                 " is above the model's learned positions, " +
-                                 std::to_string(config.model.max_seq_len));
+    root.fail("max_seq_len",
+              "max_seq_len " + std::to_string(config.max_seq_len) +
+                  " is above the model's learned positions, " +
+                  std::to_string(config.model.max_seq_len),
+              "raise model.max_seq_len too, or lower it");
   }
   config.global_train_batch_size = count_at(root, "global_train_batch_size");
   config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");

@@ -115,6 +115,7 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   std::vector<TokenId> next(B, 0);
   for (std::int64_t step = 0; step < options.max_new_tokens; ++step) {
     check_interrupted();
+    if (options.ends_early && options.ends_early()) break;
     for (std::size_t b = 0; b < B; ++b) {
       if (result.finish[b] != Finish::kLength) continue;
       std::vector<TokenId>& sequence = result.sequences[b];

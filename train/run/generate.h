@@ -32,6 +32,8 @@ struct GenerateOptions {
   // embeddings than tokens, padded to a round number), but for those in `eos`.
   const Tokenizer* tokenizer = nullptr;
   Precision precision = Precision::kFp32;
+  // Asked before each token; true: the sequences end where they are. May be empty.
+  std::function<bool()> ends_early;
 
   // Throws Error(kInvalidArgument).
   void check() const;

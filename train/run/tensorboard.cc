@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 
+#include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/log.h"
 
@@ -108,8 +109,11 @@ void TensorBoardWriter::take(const nlohmann::ordered_json& line) {
   write_event(event_head(line.at("step").get<std::int64_t>()) + bytes_field(kSummary, summary));
   file_.flush();
   if (!file_) {
-    log_warning("cannot write {}: {}; TensorBoard gets nothing more of this run", path_,
-                std::generic_category().message(errno));
+    try {
+      throw_errno("write", path_, errno, summary.size());
+    } catch (const Error& error) {
+      log_warning("{}; TensorBoard gets nothing more of this run", error.what());
+    }
   }
 }
 

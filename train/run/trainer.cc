@@ -52,7 +52,37 @@ TrainingLength training_length(const TrainConfig& config, const TextLoader& load
   return length;
 }
 
-// Blames the loader's block, or the size of its batches where it opens with single samples.
+// The key of a loader's data set, at `path`, that names what is not there; the block where none does.
+std::string missing_folder(const YamlMap& source, const TextDatasetConfig& config,
+                           const std::string& path) {
+  const auto key_of = [&](const StreamConfig& stream, const std::string& at) -> std::string {
+    if (!stream.remote.empty()) return "";
+    const bool there = is_folder(stream.local);
+    if (there && (stream.split.empty() || is_folder(join_path(stream.local, stream.split)))) {
+      return "";
+    }
+    const std::string key = at + (there ? ".split" : ".local");
+    // A stream takes over the block's.
+    const std::string above = path + (there ? ".split" : ".local");
+    return source.where(key) != source.where(at)       ? key
+           : source.where(above) != source.where(path) ? above
+                                                       : at;
+  };
+  for (const StreamConfig& stream : config.streams) {
+    const std::string key = key_of(stream, path + ".streams." + stream.name);
+    if (!key.empty()) return key;
+  }
+  if (!config.streams.empty()) return path;
+  StreamConfig one;
+  one.local = config.local;
+  one.remote = config.remote;
+  one.split = config.split;
+  const std::string key = key_of(one, path);
+  return key.empty() ? path : key;
+}
+
+// Blames what names an absent folder, the loader's block, or the size of its batches where it opens with single
+// samples.
 std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDatasetConfig& config,
                                         const TextLoaderOptions& options, const std::string& path,
                                         const char* batch_key) {
@@ -69,7 +99,8 @@ std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDataset
     } catch (const Error&) {
       opens = false;
     }
-    source.fail(opens ? batch_key : path, error.what(), error.hint());
+    source.fail(opens ? batch_key : missing_folder(source, config, path), error.what(),
+                error.hint());
   }
 }
 
@@ -159,6 +190,7 @@ void Trainer::open_data() {
                 nearest.empty() ? "" : "; did you mean \"" + nearest + "\"?");
   }
   if (config_.callbacks.generate) {
+    config_.callbacks.generate->options.ends_early = [] { return stop_signal() != 0; };
     if (!tokenizer_) {
       source.fail("callbacks.generate_callback", "prompts need the tokenizer",
                   "see the warning above");
@@ -285,7 +317,8 @@ void Trainer::restore_from(const std::string& checkpoint, const IgnoredState& ig
     hint += same_parameters(checkpoint, config_.model)
                 ? "start a new run from them alone with load_path and load_weights_only=true"
                 : "start a new run without them (another save_folder)";
-    throw Error(ErrorKind::kInvalidArgument, *difference, hint);
+    // It begins with the key.
+    config_.source.fail(difference->substr(0, difference->find(' ')), *difference, hint);
   }
   load_model_weights(checkpoint, *model_);
   if (ignored.optimizer || ignored.data || ignored.rng) {
@@ -528,6 +561,7 @@ void Trainer::write_samples() {
   for (const std::string& prompt : config.prompts) {
     try {
       const GenerateResult result = generate(*model_, {tokenizer_->encode(prompt)}, config.options);
+      if (stop_signal() != 0) return;  // a part of a sample is none
       samples_log_->append({{"step", step_},
                             {"prompt", prompt},
                             {"text", text_of(*tokenizer_, result.sequences.at(0))}});

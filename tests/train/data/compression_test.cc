@@ -317,6 +317,78 @@ TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
                [&] { ShardStore(scratch / "set", scratch / "cache", options); });
 }
 
+// As two processes would: what one makes the other evicts, at any moment.
+TEST(ShardStore, SharesALimitedCache) {
+  ScratchFolder scratch;
+  MdsWriterOptions writing;
+  writing.size_limit = 2000;
+  MdsWriter writer(scratch / "set", {{"id", "int"}}, writing);
+  for (std::int64_t i = 0; i < 2000; ++i) {
+    const std::string_view value(reinterpret_cast<const char*>(&i), 8);
+    writer.write(std::span(&value, 1));
+  }
+  writer.finish();
+  ShardStoreOptions options;
+  options.cache_limit = 4 * 2000;
+  std::vector<std::thread> threads;
+  std::vector<std::string> wrong(3);
+  for (std::size_t t = 0; t < wrong.size(); ++t) {
+    threads.emplace_back([&, t] {
+      try {
+        MdsReader reader(std::make_shared<ShardStore>(scratch / "set", scratch / "cache", options));
+        NumpyRng rng(static_cast<std::uint32_t>(t));
+        for (int i = 0; i < 300; ++i) {
+          const std::int64_t sample = rng.integers(0, 2000);
+          std::int64_t id = 0;
+          std::memcpy(&id, reader.read(sample)[0].data(), 8);
+          if (id != sample) wrong[t] = "another sample";
+        }
+      } catch (const std::exception& error) {
+        wrong[t] = error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, std::vector<std::string>(3));
+}
+
+TEST(ShardStore, ACopyThatCannotBeUnpackedDoesNotStay) {
+  ScratchFolder scratch;
+  const auto want = lines_of(MdsReader(zip_set("none")));
+  std::string broken = slurp(zip_set("zstd") + "/shard.00001.mds.zstd");
+  for (std::size_t i = broken.size() / 2; i < broken.size() / 2 + 8; ++i) {
+    broken[i] = static_cast<char>(broken[i] ^ 0x55);
+  }
+  fs::create_directories(scratch / "cache");
+  fs::copy(zip_set("zstd") + "/index.json", scratch / "cache/index.json");
+  spill(scratch / "cache/shard.00001.mds.zstd", broken);
+  EXPECT_EQ(lines_of(MdsReader(std::make_shared<ShardStore>(zip_set("zstd"), scratch / "cache"))),
+            want);
+  EXPECT_FALSE(fs::exists(scratch / "cache/shard.00001.mds.zstd"));
+  // The source's own stays, and is named.
+  fs::copy(zip_set("zstd"), scratch / "set");
+  spill(scratch / "set/shard.00001.mds.zstd", broken);
+  expect_error(ErrorKind::kDamaged, {scratch / "set/shard.00001.mds.zstd"}, [&] {
+    lines_of(MdsReader(std::make_shared<ShardStore>(scratch / "set", scratch / "cache2")));
+  });
+  EXPECT_TRUE(fs::exists(scratch / "set/shard.00001.mds.zstd"));
+}
+
+TEST(Verify, UnpacksToCheckTheRawHashes) {
+  ScratchFolder scratch;
+  fs::copy(zip_set("zstd"), scratch / "set");
+  EXPECT_TRUE(verify_set(scratch / "set").empty());
+  auto index = nlohmann::json::parse(slurp(scratch / "set/index.json"));
+  auto& hashes = index["shards"][1]["raw_data"]["hashes"];
+  ASSERT_TRUE(hashes.contains("sha1"));
+  hashes["sha1"] = std::string(40, '0');
+  spill(scratch / "set/index.json", index.dump());
+  const auto damage = verify_set(scratch / "set");
+  ASSERT_EQ(damage.size(), 1u);
+  EXPECT_EQ(damage[0].first, "shard.00001.mds.zstd");
+  EXPECT_NE(damage[0].second.find("unpacked, its sha1 is"), std::string::npos) << damage[0].second;
+}
+
 TEST(ShardStore, ManyThreadsMakeEachShardOnce) {
   ScratchFolder scratch;
   const auto store = std::make_shared<ShardStore>(zip_set("zstd"), scratch / "cache");
