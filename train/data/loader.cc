@@ -58,7 +58,7 @@ std::shared_ptr<ShardStore> open_store(const StreamConfig& stream,
 
 std::vector<StreamConfig> streams_of(const TextDatasetConfig& config) {
   if (!config.streams.empty()) return config.streams;
-  return {{config.local, config.remote, config.split, {}, config.store}};
+  return {{"", config.local, config.remote, config.split, {}, config.store}};
 }
 
 std::int64_t choose_seq_len(const TextDatasetConfig& config, const TextLoaderOptions& options) {
