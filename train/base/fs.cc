@@ -211,7 +211,7 @@ void throw_errno(const std::string& action, const std::string& path, int error_n
     hint = "free some space, or write elsewhere";
   } else if (error_number == EFBIG) {
     struct rlimit limit;
-    if (needed != 0) message += fmt::format("; needed {} bytes more", needed);
+    if (needed != 0) message += fmt::format("; needed {} bytes", needed);
     if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
       message += fmt::format("{} a file may have {}", needed != 0 ? "," : ";",
                              static_cast<std::uint64_t>(limit.rlim_cur));

@@ -1,8 +1,10 @@
 #include "train/checkpoint/checkpoint.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <utility>
@@ -141,7 +143,13 @@ std::string CheckpointWriter::path(const std::string& file) const {
 void CheckpointWriter::add_tensors(const std::string& file, std::vector<NamedTensor> tensors,
                                    const TensorMetadata& metadata) {
   const std::string target = path(file);
-  require_free(temporary_, safetensors_bytes(tensors, metadata), file);
+  const std::uint64_t bytes = safetensors_bytes(tensors, metadata);
+  require_free(temporary_, bytes, file);
+  // Else the write that goes beyond it tells of its own bytes alone.
+  struct rlimit limit;
+  if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && bytes > limit.rlim_cur) {
+    throw_errno("write", target, EFBIG, bytes);
+  }
   const WrittenFile written = write_safetensors(target, std::move(tensors), metadata);
   files_.push_back({file, written.bytes, written.xxh3});
 }

@@ -66,11 +66,18 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
   map.no_effect("flatten_imports", "there is no Python to flatten");
   map.finish();
   // Now, not at the first export.
-  map.locate("", [&] {
-    if (!model.lora) return void(hf_family_of(model, nullptr));
-    const auto obstacle = peft_obstacle(model, nullptr);
-    if (obstacle) throw Error(ErrorKind::kUnsupported, *obstacle);
-  });
+  try {
+    if (!model.lora) {
+      hf_family_of(model, nullptr);
+    } else if (const auto obstacle = peft_obstacle(model, nullptr)) {
+      throw Error(ErrorKind::kUnsupported, *obstacle);
+    }
+  } catch (const Error& error) {
+    map.fail("", error.what(),
+             error.hint().empty() ? "take the callback out; `dropless convert` writes the run's "
+                                    "checkpoints for LLM Foundry (--to llm-foundry)"
+                                  : error.hint());
+  }
   return config;
 }
 

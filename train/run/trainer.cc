@@ -224,13 +224,19 @@ void Trainer::open_data() {
 
 void Trainer::open_tasks() {
   if (config_.tasks.tasks.empty()) return;
-  config_.source.locate("icl_tasks", [&] {
-    if (!tokenizer_) {
-      throw Error(ErrorKind::kInvalidArgument, "in-context tasks need the tokenizer",
-                  "give its file as tokenizer.name");
+  if (!tokenizer_) {
+    config_.source.fail("icl_tasks", "in-context tasks need the tokenizer",
+                        "give its file as tokenizer.name");
+  }
+  const std::vector<TaskConfig>& tasks = config_.tasks.tasks;
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    if (!path_exists(tasks[i].dataset_uri)) {
+      config_.source.fail(fmt::format("icl_tasks.{}.dataset_uri", i),
+                          "there is no file " + tasks[i].dataset_uri,
+                          "give the path of its JSON Lines; icl_tasks=null leaves out all");
     }
-    task_runs_ = config_.tasks.open(*tokenizer_);
-  });
+  }
+  config_.source.locate("icl_tasks", [&] { task_runs_ = config_.tasks.open(*tokenizer_); });
 }
 
 void Trainer::build_model() {
