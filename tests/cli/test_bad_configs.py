@@ -19,7 +19,7 @@ SYNTAX = [
     ("seed: 5", "seed: [5\n", "end of sequence flow not found", "a [ is not closed"),
     ("seed: 5", "seed: 5\n@@\tx: 1", "illegal tab", "indented by spaces"),
     ("seed: 5", 'seed: "5', "", "a quote is opened and not closed"),
-    ("seed: 5", "seed: 5: 6", "", "quote a value that holds a colon and a space"),
+    ("seed: 5", "seed: 5: 6", "", "quote a value that holds a colon and a space, and look"),
     ("seed: 5", "seed: 5\n@@seed: 6", 'key "seed" stands twice in one mapping (first at bad.yaml:3:1)', "remove one"),
     ("seed: 5", "seed: 5\n@@---\nx: 1", "text after the end of the document", "one YAML document"),
     ("seed: 5", "seed: @@!!python/object:os.system 5", "tag ", "remove the tag"),

@@ -227,6 +227,11 @@ void check_unknown(const YamlNode& map) {
 
 YamlDocument YamlDocument::load(const std::string& path,
                                 const std::vector<std::string>& overrides) {
+  if (!path_exists(path) || is_folder(path)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{} is {}", path, is_folder(path) ? "a folder" : "no file here"),
+                "name a YAML file; the files in configs/ are examples");
+  }
   return parse(read_file(path, kMaxYamlBytes), path, overrides);
 }
 

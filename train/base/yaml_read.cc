@@ -241,7 +241,8 @@ std::string hint_of(const std::string& message) {
   }
   if (message.starts_with("illegal tab")) return "YAML is indented by spaces";
   if (message.starts_with("illegal map value"))
-    return "quote a value that holds a colon and a space";
+    return "quote a value that holds a colon and a space, and look at the indentation here and "
+           "above";
   if (message.find("anchor") != std::string::npos) {
     return "an alias *name needs its anchor &name above it; quote text that begins with *";
   }

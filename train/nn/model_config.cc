@@ -253,8 +253,13 @@ ModelConfig ModelConfig::from_yaml(const YamlMap& map) {
   if (const auto blocks = map.find_map("block_overrides")) {
     read_block_overrides(*blocks, config);
   }
-  config.learned_pos_emb =
-      map.get<bool>("learned_pos_emb", true) && !config.attention.rope && !config.attention.alibi;
+  config.learned_pos_emb = map.get<bool>("learned_pos_emb", true);
+  if (config.learned_pos_emb && (config.attention.rope || config.attention.alibi)) {
+    config.learned_pos_emb = false;
+    if (map.has("learned_pos_emb")) {
+      map.warn("learned_pos_emb", "rope or alibi is on: positions are not learned too");
+    }
+  }
   read_ffn(map.find_map("ffn_config"), default_ffn_size(map, config.d_model), config);
   if (const auto init = map.find_map("init_config")) config.init = InitConfig::from_yaml(*init);
   config.read_lora(map);
