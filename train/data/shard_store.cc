@@ -262,7 +262,7 @@ ShardBytes ShardStore::open(std::size_t number) {
     try {
       return open_file(shard, path);
     } catch (const Error&) {
-      if (attempt == kTries || path_exists(path)) throw;
+      if (attempt == kTries) throw;
     }
     const std::lock_guard lock(mutex_);
     if (slots_[number].state == State::kLocal) slots_[number].state = State::kUnknown;
