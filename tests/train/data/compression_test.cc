@@ -272,16 +272,27 @@ TEST(ShardStore, ValidatesTheHashAskedFor) {
   }
 }
 
-TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
-  ScratchFolder scratch;
+// 2,000 samples, each its own number, in shards of at most 2,000 bytes.
+void write_ids(const std::string& folder) {
   MdsWriterOptions writing;
   writing.size_limit = 2000;
-  MdsWriter writer(scratch / "set", {{"id", "int"}}, writing);
+  MdsWriter writer(folder, {{"id", "int"}}, writing);
   for (std::int64_t i = 0; i < 2000; ++i) {
     const std::string_view value(reinterpret_cast<const char*>(&i), 8);
     writer.write(std::span(&value, 1));
   }
   writer.finish();
+}
+
+std::int64_t read_id(MdsReader& reader, std::int64_t sample) {
+  std::int64_t id = 0;
+  std::memcpy(&id, reader.read(sample)[0].data(), 8);
+  return id;
+}
+
+TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
+  ScratchFolder scratch;
+  write_ids(scratch / "set");
   ShardStoreOptions options;
   options.cache_limit = 4 * 2000;
   const auto store = std::make_shared<ShardStore>(scratch / "set", scratch / "cache", options);
@@ -290,9 +301,7 @@ TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
   NumpyRng rng(3);
   for (int i = 0; i < 300; ++i) {
     const std::int64_t sample = rng.integers(0, 2000);
-    std::int64_t id = 0;
-    std::memcpy(&id, reader.read(sample)[0].data(), 8);
-    ASSERT_EQ(id, sample);
+    ASSERT_EQ(read_id(reader, sample), sample);
     std::uint64_t used = 0;
     for (const auto& entry : fs::directory_iterator(scratch / "cache")) {
       if (entry.path().extension() == ".mds") used += entry.file_size();
@@ -320,14 +329,7 @@ TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
 // As two processes would: what one makes the other evicts, at any moment.
 TEST(ShardStore, SharesALimitedCache) {
   ScratchFolder scratch;
-  MdsWriterOptions writing;
-  writing.size_limit = 2000;
-  MdsWriter writer(scratch / "set", {{"id", "int"}}, writing);
-  for (std::int64_t i = 0; i < 2000; ++i) {
-    const std::string_view value(reinterpret_cast<const char*>(&i), 8);
-    writer.write(std::span(&value, 1));
-  }
-  writer.finish();
+  write_ids(scratch / "set");
   ShardStoreOptions options;
   options.cache_limit = 4 * 2000;
   std::vector<std::thread> threads;
@@ -339,9 +341,7 @@ TEST(ShardStore, SharesALimitedCache) {
         NumpyRng rng(static_cast<std::uint32_t>(t));
         for (int i = 0; i < 300; ++i) {
           const std::int64_t sample = rng.integers(0, 2000);
-          std::int64_t id = 0;
-          std::memcpy(&id, reader.read(sample)[0].data(), 8);
-          if (id != sample) wrong[t] = "another sample";
+          if (read_id(reader, sample) != sample) wrong[t] = "another sample";
         }
       } catch (const std::exception& error) {
         wrong[t] = error.what();
