@@ -23,6 +23,7 @@ class Cublas {
     auto set_workspace = reinterpret_cast<int (*)(void*, void*, std::size_t)>(
         dlsym(library, "cublasSetWorkspace_v2"));
     gemm_ = reinterpret_cast<GemmEx>(dlsym(library, "cublasGemmEx"));
+    set_stream_ = reinterpret_cast<SetStream>(dlsym(library, "cublasSetStream_v2"));
     void* workspace = nullptr;
     constexpr std::size_t kWorkspaceBytes = 64 << 20;
     if (create(&handle_) != 0 || cudaMalloc(&workspace, kWorkspaceBytes) != cudaSuccess ||
@@ -31,10 +32,12 @@ class Cublas {
     }
   }
 
+  void set_stream(cudaStream_t stream) const { set_stream_(handle_, stream); }
+
   bool available() const { return handle_ != nullptr; }
 
   // Row-major, bf16: c[m, n] = op(a) op(b), fp32 accumulation. a is [m, k], or [k, m] with trans_a;
-  // b is [k, n], or [n, k] with trans_b; all contiguous. On the default stream.
+  // b is [k, n], or [n, k] with trans_b; all contiguous. On the stream that set_stream() named last, the default one at first.
   void gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
             const void* a, const void* b, void* c) const {
     const float one = 1.0f, zero = 0.0f;
@@ -50,7 +53,9 @@ class Cublas {
  private:
   using GemmEx = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int,
                          const void*, int, int, const void*, void*, int, int, int, int);
+  using SetStream = int (*)(void*, cudaStream_t);
   void* handle_ = nullptr;
+  SetStream set_stream_ = nullptr;
   GemmEx gemm_ = nullptr;
 };
 

@@ -1,6 +1,9 @@
-// Between the matrix products of a pass over one new token of each row, as when text is generated. On a GPU
-// such a pass takes as long as it has kernels, so what stands between two products is one kernel each:
+// A pass over one new token of each row, as when text is generated: its dense products, and what stands
+// between products. On a GPU such a pass takes as long as its weights take to be read, and each kernel's start
+// and end on top. So what stands between two products is one kernel, and all of these begin while the one
+// before them ends; a product has then read the first of its weights.
 //
+//   decode_product     out = x w^T + bias
 //   decode_add_norm    x += y;  out = norm(x)
 //   decode_attention   q, k and v as one product left them: clip, norm, clip, RoPE; k and v go into the cache;
 //                      out_h = sum_j softmax_j(s_hj) v_j over the places j of the cache that are seen
@@ -14,13 +17,13 @@
 // Seen are the places j <= position, with a window W j >= position - W, and with padding j >= pads[b]; the
 // token's own always.
 //
-// Shapes: B rows, D model width, H heads in G groups that share keys and values (H a multiple of G), d head
-// width (even, up to kDecodeMostHeadDim), C places of the cache, P rows of RoPE's tables (at least C). Types: x,
-// weights, biases, tables and slopes fp32; y, qkv, keys, values and out one of bf16 and fp16, on a CPU fp32 too.
+// Shapes: B rows, N columns of a product over K, D model width, H heads in G groups that share keys and values (H a multiple of G), d head
+// width (even, up to kDecodeMostHeadDim), C places of the cache, P rows of RoPE's tables (at least C). Types: a norm's
+// x, norms' weights, biases, tables and slopes fp32; the others one of bf16 and fp16, on a CPU fp32 too.
 // position_1 int64 [1] below C, where a GPU's kernels find it when they run; pads_B int64 [B]. All contiguous.
 // On a GPU nothing waits or allocates, and a CUDA graph may hold the calls; D is a multiple of 4 up to
-// kDecodeMostWidth, tensors begin at multiples of 16 bytes, and norms' weights are not written by what is
-// queued just before. Throws Error(kInvalidArgument) naming the tensor and the shapes. On a CPU these are
+// kDecodeMostWidth, B of a product up to kDecodeMostRows and K a multiple of 8 up to kDecodeMostInputs;
+// tensors begin at multiples of 16 bytes, and no op of this header that is queued before writes weights. Throws Error(kInvalidArgument) naming the tensor and the shapes. On a CPU these are
 // plain loops, to check with.
 #pragma once
 
@@ -33,10 +36,17 @@
 namespace dropless {
 
 inline constexpr std::int64_t kDecodeMostHeadDim = 256;
-inline constexpr std::int64_t kDecodeMostWidth = 16384;  // D, on a GPU
+// On a GPU:
+inline constexpr std::int64_t kDecodeMostWidth = 16384;   // D
+inline constexpr std::int64_t kDecodeMostRows = 8;        // B of a product
+inline constexpr std::int64_t kDecodeMostInputs = 49152;  // K of a product
 
 // Why the ops cannot run on tensors of this type there; empty where they can.
 std::string decode_unsupported(DType dtype, Device device);
+
+// x_BK [B, K], w_NK [N, K], out_BN [B, N]; bias_N [N], fp32, may be absent.
+void decode_product(ConstTensorView x_BK, ConstTensorView w_NK, ConstTensorView bias_N,
+                    TensorView out_BN, Stream stream = nullptr);
 
 // weight_D absent: no norm. bias_D: of LayerNorm, may be absent.
 struct DecodeNorm {

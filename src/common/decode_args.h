@@ -7,6 +7,14 @@
 
 namespace dropless {
 
+struct DecodeProductArgs {
+  DType dtype;  // of x, w and out
+  std::int64_t rows, n, k;
+  const void *x_BK, *w_NK;
+  const float* bias_N;
+  void* out_BN;
+};
+
 struct DecodeAddNormArgs {
   DType dtype;  // of y and out
   std::int64_t rows, width;

@@ -6,6 +6,7 @@
 
 namespace dropless::cpu::reference {
 
+void decode_product(const DecodeProductArgs& args);
 void decode_add_norm(const DecodeAddNormArgs& args);
 void decode_attention(const DecodeAttentionArgs& args);
 

@@ -13,11 +13,9 @@
 #include <algorithm>
 
 #include "src/common/decode_args.h"
-#include "src/cuda/check.h"
+#include "src/cuda/decode.cuh"
 #include "src/cuda/decode.h"
 #include "src/cuda/element.h"
-#include "src/cuda/kernels.h"
-#include "src/cuda/launch.cuh"
 
 namespace dropless::cuda {
 namespace {
@@ -25,31 +23,6 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kKeys = 4;  // of a warp at a time: their loads are under way together
-
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-template <class Element>
-__device__ __forceinline__ Element element(float x);
-template <>
-__device__ __forceinline__ __nv_bfloat16 element(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ __forceinline__ __half element(float x) {
-  return __float2half_rn(x);
-}
-__device__ __forceinline__ float2 two_floats(const __nv_bfloat16* pair) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(pair));
-}
-__device__ __forceinline__ float2 two_floats(const __half* pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(pair));
-}
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
 
 // Two sums over all threads, in one order.
 __device__ __forceinline__ float2 block_sum(float2 x) {
@@ -62,18 +35,6 @@ __device__ __forceinline__ float2 block_sum(float2 x) {
   for (int i = 0; i < kWarps; ++i) sum = make_float2(sum.x + parts[i].x, sum.y + parts[i].y);
   __syncthreads();
   return sum;
-}
-
-// Of kernels that are launched before the one in front of them has ended (launch.cuh).
-__device__ __forceinline__ void dependency_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 struct Norm {
@@ -100,6 +61,7 @@ __global__ void __launch_bounds__(kThreads)
   const int vectors = norm.width / 4;
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * norm.width;
   float4 weight[kVectors], x[kVectors];
+  launch_dependents();
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = threadIdx.x + v * kThreads;
@@ -107,7 +69,6 @@ __global__ void __launch_bounds__(kThreads)
                              : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
   dependency_wait();
-  launch_dependents();
   float sum = 0.0f, square = 0.0f;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -241,8 +202,8 @@ __global__ void __launch_bounds__(kThreads)
   const Element *k = q + p.heads * d, *v = k + p.groups * d;
   const std::int64_t cache = (static_cast<std::int64_t>(row) * p.groups + group) * p.places * d;
   Element *keys = keys_BGCI + cache, *values = values_BGCI + cache;
-  dependency_wait();
   launch_dependents();
+  dependency_wait();
   const int position = static_cast<int>(*p.position);
 
   Moments m{};
@@ -373,20 +334,6 @@ __global__ void __launch_bounds__(kThreads)
   into[1] = element<Element>(mixed.y / total);
 }
 
-// Launched so that the kernel may start while the one before it ends, where a GPU has that.
-template <class... Parameters, class... Args>
-void launch_soon(void (*kernel)(Parameters...), std::int64_t ctas, Stream stream,
-                 const Args&... args) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  int device = 0;
-  DROPLESS_CUDA_CHECK(cudaGetDevice(&device));
-  if (!portable_path(device)) {
-    return launch_dependent(kernel, static_cast<int>(ctas), kThreads, 0, 1, on, args...);
-  }
-  kernel<<<static_cast<unsigned>(ctas), kThreads, 0, on>>>(args...);
-  DROPLESS_CUDA_CHECK(cudaGetLastError());
-}
-
 }  // namespace
 
 void decode_add_norm(const DecodeAddNormArgs& args, Stream stream) {
@@ -395,8 +342,9 @@ void decode_add_norm(const DecodeAddNormArgs& args, Stream stream) {
     const auto kernel = args.width <= kThreads * 4       ? add_norm_kernel<Element, 1>
                         : args.width <= kThreads * 4 * 2 ? add_norm_kernel<Element, 2>
                                                          : add_norm_kernel<Element, 8>;
-    launch_soon(kernel, args.rows, stream, args.x_BD, static_cast<const Element*>(args.y_BD),
-                Norm(args.norm), static_cast<Element*>(args.out_BD));
+    launch_soon(kernel, args.rows, kThreads, 0, stream, args.x_BD,
+                static_cast<const Element*>(args.y_BD), Norm(args.norm),
+                static_cast<Element*>(args.out_BD));
   });
 }
 
@@ -423,9 +371,9 @@ void decode_attention(const DecodeAttentionArgs& args, Stream stream) {
     const auto kernel = a.head_dim <= 64    ? attention_kernel<Element, 1>
                         : a.head_dim <= 128 ? attention_kernel<Element, 2>
                                             : attention_kernel<Element, 4>;
-    launch_soon(kernel, args.rows * a.heads, stream, p, static_cast<const Element*>(args.qkv_BN),
-                static_cast<Element*>(args.keys_BGCI), static_cast<Element*>(args.values_BGCI),
-                static_cast<Element*>(args.out_BHI));
+    launch_soon(kernel, args.rows * a.heads, kThreads, 0, stream, p,
+                static_cast<const Element*>(args.qkv_BN), static_cast<Element*>(args.keys_BGCI),
+                static_cast<Element*>(args.values_BGCI), static_cast<Element*>(args.out_BHI));
   });
 }
 

@@ -1,4 +1,4 @@
-// Entries of decode.cu: semantics in include/dropless/decode.h, rules in kernels.h.
+// Entries of decode.cu and decode_product.cu: semantics in include/dropless/decode.h, rules in kernels.h.
 #pragma once
 
 #include "dropless/backend.h"
@@ -6,6 +6,7 @@
 
 namespace dropless::cuda {
 
+void decode_product(const DecodeProductArgs& args, Stream stream);
 void decode_add_norm(const DecodeAddNormArgs& args, Stream stream);
 void decode_attention(const DecodeAttentionArgs& args, Stream stream);
 

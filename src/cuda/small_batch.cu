@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   const std::uint32_t stages = (ptx::shared_address(dynamic) + 1023) & ~1023u;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  ptx::launch_dependents();
   if (threadIdx.x == 0) {
     for (int s = 0; s < kSmallStages; ++s) {
       // Full: the weights warp's announcement and each lane of the rows warp.
@@ -48,7 +49,6 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   }
   __syncthreads();
   ptx::dependency_wait();
-  ptx::launch_dependents();
   if (warp < kSmallConsumerWarps) {
     SmallMultiplier<Tile>{p, stages + kSmallStages * Tile::kStageBytes, warp, lane, shared, stages}
         .run();

@@ -84,6 +84,17 @@ __device__ __forceinline__ void or_cluster(std::uint32_t address, unsigned bits)
                : "memory");
 }
 
+// Into the L2 cache, while the kernel before this one ends.
+__device__ __forceinline__ void prefetch_router(const Params& p) {
+  constexpr int kLine = 128;
+  const int lines = p.experts * p.d * 2 / kLine;
+  const auto* first = reinterpret_cast<const char*>(p.router_ED);
+  for (int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x); i < lines;
+       i += kCluster * kThreads) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(first + static_cast<std::int64_t>(i) * kLine));
+  }
+}
+
 // Eight consecutive k of a row, for two products: the k of a fragment are in any order, as long as
 // both operands have the same.
 __device__ __forceinline__ uint4 load_eight(const __nv_bfloat16* matrix, int row, int rows, int k,
@@ -303,9 +314,10 @@ __global__ void __launch_bounds__(kThreads, 1) small_route_kernel(const Params p
   extern __shared__ float shared[];
   __shared__ float z_warps[kWarps];
   __shared__ float z_ctas[kCluster];
-  ptx::cluster_arrive();
-  ptx::dependency_wait();
   ptx::launch_dependents();
+  ptx::cluster_arrive();
+  prefetch_router(p);
+  ptx::dependency_wait();
   const Layout layout(p.tokens, p.experts, p.top_k);
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int warp = threadIdx.x / 32;

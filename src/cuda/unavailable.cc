@@ -123,6 +123,7 @@ void column_sums(ConstTensorView, const float*, const std::int64_t*, const void*
                  Stream) {
   unavailable("column_sums");
 }
+void decode_product(const DecodeProductArgs&, Stream) { unavailable("decode_product"); }
 void decode_add_norm(const DecodeAddNormArgs&, Stream) { unavailable("decode_add_norm"); }
 void decode_attention(const DecodeAttentionArgs&, Stream) { unavailable("decode_attention"); }
 CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {

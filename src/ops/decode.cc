@@ -87,6 +87,32 @@ std::string decode_unsupported(DType dtype, Device device) {
   return cuda::device_problem(device.index);
 }
 
+void decode_product(ConstTensorView x_BK, ConstTensorView w_NK, ConstTensorView bias_N,
+                    TensorView out_BN, Stream stream) {
+  const char* op = "decode_product";
+  expect_decode_type(op, "out_BN", out_BN, 2);
+  const std::int64_t B = out_BN.shape[0], N = out_BN.shape[1];
+  const std::int64_t K = x_BK.rank == 2 ? x_BK.shape[1] : -1;
+  const Device device = out_BN.device;
+  const DType dtype = out_BN.dtype;
+  expect_tensor(op, "x_BK", x_BK, {{B, K}, dtype}, device);
+  expect_tensor(op, "w_NK", w_NK, {{N, K}, dtype}, device);
+  expect_tensor_or_absent(op, "bias_N", bias_N, {{N}, DType::kFloat32}, device);
+  expect_tensor(op, "out_BN", out_BN, {{B, N}, dtype}, device);
+  if (device.type == DeviceType::kCuda) {
+    DROPLESS_CHECK(
+        B <= kDecodeMostRows && K % 8 == 0 && K <= kDecodeMostInputs,
+        concat(op, ": x_BK is ", describe(x_BK), "; the GPU's kernel takes up to ", kDecodeMostRows,
+               " rows of a multiple of 8 columns up to ", kDecodeMostInputs));
+    DROPLESS_CHECK(N <= kMostCtas / 2, concat(op, ": w_NK is ", describe(w_NK), ": too many rows"));
+    expect_aligned(op, {x_BK, w_NK, out_BN});
+  }
+  if (B == 0 || N == 0) return;
+  const DecodeProductArgs args{
+      dtype, B, N, K, x_BK.data, w_NK.data, static_cast<const float*>(bias_N.data), out_BN.data};
+  run(device, args, cpu::reference::decode_product, cuda::decode_product, stream);
+}
+
 void decode_add_norm(TensorView x_BD, ConstTensorView y_BD, const DecodeNorm& norm,
                      TensorView out_BD, Stream stream) {
   const char* op = "decode_add_norm";

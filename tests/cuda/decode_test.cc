@@ -73,6 +73,54 @@ class DecodeCuda : public ::testing::TestWithParam<DType> {
   }
 };
 
+TEST_P(DecodeCuda, Product) {
+  struct Sizes {
+    std::int64_t rows, n, k;
+  };
+  for (const Sizes& s : {Sizes{1, 6144, 2048},
+                         {1, 7, 8},
+                         {2, 333, 2056},
+                         {3, 50, 6144},
+                         {8, 5000, 4096},
+                         {5, 1, 520},
+                         {1, 4300, 49152},
+                         {2, 100, 14336},
+                         {7, 64, 64}}) {
+    Twin x(GetParam(), {s.rows, s.k}, 1), w(GetParam(), {s.n, s.k}, 2, 0.1F);
+    Twin bias(DType::kFloat32, {s.n}, 3), out(GetParam(), {s.rows, s.n}, 4);
+    for (const bool biased : {true, false}) {
+      std::vector<std::uint16_t> first;
+      for (int run = 0; run < 3; ++run) {
+        const bool on_gpu = run < 2;
+        decode_product(x.view(on_gpu), w.view(on_gpu), biased ? bias.view(on_gpu) : TensorView(),
+                       out.view(on_gpu));
+        if (!on_gpu) continue;
+        std::vector<std::uint16_t> bits = out.gpu.download<std::uint16_t>(out.gpu.bytes() / 2);
+        if (run == 1) {
+          EXPECT_EQ(bits, first) << "the same bits on every run";
+        }
+        first = std::move(bits);
+      }
+      EXPECT_LT(out.difference(), 3e-3) << s.rows << " " << s.n << " " << s.k;
+    }
+  }
+}
+
+// In a row of kernels that begin before the one in front of them ends, each sees what that one wrote.
+TEST_P(DecodeCuda, ProductsInARow) {
+  const std::int64_t D = 2048, kLayers = 24;
+  Twin weight(DType::kFloat32, {D}, 5), w(GetParam(), {D, D}, 6, 0.02F);
+  Twin x(DType::kFloat32, {2, D}, 7), y(GetParam(), {2, D}, 8), out(GetParam(), {2, D}, 9);
+  for (const bool on_gpu : {true, false}) {
+    const DecodeNorm norm{true, 1e-5, weight.view(on_gpu), {}};
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      decode_add_norm(x.view(on_gpu), y.view(on_gpu), norm, out.view(on_gpu));
+      decode_product(out.view(on_gpu), w.view(on_gpu), {}, y.view(on_gpu));
+    }
+  }
+  EXPECT_LT(x.difference(), 1e-2);
+}
+
 TEST_P(DecodeCuda, AddNorm) {
   for (const std::int64_t D : {4, 516, 2048, 4000, 13000}) {
     for (const bool rms : {true, false}) {

@@ -24,6 +24,23 @@ TensorView view(std::vector<float>& x, std::initializer_list<std::int64_t> shape
   return {x.data(), DType::kFloat32, shape};
 }
 
+TEST(Decode, ProductSumsOverColumns) {
+  const std::int64_t B = 3, N = 5, K = 7;
+  std::vector<float> x = random_floats(B * K, 1), w = random_floats(N * K, 2),
+                     bias = random_floats(N, 3);
+  std::vector<float> out(B * N), plain(B * N);
+  decode_product(view(x, {B, K}), view(w, {N, K}), view(bias, {N}), view(out, {B, N}));
+  decode_product(view(x, {B, K}), view(w, {N, K}), {}, view(plain, {B, N}));
+  for (std::int64_t b = 0; b < B; ++b) {
+    for (std::int64_t n = 0; n < N; ++n) {
+      double sum = 0;
+      for (std::int64_t k = 0; k < K; ++k) sum += double(x[b * K + k]) * w[n * K + k];
+      EXPECT_NEAR(out[b * N + n], sum + bias[n], 1e-5);
+      EXPECT_NEAR(plain[b * N + n], sum, 1e-5);
+    }
+  }
+}
+
 TEST(Decode, AddNormNormsTheSum) {
   const std::int64_t B = 3, D = 10;
   for (const bool rms : {true, false}) {

@@ -1,23 +1,26 @@
 #include "train/bridge/few_rows.h"
 
+#include "dropless/decode.h"
 #include "dropless/grouped_gemm.h"
+#include "train/bridge/device.h"
 #include "train/bridge/views.h"
 
 namespace dropless::train {
 namespace {
 
 constexpr std::int64_t kFewRows = 8;  // as in src/cpu/simd/few_rows.h
+static_assert(kFewRows == kDecodeMostRows);
 // What a call costs counts for smaller ones.
 constexpr std::int64_t kLargeBytes = 1 << 20;
 
-}  // namespace
-
-bool few_rows_may_pay(std::int64_t rows, const at::Tensor& weight_NK) {
-  return !at::GradMode::is_enabled() && weight_NK.is_cpu() && rows <= kFewRows &&
-         weight_NK.is_contiguous() && static_cast<std::int64_t>(weight_NK.nbytes()) >= kLargeBytes;
+bool fits_gpu(const at::Tensor& weight_NK) {
+  const at::ScalarType type = weight_NK.scalar_type();
+  const std::int64_t K = weight_NK.size(1);
+  return (type == at::kBFloat16 || type == at::kHalf) && K % 8 == 0 && K <= kDecodeMostInputs &&
+         decode_unsupported(dtype_of(type), device_of(weight_NK.device())).empty();
 }
 
-at::Tensor few_rows_product(const at::Tensor& rows_RK, const at::Tensor& weight_NK) {
+at::Tensor product_on_cpu(const at::Tensor& rows_RK, const at::Tensor& weight_NK) {
   const std::int64_t R = rows_RK.size(0);
   const at::Tensor offsets_2 = at::zeros({2}, at::kLong);
   offsets_2.mutable_data_ptr<std::int64_t>()[1] = R;
@@ -29,6 +32,27 @@ at::Tensor few_rows_product(const at::Tensor& rows_RK, const at::Tensor& weight_
   grouped_gemm(view_of(rows_RK), view_of(weight_NK.unsqueeze(0)), /*transpose_b=*/true,
                view_of(offsets_2), view_of(out_RN), workspace.mutable_data_ptr(),
                static_cast<std::size_t>(workspace.numel()));
+  return out_RN;
+}
+
+}  // namespace
+
+bool few_rows_may_pay(std::int64_t rows, const at::Tensor& weight_NK) {
+  if (at::GradMode::is_enabled() || rows > kFewRows || !weight_NK.is_contiguous()) return false;
+  if (weight_NK.is_cuda()) return fits_gpu(weight_NK);
+  return weight_NK.is_cpu() && static_cast<std::int64_t>(weight_NK.nbytes()) >= kLargeBytes;
+}
+
+at::Tensor few_rows_product(const at::Tensor& rows_RK, const at::Tensor& weight_NK,
+                            const at::Tensor& bias_N) {
+  if (rows_RK.is_cpu()) {
+    const at::Tensor out_RN = product_on_cpu(rows_RK, weight_NK);
+    return bias_N.defined() ? out_RN + bias_N.to(out_RN.scalar_type()) : out_RN;
+  }
+  const at::Tensor bias = bias_N.defined() ? bias_N.to(at::kFloat) : bias_N;
+  const at::Tensor out_RN = at::empty({rows_RK.size(0), weight_NK.size(0)}, rows_RK.options());
+  decode_product(view_of(rows_RK), view_of(weight_NK), view_of(bias), view_of(out_RN),
+                 current_stream(rows_RK.device()));
   return out_RN;
 }
 

@@ -14,8 +14,7 @@ at::Tensor linear_layer(const at::Tensor& x, const at::Tensor& weight, const at:
   if (rows_RK.scalar_type() != weight.scalar_type()) return at::linear(x, weight, bias);
   std::vector<std::int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(0);
-  const at::Tensor out = few_rows_product(rows_RK, weight).view(shape);
-  return bias.defined() ? out + bias.to(out.scalar_type()) : out;
+  return few_rows_product(rows_RK, weight, bias).view(shape);
 }
 
 }  // namespace dropless::train

@@ -1,4 +1,4 @@
-// x W^T + b, as at::linear computes it under autocast; few rows on the CPU by train/bridge/few_rows.h.
+// x W^T + b, as at::linear computes it under autocast; few rows without gradients by train/bridge/few_rows.h.
 #pragma once
 
 #include "train/bridge/torch.h"

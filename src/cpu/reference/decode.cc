@@ -36,6 +36,25 @@ void clip(double limit, std::vector<float>& x) {
 
 }  // namespace
 
+void decode_product(const DecodeProductArgs& args) {
+  visit_floating(args.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    if constexpr (!std::is_same_v<S, double>) {
+      const auto *x = static_cast<const S*>(args.x_BK), *w = static_cast<const S*>(args.w_NK);
+      for (std::int64_t b = 0; b < args.rows; ++b) {
+        for (std::int64_t n = 0; n < args.n; ++n) {
+          float sum = 0;
+          for (std::int64_t k = 0; k < args.k; ++k) {
+            sum += to_float(x[b * args.k + k]) * to_float(w[n * args.k + k]);
+          }
+          if (args.bias_N != nullptr) sum += args.bias_N[n];
+          static_cast<S*>(args.out_BN)[b * args.n + n] = from_float<S>(sum);
+        }
+      }
+    }
+  });
+}
+
 void decode_add_norm(const DecodeAddNormArgs& args) {
   visit_floating(args.dtype, [&](auto zero) {
     using S = decltype(zero);
