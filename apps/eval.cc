@@ -152,6 +152,7 @@ void run_eval(EvalVerb verb) {
   } else if (config) {
     suite = config->tasks;
   }
+  suite.require_files();
   if (!verb.data.empty()) {
     sources.emplace_back("", open_data(verb, loaded));
   } else if (config) {

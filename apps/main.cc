@@ -1,116 +1,39 @@
-// The `dropless` command: parses the verb, runs it, and turns errors into one message and an exit
-// code (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite loss, interruption).
+// `libexec/dropless`: the command with all its verbs, on libtorch. bin/dropless (launcher.cc) starts it.
 #include <c10/util/Exception.h>
-#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 
-#include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <string>
-#include <vector>
 
-#include "apps/output.h"
+#include "apps/command.h"
+#include "apps/train_options.h"
 #include "apps/verbs.h"
-#include "dropless/error.h"
-#include "dropless/version.h"
-#include "train/base/log.h"
-#include "train/base/suggest.h"
 
 namespace {
 
-using dropless::train::log_line;
+using namespace dropless::apps;
 
-int exit_code(dropless::ErrorKind kind) {
-  using dropless::ErrorKind;
-  return kind == ErrorKind::kInvalidArgument || kind == ErrorKind::kUnsupported ? 2 : 1;
-}
-
-int report(const dropless::Error& error) {
-  std::string text = std::string("error: ") + error.what();
-  if (error.file()[0] != '\0') {
-    text += " (" + std::string(error.file()) + ":" + std::to_string(error.line()) + ")";
-  }
-  if (!error.hint().empty()) text += "\nhint: " + error.hint();
-  log_line("", text);
-  return exit_code(error.kind());
-}
-
-// The exception that is being handled.
-int report_exception() {
+// c10::Error's what() would add libtorch's stack trace.
+std::string describe_torch_error() {
   try {
     throw;
-  } catch (const dropless::Error& error) {
-    return report(error);
-  } catch (const std::bad_alloc&) {
-    log_line("", "error: out of memory");
   } catch (const c10::Error& error) {
-    // what() would add libtorch's stack trace.
-    log_line("", std::string("error: libtorch: ") + error.what_without_backtrace() +
-                     "\nhint: look at the variables PYTORCH_* and CUDA_*; where none is set, this "
-                     "is a bug in dropless");
-  } catch (const std::exception& error) {
-    log_line("", std::string("error: ") + error.what() + "\nhint: this is a bug in dropless");
+    return std::string("libtorch: ") + error.what_without_backtrace() +
+           "\nhint: look at the variables PYTORCH_* and CUDA_*; where none is set, this is a bug "
+           "in "
+           "dropless";
+  } catch (...) {
+    return {};
   }
-  return 1;
 }
 
 // Some exceptions never reach main: libtorch_cuda reads its settings while dlopen loads it, and
 // dlopen lets none through.
 [[noreturn]] void report_termination() {
   if (!std::current_exception()) std::abort();
-  std::_Exit(report_exception());
-}
-
-// Training frees and takes the same tensors in every step: handed back to the kernel in between,
-// the pages fault in anew each time (9 % of a small model's step).
-void keep_freed_memory() {
-  constexpr int kLargestAllowed = 32 << 20;
-  ::mallopt(M_MMAP_THRESHOLD, kLargestAllowed);
-  ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
-}
-
-// A verb that is none, said before CLI11 does, which names neither the word nor the nearest verb.
-void check_verbs(const CLI::App& app, const std::string& path, int argc, char** argv) {
-  // Groups of options are subcommands too, without a name.
-  const auto verbs =
-      app.get_subcommands([](const CLI::App* verb) { return !verb->get_name().empty(); });
-  if (verbs.empty() || argc < 2) return;
-  const std::string word = argv[1];
-  if (word.starts_with("-")) {
-    if (word == "-h" || word == "--help" || word == "--version") return;
-    throw dropless::Error(dropless::ErrorKind::kInvalidArgument, path + " has no option " + word,
-                          "options follow a verb; " + path + " --help lists the verbs");
-  }
-  std::vector<std::string> names;
-  for (const CLI::App* verb : verbs) {
-    if (verb->get_name() == word) return check_verbs(*verb, path + " " + word, argc - 1, argv + 1);
-    names.push_back(verb->get_name());
-  }
-  const std::string nearest = dropless::train::nearest_word(word, names);
-  std::string hint = "did you mean '" + path + " " + nearest + "'?";
-  if (nearest.empty()) {
-    hint = "its verbs:";
-    for (const std::string& name : names) hint += " " + name;
-  }
-  throw dropless::Error(dropless::ErrorKind::kInvalidArgument, path + " has no verb '" + word + "'",
-                        hint);
-}
-
-// What CLI11 asks to leave with: help (0), a complaint (2), or the code of a verb that has reported
-// by itself.
-int run(CLI::App& app, int argc, char** argv) {
-  try {
-    check_verbs(app, "dropless", argc, argv);
-    app.parse(argc, argv);
-  } catch (const CLI::RuntimeError& error) {
-    return error.get_exit_code();
-  } catch (const CLI::ParseError& error) {
-    // CLI11 prints help on standard output, complaints on standard error.
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  return 0;
+  std::_Exit(report_exception(describe_torch_error));
 }
 
 }  // namespace
@@ -121,20 +44,10 @@ int run(CLI::App& app, int argc, char** argv) {
 extern "C" int mkl_serv_intel_cpu_true() { return 1; }
 
 int main(int argc, char** argv) {
-  // A file-size limit is then an error of the write, like a full disk, and not the end of the
-  // process.
-  std::signal(SIGXFSZ, SIG_IGN);
   std::set_terminate(report_termination);
-  keep_freed_memory();
   CLI::App app{"Trains, evaluates and samples mixture-of-experts language models.", "dropless"};
-  app.set_version_flag("--version", DROPLESS_VERSION);
-  app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return std::string("error: ") + error.what() + "\nhint: --help shows what it takes\n";
-  });
-  app.footer("Example: dropless train configs/demo.yaml max_duration=100ba");
-  using namespace dropless::apps;
-  add_train_verb(app);
+  set_up(app);
+  add_train_verb(app, run_train);
   add_eval_verb(app);
   add_generate_verb(app);
   add_info_verb(app);
@@ -143,11 +56,5 @@ int main(int argc, char** argv) {
   add_bench_verb(app);
   add_report_verb(app);
   add_version_verb(app);
-  try {
-    const int code = run(app, argc, argv);
-    dropless::apps::flush_output();
-    return code;
-  } catch (...) {
-    return report_exception();
-  }
+  return run_command(app, argc, argv, describe_torch_error);
 }

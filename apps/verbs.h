@@ -18,7 +18,6 @@ void add_eval_verb(CLI::App& app);
 void add_generate_verb(CLI::App& app);
 void add_info_verb(CLI::App& app);
 void add_report_verb(CLI::App& app);
-void add_train_verb(CLI::App& app);
 void add_version_verb(CLI::App& app);
 
 }  // namespace dropless::apps

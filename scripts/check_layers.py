@@ -3,7 +3,8 @@
 
 A file includes only files of its own room or of rooms on a lower layer; rooms of one layer never include
 each other, however they are built. On top of that: only train/bridge joins libtorch and the kernel API;
-base, tokenizer, data and checkpoint stand without libtorch; src/cuda/device includes nothing outside itself; nobody
+base, tokenizer, data and checkpoint stand without libtorch, and so does all that bin/dropless (apps/launcher.cc) is
+linked of; src/cuda/device includes nothing outside itself; nobody
 but apps includes train/run; files do not include each other in circles. CMake's targets enforce the same
 at link time; this check sees headers too and names the line.
 
@@ -75,6 +76,7 @@ ROOMS = (
     Room("tests", 8, torch=True, kernels=True),  # tests/cuda runs the cases of tests/ops
     Room("benchmarks", 9, torch=True, kernels=True),  # they share the tests' GPU support
 )
+PLAIN_PROGRAM = "apps/launcher.cc"
 BY_LONGEST_PATH = sorted(ROOMS, key=lambda room: -len(room.path))
 SOURCE_FOLDERS = ("include", "src", "train", "apps", "python", "examples", "benchmarks", "tests")
 SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
@@ -133,11 +135,11 @@ def check_edge(source, room, target):
 
 
 def check_file(root, path):
-    """(violations, {project file: line}) of one file."""
+    """(violations, {project file: line}, line of the first libtorch header or None) of one file."""
     source = path.relative_to(root).as_posix()
     room = room_of(source)
     if room is None:
-        return [f"{source}:1: {source} is in no room that check_layers.py knows"], {}
+        return [f"{source}:1: {source} is in no room that check_layers.py knows"], {}, None
     violations, targets, torch_line, kernel_line = [], {}, None, None
     for line, name, quoted in read_includes(path):
         target = resolve(name, room, quoted)
@@ -165,7 +167,22 @@ def check_file(root, path):
             kernel_line = line
     if room.path == "apps" and torch_line and kernel_line:
         violations.append(f"{source}:{kernel_line}: only train/bridge includes both libtorch and the kernel API")
-    return violations, targets
+    return violations, targets, torch_line
+
+
+def check_plain_program(graph, torch_lines):
+    """Violations of the program that runs before libtorch is loaded: it includes none, and nor does what it includes or
+    the sources beside those headers, which it is linked of."""
+    violations, seen, waiting = [], set(), [PLAIN_PROGRAM]
+    while waiting:
+        file = waiting.pop()
+        if file in seen or file not in graph:
+            continue
+        seen.add(file)
+        if file in torch_lines:
+            violations.append(f"{file}:{torch_lines[file]}: {PLAIN_PROGRAM} is linked of this and stands without libtorch")
+        waiting += [*graph[file], re.sub(r"\.h$", ".cc", file)]
+    return sorted(violations)
 
 
 def find_cycles(graph):
@@ -192,13 +209,17 @@ def find_cycles(graph):
 
 
 def check_tree(root):
-    violations, graph = [], {}
+    violations, graph, torch_lines = [], {}, {}
     for folder in SOURCE_FOLDERS:
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in SUFFIXES and path.is_file():
-                found, targets = check_file(root, path)
+                found, targets, torch_line = check_file(root, path)
                 violations += found
-                graph[path.relative_to(root).as_posix()] = targets
+                name = path.relative_to(root).as_posix()
+                graph[name] = targets
+                if torch_line:
+                    torch_lines[name] = torch_line
+    violations += check_plain_program(graph, torch_lines)
     for cycle in find_cycles(graph):
         line = graph[cycle[0]][cycle[1 % len(cycle)]]
         violations.append(f"{cycle[0]}:{line}: circle of includes: {' -> '.join(cycle + cycle[:1])}")

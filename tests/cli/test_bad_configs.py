@@ -16,19 +16,24 @@ END = CONFIG  # what is put behind the whole
 
 # (what stands there, what takes its place, the message, the hint)
 SYNTAX = [
-    ("seed: 5", "seed: [5\n", "end of sequence flow not found", "a [ is not closed"),
-    ("seed: 5", "seed: 5\n@@\tx: 1", "illegal tab", "indented by spaces"),
-    ("seed: 5", 'seed: "5', "", "a quote is opened and not closed"),
-    ("seed: 5", "seed: 5: 6", "", "quote a value that holds a colon and a space, and look"),
+    ("seed: 5", "seed: @@[5\n", "seed: end of sequence flow not found", "a [ is not closed"),
+    ("seed: 5", "seed: 5\n@@\tx: 1", "seed: illegal tab", "indented by spaces"),
+    ("seed: 5", 'seed: @@"5', "seed: ", "a quote is opened and not closed"),
+    ("seed: 5", "seed: 5: 6", "seed: ", "quote a value that holds a colon and a space, and look"),
     ("seed: 5", "seed: 5\n@@seed: 6", 'key "seed" stands twice in one mapping (first at bad.yaml:3:1)', "remove one"),
     ("seed: 5", "seed: 5\n@@---\nx: 1", "text after the end of the document", "one YAML document"),
-    ("seed: 5", "seed: @@!!python/object:os.system 5", "tag ", "remove the tag"),
-    ("seed: 5", "seed: @@*five", "", "an alias *name needs its anchor &name above it; quote"),
-    ("seed: 5", "x: &x\n  y: @@*x", "an alias inside the value it stands for", "write the value out, or point the alias at another one"),
+    ("seed: 5", "seed: @@!!python/object:os.system 5", "seed: tag ", "remove the tag"),
+    ("seed: 5", "seed: @@*five", "seed: ", "an alias *name needs its anchor &name above it; quote"),
+    ("seed: 5", "x: &x\n  y: @@*x", "x.y: an alias inside the value it stands for", "write the value out, or point the alias at another one"),
     ("seed: 5", "x:\n  <<: @@5", "`<<` takes a mapping", "give it the alias of a mapping, like `<<: *base`"),
     ("seed: 5", "@@[seed]: 5", "a key must be a scalar", "quote it"),
-    ("seed: 5", "seed: 5\nx: @@\udcff", "not valid UTF-8", "save the file as UTF-8"),
-    ("seed: 5", "seed: @@\x07", "a control character (byte 7)", "is this a text file?"),
+    ("seed: 5", "seed: 5\nx: @@\udcff", "x: not valid UTF-8", "save the file as UTF-8"),
+    ("seed: 5", "seed: @@\x07", "seed: a control character (byte 7)", "is this a text file?"),
+    ("  n_heads: 4", "  n_heads: @@'4", "model.n_heads: ", "a quote is opened and not closed"),
+    ("betas: [0.9, 0.95]", "betas: @@[0.9, 0.95", "optimizer: illegal flow end", "a [ or { is not closed"),
+    ("{rope: true}", "@@{rope: true", "model.attn_config: end of map flow", "a { is not closed"),
+    ("    moe_top_k: 2", "   moe_top_k: 2", "model.ffn_config.", "look"),
+    ("seed: 5", "x:\n- a: 1\n- b: 2\n  c: @@'d", "x.1.c: ", "a quote is opened and not closed"),
     (END, "@@- seed: 5\n", "a config is a mapping of keys to values, not a sequence", "write lines like `max_duration: 100ba`; the files in"),
     (END, "@@", "model: required mapping is missing", "add it; docs/yaml.md says what model takes"),
 ]
@@ -173,7 +178,7 @@ OVERRIDES = [
     ("seed", "not of the form key.path=value", "for example optimizer.lr=3e-4"),
     ("seed.x=5", 'cannot set "x": seed is a single value (good.yaml:3:7)', "set the whole of it instead"),
     ("optimizer={bates: 1}", "optimizer.bates: unknown key; did you mean \"betas\"?", "known here: "),
-    ("optimizer.disable_grad=[wte, nomatch]", "optimizer.disable_grad: 'nomatch' takes no parameter", "parameters are called like"),
+    ("optimizer.disable_grad=[wte, nomatch]", "optimizer.disable_grad.1: 'nomatch' takes no parameter", "parameters are called like"),
     ("optimizer.param_groups=[{param_str_match: wte}, {param_str_match: nomatch}]", "optimizer.param_groups.1.param_str_match: 'nomatch' takes no parameter", "parameters are called like"),
     ("load_path=oci://bucket/run", "load_path: oci://bucket/run is not on this machine", "download it, and give its folder"),
     ("optimzer.lr=1", 'optimzer: unknown key; did you mean "optimizer"?', "known here: "),
@@ -302,21 +307,18 @@ class HostileConfigTest(CommandTest):
         }
 
     def test_cost(self):
-        (self.folder / "idle.yaml").write_text("a: 1\n")
-        code, message, idle_seconds, idle_bytes = usage_of(self.folder, "train", "idle.yaml")
-        self.assertEqual(code, 2, message)
         report = []
         for name, (text, expected) in self.hostile().items():
             with self.subTest(name):
                 (self.folder / "hostile.yaml").write_text(text)
                 code, message, seconds, peak = usage_of(self.folder, "train", "hostile.yaml")
-                report.append(f"{name}: {seconds - idle_seconds:+.2f} s, {(peak - idle_bytes) / 2**20:+.1f} MiB")
+                report.append(f"{name}: {seconds:.2f} s, {peak / 2**20:.1f} MiB")
                 self.assertEqual(code, 2, message[:2000])
                 self.assertRegex(message, r"error: hostile\.yaml(:\d+:\d+:| has) ")
                 self.assertIn(expected, message)
                 self.assertLess(len(message), 3000, "a message that can be read")
-                self.assertLess(peak - idle_bytes, 64 << 20)
-                self.assertLess(seconds - idle_seconds, 2.0)
+                self.assertLess(peak, 64 << 20)
+                self.assertLess(seconds, 2.0)
         if "-v" in sys.argv:
             print("\n".join(report))
 

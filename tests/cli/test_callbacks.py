@@ -137,14 +137,24 @@ class CallbacksTest(CommandTest):
         )  # fmt: skip
         self.assertEqual(sorted(os.listdir(self.folder / "out")), ["ba3", "ba6"])
         self.check_command("convert", "run/step-6", "by-hand", "--to", "hf", "--dtype", "bf16")
-        for name in os.listdir(self.folder / "by-hand"):
-            same = (self.folder / "by-hand" / name).read_bytes() == (self.folder / "out/ba6" / name).read_bytes()
+        self.check_same_files("by-hand", "out/ba6")
+
+    def check_same_files(self, one, other):
+        self.assertEqual(sorted(os.listdir(self.folder / one)), sorted(os.listdir(self.folder / other)))
+        for name in os.listdir(self.folder / one):
+            same = (self.folder / one / name).read_bytes() == (self.folder / other / name).read_bytes()
             self.assertTrue(same, name)
-        err = self.train(
-            "save_folder=none", "model.norm_type=layernorm", "model.attn_config.softmax_scale=1",
-            "callbacks={hf_checkpointer: {save_folder: out, save_interval: 3ba}}", code=2,
-        )  # fmt: skip
-        self.assertIn("hf_checkpointer", err)
+
+    def test_hf_checkpointer_exports_what_transformers_lacks_as_llm_foundry_does(self):
+        callback = "callbacks={hf_checkpointer: {save_folder: '{run_name}/hf', save_interval: 3ba}}"
+        learned = ["model.learned_pos_emb=true", "model.attn_config.rope=false"]
+        self.train("max_duration=3ba", "run_name=mpt", "save_folder=mpt", *learned, callback)
+        self.check_command("convert", "mpt/step-3", "by-hand", "--to", "llm-foundry")
+        self.check_same_files("by-hand", "mpt/hf/ba3")
+        self.assertEqual(json.loads((self.folder / "by-hand/config.json").read_text())["model_type"], "mpt")
+        err = self.train("save_folder=none", "run_name=none", "model.ffn_config.moe_router_score=sigmoid", callback, code=2)
+        self.assertRegex(err, r"callbacks\.hf_checkpointer: .*moe_router_score")
+        self.assertRegex(err, "hint: take the callback out")
         self.assertFalse((self.folder / "none").exists())
 
     def test_frozen_layers_do_not_move(self):

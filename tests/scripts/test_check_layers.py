@@ -76,6 +76,20 @@ class CheckLayersTest(unittest.TestCase):
             for header in ("torch/torch.h", "ATen/core/Tensor.h", "c10/util/Half.h"):
                 self.expect_violation(f"{room}/x.h", f"\n#include <{header}>\n", 2, "without libtorch")
 
+    def test_the_launcher_is_linked_without_torch(self):
+        tree = {
+            "apps/launcher.cc": '#include "train/run/config.h"\n',
+            "train/run/config.h": '#include "train/base/log.h"\n',
+            "train/run/config.cc": '#include "train/run/config.h"\n#include "train/nn/moe_config.h"\n',
+            "train/nn/moe_config.h": "",
+        }
+        self.assertEqual(self.check(tree), (0, ""))
+        code, output = self.check({**tree, "train/nn/moe_config.h": "\n#include <ATen/ATen.h>\n"})
+        self.assertEqual((code, len(output.splitlines())), (1, 1), output)
+        self.assertRegex(output, r"^train/nn/moe_config\.h:2: apps/launcher\.cc is linked of this")
+        code, output = self.check({**tree, "train/run/config.cc": '#include "train/nn/moe.h"\n'})
+        self.assertIn("apps/launcher.cc is linked of this", output)
+
     def test_only_bridge_reaches_kernels(self):
         for room in ("train/nn", "train/run", "train/data"):
             self.expect_violation(f"{room}/x.h", '#include "dropless/moe.h"\n', 1, "through train/bridge")

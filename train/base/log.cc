@@ -10,7 +10,29 @@
 namespace dropless::train {
 namespace {
 std::atomic<void (*)()> hook{nullptr};
+std::string* held = nullptr;
+
+// One write, so that lines of several threads or ranks do not mix. A closed standard error is no
+// reason to stop a training run: what cannot be written is dropped.
+void write_out(std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t wrote = ::write(STDERR_FILENO, text.data(), text.size());
+    if (wrote <= 0) return;
+    text.remove_prefix(static_cast<std::size_t>(wrote));
+  }
+}
+
 }  // namespace
+
+HeldLog::HeldLog() { held = &lines_; }
+
+HeldLog::~HeldLog() { held = nullptr; }
+
+void HeldLog::write() {
+  held = nullptr;
+  write_out(lines_);
+  lines_.clear();
+}
 
 void set_log_hook(void (*before)()) { hook = before; }
 
@@ -37,13 +59,10 @@ void log_line(std::string_view prefix, std::string_view text) {
     }
   }
   line += '\n';
-  // One write, so that lines of several threads or ranks do not mix. A closed standard error is no
-  // reason to stop a training run: what cannot be written is dropped.
-  std::size_t at = 0;
-  while (at < line.size()) {
-    const ssize_t wrote = ::write(STDERR_FILENO, line.data() + at, line.size() - at);
-    if (wrote <= 0) return;
-    at += static_cast<std::size_t>(wrote);
+  if (held != nullptr) {
+    held->append(line);
+  } else {
+    write_out(line);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -10,6 +11,19 @@ namespace dropless::train {
 
 void log_line(std::string_view prefix,
               std::string_view text);  // "prefix" + text + newline, one write
+// Lines are kept back for as long as one of these lives, in one thread; dropped with it unless written.
+class HeldLog {
+ public:
+  HeldLog();
+  ~HeldLog();
+  HeldLog(const HeldLog&) = delete;
+  HeldLog& operator=(const HeldLog&) = delete;
+  // Writes them out, and all that follow as they come.
+  void write();
+
+ private:
+  std::string lines_;
+};
 // While a progress line stands on the terminal, log_line clears it first through this hook.
 void set_log_hook(void (*before)());
 

@@ -9,11 +9,16 @@
 #include "train/base/scalar.h"
 #include "train/base/utf8.h"
 #include "train/base/yaml_node.h"
+#include "train/base/yaml_syntax.h"
 
 namespace dropless::train {
 namespace {
 
 using Kind = YamlNode::Kind;
+
+std::string with_key(const std::string& key, const std::string& message) {
+  return key.empty() ? message : key + ": " + message;
+}
 
 class TreeBuilder : public YAML::EventHandler {
  public:
@@ -25,6 +30,14 @@ class TreeBuilder : public YAML::EventHandler {
     return {source_, mark.line + 1, mark.column + 1};
   }
   YamlNode::Pointer take() { return std::move(root_); }
+  // The key at `mark`, which is moved to where a person has to look (locate_syntax_error).
+  std::string key_at(std::string_view text, YAML::Mark& mark, bool unclosed = false) const {
+    if (one_line_ || mark.is_null()) return {};
+    const YamlSyntaxPlace found = locate_syntax_error(text, mark.line, mark.column, unclosed);
+    mark.line = found.line;
+    mark.column = found.column;
+    return found.key;
+  }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
     if (started_) {
@@ -64,7 +77,7 @@ class TreeBuilder : public YAML::EventHandler {
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     const auto found = anchors_.find(anchor);
     if (found == anchors_.end()) {
-      fail_yaml(place(mark), "an alias inside the value it stands for",
+      fail_yaml(place(mark), with_key(path(), "an alias inside the value it stands for"),
                 "write the value out, or point the alias at another one");
     }
     YamlNode::Pointer node = copy_yaml(*found->second, budget_, static_cast<int>(stack_.size()));
@@ -109,8 +122,18 @@ class TreeBuilder : public YAML::EventHandler {
     return node;
   }
 
+  // Of the value that comes next: "model.n_heads".
+  std::string path() const {
+    std::string path;
+    for (const Level& level : stack_) {
+      if (!path.empty()) path += '.';
+      path += level.key ? level.key->text : std::to_string(level.node->items.size());
+    }
+    return path;
+  }
+
   [[noreturn]] void refuse_tag(const YAML::Mark& mark, const std::string& tag) {
-    fail_yaml(place(mark), "tag " + tag + " is not supported",
+    fail_yaml(place(mark), with_key(path(), "tag " + tag + " is not supported"),
               "a config holds plain mappings, sequences and scalars; remove the tag");
   }
 
@@ -209,7 +232,7 @@ void check_text(std::string_view text, const TreeBuilder& builder) {
       mark.line += text[i] == '\n';
       mark.column = text[i] == '\n' ? 0 : mark.column + 1;
     }
-    fail_yaml(builder.place(mark), message, hint);
+    fail_yaml(builder.place(mark), with_key(builder.key_at(text, mark), message), hint);
   };
   if (text.size() > kMaxYamlBytes) {
     fail_yaml(builder.place(mark),
@@ -227,6 +250,13 @@ void check_text(std::string_view text, const TreeBuilder& builder) {
   }
 }
 
+bool misses_an_end(const std::string& message) {
+  return message.starts_with("illegal EOF in scalar") ||
+         message.starts_with("illegal document indicator in scalar") ||
+         message.starts_with("end of map flow") || message.starts_with("end of sequence flow") ||
+         message.starts_with("illegal flow end");
+}
+
 // For what yaml-cpp says in its own terms.
 std::string hint_of(const std::string& message) {
   if (message.starts_with("illegal EOF in scalar") ||
@@ -238,6 +268,9 @@ std::string hint_of(const std::string& message) {
   }
   if (message.starts_with("end of sequence flow")) {
     return "a [ is not closed, or a ] stands in a value without quotes";
+  }
+  if (message.starts_with("illegal flow end")) {
+    return "a [ or { is not closed, or closed by the other's bracket";
   }
   if (message.starts_with("illegal tab")) return "YAML is indented by spaces";
   if (message.starts_with("illegal map value"))
@@ -265,7 +298,9 @@ YamlNode::Pointer read_yaml(std::string_view text, const std::string& source, bo
     // yaml-cpp 0.8 quotes what it read, however long.
     std::string message = cut_to_width(error.msg, 200);
     if (message.size() < error.msg.size()) message += "...";
-    fail_yaml(builder.place(error.mark), message, hint_of(error.msg));
+    YAML::Mark mark = error.mark;
+    const std::string key = builder.key_at(text, mark, misses_an_end(error.msg));
+    fail_yaml(builder.place(mark), with_key(key, message), hint_of(error.msg));
   }
   YamlNode::Pointer root = builder.take();
   if (!root) {

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "dropless/error.h"
+#include "train/bridge/device_name.h"
 
 namespace dropless::train {
 namespace {
@@ -40,19 +41,6 @@ std::string gpu_name(int index) {
   return name;
 }
 
-// The GPU that the name asks for; nullopt: the CPU.
-std::optional<int> parse_device(const std::string& name) {
-  if (name == "cpu") return std::nullopt;
-  if (name == "auto" || name == "cuda" || name == "gpu") return 0;
-  const std::string digits = name.starts_with("cuda:") ? name.substr(5) : "";
-  if (digits.empty() || digits.size() > 3 ||
-      digits.find_first_not_of("0123456789") != std::string::npos) {
-    throw Error(ErrorKind::kInvalidArgument, "unknown device " + name,
-                "one of: auto, cpu, cuda, cuda:N");
-  }
-  return std::stoi(digits);
-}
-
 const std::string& cuda_problem() {
   static const std::string problem = load_cuda();
   return problem;
@@ -62,10 +50,8 @@ const std::string& cuda_problem() {
 
 bool cuda_available() { return cuda_problem().empty(); }
 
-void check_device_name(const std::string& name) { parse_device(name); }
-
 at::Device choose_device(const std::string& name) {
-  const std::optional<int> index = parse_device(name);
+  const std::optional<int> index = parse_device_name(name);
   if (!index) return at::kCPU;
   if (name == "auto" && !cuda_available()) return at::kCPU;
   if (!cuda_available()) {

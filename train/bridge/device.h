@@ -12,11 +12,7 @@ namespace dropless::train {
 // first call (about a second on a GPU machine, nothing elsewhere).
 bool cuda_available();
 
-// Throws Error(kInvalidArgument) for what is none of the names below.
-void check_device_name(const std::string& name);
-
-// "cpu", "cuda" or "gpu", "cuda:N", or "auto" (a GPU where there is one). Throws
-// Error(kInvalidArgument) where there is none of that name.
+// By its name (train/bridge/device_name.h). Throws Error(kInvalidArgument) where there is none of it.
 at::Device choose_device(const std::string& name);
 
 // "CPU, 2 threads" or "NVIDIA H100 80GB HBM3".

@@ -16,7 +16,6 @@
 #include "train/base/yaml.h"
 #include "train/convert/config_keys.h"
 #include "train/convert/mpt_config.h"
-#include "train/nn/ffn.h"
 
 namespace dropless::train {
 namespace {

@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "train/convert/tensor_map.h"
+#include "train/convert/family.h"
 #include "train/nn/model_config.h"
 
 namespace dropless::train {

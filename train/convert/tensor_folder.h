@@ -14,25 +14,9 @@
 #include "train/bridge/torch.h"
 #include "train/checkpoint/safetensors.h"
 #include "train/convert/tensor_map.h"
+#include "train/convert/weight_files.h"
 
 namespace dropless::train {
-
-// What a folder's tensor files are called: one file STEM.safetensors, or shards and an index of them.
-struct FileNames {
-  std::string stem;
-  std::string single() const { return stem + ".safetensors"; }
-  std::string index() const { return single() + ".index.json"; }
-  std::string shard(std::size_t i, std::size_t n) const;  // i from 0
-};
-inline const FileNames kModelFiles{"model"};
-inline const FileNames kMistralFiles{"consolidated"};
-
-bool has_weight_files(const std::string& folder);
-bool has_pickled_weights(const std::string& folder);  // which are not read
-// The files of the tensors, sorted; model.safetensors or its shards before Mistral's. Throws Error:
-// kInvalidArgument where there are none (for pickles it says how to convert them), kDamaged for a
-// broken index.
-std::vector<std::string> weight_files(const std::string& folder);
 
 // Rows first_row ... of a matrix plus left right; left [rows, r], right [r, columns], fp32 on the CPU.
 struct LowRankTerm {

@@ -9,26 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "train/convert/family.h"
 #include "train/nn/model_config.h"
 
 namespace dropless::train {
-
-enum class Family {
-  kMixtral,
-  kOlmoe,
-  kQwen3Moe,
-  kDbrx,
-  kLlama,
-  kMistral,
-  kQwen3,
-  kQwen2,
-  kQwen2Moe,
-  kMpt,            // LLM Foundry's own
-  kMptFusedNorms,  // with fuse_norm_attn_norm, which renames norms and attention
-  kMistralNative,  // Mistral's layout: params.json, consolidated.safetensors
-};
-
-const char* family_name(Family family);  // config.json's model_type
 
 // How the experts are stored: a tensor for each one's each projection, or stacked. Hugging Face's
 // stacks are gate_up_proj [E, 2F, D] and down_proj [E, D, F]; Mistral's (the first release of Mixtral)

@@ -56,11 +56,6 @@ std::shared_ptr<ShardStore> open_store(const StreamConfig& stream,
   return std::make_shared<ShardStore>(folder, writable ? folder : "", options);
 }
 
-std::vector<StreamConfig> streams_of(const TextDatasetConfig& config) {
-  if (!config.streams.empty()) return config.streams;
-  return {{"", config.local, config.remote, config.split, {}, config.store}};
-}
-
 std::int64_t choose_seq_len(const TextDatasetConfig& config, const TextLoaderOptions& options) {
   if (config.max_seq_len <= 0 && options.seq_len <= 0) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -169,7 +164,7 @@ struct TextLoader::Impl {
 
   void open_streams(const TextLoaderOptions& options) {
     std::string prints;
-    for (const StreamConfig& stream : streams_of(config_)) {
+    for (const StreamConfig& stream : config_.all_streams()) {
       MdsReader opened(open_store(stream, config_.cache_limit));
       if (config_.finetuning) {
         tokens_.push_back(std::make_unique<FinetuningReader>(std::move(opened), options.tokenizer,

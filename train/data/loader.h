@@ -46,6 +46,8 @@ struct TextDatasetConfig {
   std::optional<DocumentSeparator> separator;
   std::int64_t prefetch_batches = 2;
 
+  // `streams`, or the one that the block itself describes, which has no name.
+  std::vector<StreamConfig> all_streams() const;
   // Reads one loader block and refuses unknown keys. Throws Error(kInvalidArgument) with the place.
   static TextDatasetConfig from_yaml(const YamlMap& loader);
 };

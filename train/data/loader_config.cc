@@ -140,6 +140,11 @@ std::optional<DocumentSeparator> read_separator(const YamlMap& dataset) {
 
 }  // namespace
 
+std::vector<StreamConfig> TextDatasetConfig::all_streams() const {
+  if (!streams.empty()) return streams;
+  return {{"", local, remote, split, {}, store}};
+}
+
 TextDatasetConfig TextDatasetConfig::from_yaml(const YamlMap& loader) {
   TextDatasetConfig config;
   const auto name = loader.get<std::string>("name", "text");

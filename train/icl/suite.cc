@@ -1,7 +1,10 @@
 #include "train/icl/suite.h"
 
+#include <fmt/format.h>
+
 #include <iterator>
 
+#include "dropless/error.h"
 #include "train/base/fs.h"
 
 namespace dropless::train {
@@ -51,6 +54,15 @@ TaskSuite TaskSuite::from_yaml(const YamlMap& map, TaskDefaults defaults) {
     }
   }
   return suite;
+}
+
+void TaskSuite::require_files() const {
+  for (const TaskConfig& task : tasks) {
+    if (path_exists(task.dataset_uri)) continue;
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: there is no file {}", task.place, task.dataset_uri),
+                "give the path of its JSON Lines; icl_tasks=null leaves out all");
+  }
 }
 
 std::vector<TaskRun> TaskSuite::open(const Tokenizer& tokenizer) const {

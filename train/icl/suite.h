@@ -18,6 +18,8 @@ struct TaskSuite {
   // last may be paths of YAML files, also under the names with _str. Throws Error(kInvalidArgument)
   // with the place.
   static TaskSuite from_yaml(const YamlMap& map, TaskDefaults defaults);
+  // Throws Error(kInvalidArgument), with the place, where a task's file is absent.
+  void require_files() const;
   // The runs point into `tasks`. Throws Error as open_task() does.
   std::vector<TaskRun> open(const Tokenizer& tokenizer) const;
 };

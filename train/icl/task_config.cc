@@ -48,6 +48,7 @@ TaskConfig task_from_yaml(const YamlMap& map, const TaskDefaults& defaults) {
              "icl_tasks=null leaves out all");
   }
   task.dataset_uri = map.get<std::string>("dataset_uri");
+  task.place = map.where("dataset_uri") + ": " + map.path() + ".dataset_uri";
   if (task.dataset_uri.find("://") != std::string::npos) {
     map.fail("dataset_uri", task.dataset_uri + " is not a file here", "download it first");
   }

@@ -23,6 +23,7 @@ const char* metric_name(TaskType type);
 struct TaskConfig {
   std::string label;
   std::string dataset_uri;  // a JSON Lines file
+  std::string place;        // of that key, for messages
   TaskType type = TaskType::kLanguageModeling;
   std::vector<std::int64_t> num_fewshot;  // the task is run once for each
   std::int64_t batch_size = 0;            // sequences

@@ -2,29 +2,13 @@
 // (Shazeer 2020, arXiv:2002.05202).
 #pragma once
 
-#include <cstdint>
-#include <optional>
 #include <string>
 
-#include "train/bridge/moe.h"
+#include "train/nn/ffn_config.h"
 #include "train/nn/init.h"
 #include "train/nn/lora.h"
 
 namespace dropless::train {
-
-struct FfnConfig {
-  std::int64_t d_model = 0;
-  std::int64_t d_ffn = 0;
-  Activation activation = Activation::kGelu;
-  bool glu = false;
-  bool bias = true;
-  std::optional<LoraConfig> lora = std::nullopt;
-};
-
-// `ffn_act_fn: {name: silu}` or `ffn_act_fn: silu`; absent: `fallback`.
-Activation activation_from_yaml(const YamlMap& map, Activation fallback);
-
-const char* activation_name(Activation activation);  // as `ffn_act_fn` takes it
 
 // act(gate) * up (or act(gate) where `up` is undefined) by libtorch's kernels.
 at::Tensor apply_activation(Activation activation, const at::Tensor& gate, const at::Tensor& up);

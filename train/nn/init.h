@@ -1,8 +1,7 @@
 // Parameters and their initial values.
 //
-// The schemes are LLM Foundry's `init_config`: a spread per matrix from its fans, and the projections
-// that write into the residual stream divided by sqrt(2 n_layers). Each expert, and each part of a
-// fused projection, is a matrix of its own. Values are drawn on the CPU in fp32 from one generator in
+// Each expert, and each part of a fused projection, is a matrix of its own for the schemes of
+// InitConfig. Values are drawn on the CPU in fp32 from one generator in
 // the order of construction, so that they depend on the seed alone.
 #pragma once
 
@@ -12,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "train/base/yaml.h"
 #include "train/bridge/torch.h"
+#include "train/nn/init_config.h"
 
 namespace dropless::train {
 
@@ -22,31 +21,6 @@ struct Parameter {
   at::Tensor value;      // a leaf; requires a gradient, but for what no gradient trains
   bool expert = false;   // [E * F, D]: only top_k / E of it works on a token
   bool adapter = false;  // of a LoRA adapter (train/nn/lora.h)
-};
-
-// Standard deviations s; a uniform scheme draws from [-sqrt(3) s, sqrt(3) s].
-enum class InitScheme {
-  kKaimingNormal,  // gain / sqrt(fan), fan_in or fan_out; gain as of init_nonlinearity
-  kKaimingUniform,
-  kXavierNormal,  // gain sqrt(2 / (fan_in + fan_out))
-  kXavierUniform,
-  kSmall,     // sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895)
-  kNeox,      // as kSmall, and n_layers / sqrt(10) divides the residual's (arXiv:2204.06745)
-  kBaseline,  // init_std
-};
-
-struct InitConfig {
-  InitScheme scheme = InitScheme::kKaimingNormal;
-  double init_std = 0;      // kBaseline
-  double squared_gain = 2;  // kKaiming* (2 is relu's), kXavier*
-  bool fan_out = false;     // kKaiming*
-  // 0: sqrt(2 n_layers), n_layers / sqrt(10) for kNeox; 1: nothing
-  double residual_divisor = 0;
-  // Of the embedding tables, where it is not as of a matrix: one of them.
-  std::optional<double> emb_init_std;
-  std::optional<std::pair<double, double>> emb_uniform;
-
-  static InitConfig from_yaml(const YamlMap& map);
 };
 
 // How weights are held.

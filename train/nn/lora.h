@@ -7,34 +7,12 @@
 #pragma once
 
 #include <cstdint>
-#include <set>
 #include <string>
 
 #include "train/nn/init.h"
+#include "train/nn/lora_config.h"
 
 namespace dropless::train {
-
-// The matrices that may have an adapter; kWqkv: queries, keys and values by one, else each by its own.
-enum class LoraTarget { kWqkv, kQ, kK, kV, kOut, kGate, kUp, kDown };
-
-struct LoraConfig {
-  std::int64_t r = 8;
-  double alpha = 8;
-  double dropout = 0;  // of the adapters' input, in training
-  bool rslora = false;
-  std::set<LoraTarget> targets;
-
-  // Reads PEFT's LoraConfig as LLM Foundry's `peft_config` has it; target_modules takes the names of
-  // LLM Foundry and of Hugging Face's families. `glu`: the feed-forward layers have a gate; where they
-  // do not, all-linear means none and w1 is the up projection. Throws Error(kInvalidArgument).
-  static LoraConfig from_yaml(const YamlMap& map, bool glu);
-
-  double scale() const;
-  bool has(LoraTarget target) const { return targets.contains(target); }
-};
-
-// LLM Foundry's name of a target: "Wqkv", "q_proj" ...
-const char* lora_target_name(LoraTarget target);
 
 // The adapter of one matrix, or, where config or targets lack it, of none.
 class LoraAdapter {

@@ -9,11 +9,11 @@
 #include <variant>
 #include <vector>
 
-#include "train/nn/attention.h"
-#include "train/nn/ffn.h"
-#include "train/nn/init.h"
-#include "train/nn/moe.h"
-#include "train/nn/norm.h"
+#include "train/nn/attention_config.h"
+#include "train/nn/ffn_config.h"
+#include "train/nn/init_config.h"
+#include "train/nn/moe_config.h"
+#include "train/nn/norm_config.h"
 
 namespace dropless::train {
 

@@ -7,16 +7,9 @@
 
 #include "train/bridge/decode.h"
 #include "train/nn/init.h"
+#include "train/nn/norm_config.h"
 
 namespace dropless::train {
-
-enum class NormType { kLayerNorm, kRmsNorm };
-
-struct NormConfig {
-  NormType type = NormType::kLayerNorm;
-  double eps = 1e-5;
-  bool bias = true;  // LayerNorm only
-};
 
 class Norm {
  public:

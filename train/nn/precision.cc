@@ -4,20 +4,6 @@
 
 namespace dropless::train {
 
-const char* precision_name(Precision precision) {
-  switch (precision) {
-    case Precision::kFp32:
-      return "fp32";
-    case Precision::kAmpBf16:
-      return "amp_bf16";
-    case Precision::kAmpFp16:
-      return "amp_fp16";
-    case Precision::kFp64:
-      return "fp64";
-  }
-  return "unknown";
-}
-
 at::ScalarType compute_type(Precision precision) {
   switch (precision) {
     case Precision::kFp32:

@@ -3,15 +3,11 @@
 // rounding must not hide an error.
 #pragma once
 
-#include <string>
-
 #include "train/bridge/torch.h"
+#include "train/nn/precision_config.h"
 
 namespace dropless::train {
 
-enum class Precision { kFp32, kAmpBf16, kAmpFp16, kFp64 };
-
-const char* precision_name(Precision precision);
 // The element type of matrix products.
 at::ScalarType compute_type(Precision precision);
 // That of weights, gradients and moments.

@@ -11,7 +11,11 @@
 #include <optional>
 #include <vector>
 
+#include "train/nn/attention.h"
+#include "train/nn/ffn.h"
 #include "train/nn/model_config.h"
+#include "train/nn/moe.h"
+#include "train/nn/norm.h"
 #include "train/nn/precision.h"
 
 namespace dropless::train {

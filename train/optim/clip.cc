@@ -23,23 +23,6 @@ void clip_rows(const at::Tensor& weight, const at::Tensor& grad, double threshol
 
 }  // namespace
 
-ClipConfig ClipConfig::from_yaml(const YamlMap& map) {
-  ClipConfig config;
-  const std::string type = map.get<std::string>("clipping_type");
-  if (type == "norm") {
-    config.type = ClipType::kNorm;
-  } else if (type == "value") {
-    config.type = ClipType::kValue;
-  } else if (type == "adaptive") {
-    config.type = ClipType::kAdaptive;
-  } else {
-    map.fail("clipping_type", "unknown clipping_type " + type, "one of: norm, value, adaptive");
-  }
-  config.threshold = map.positive<double>("clipping_threshold");
-  map.finish();
-  return config;
-}
-
 at::Tensor global_grad_norm(const std::vector<at::Tensor>& parameters) {
   at::NoGradGuard no_grad;
   const std::vector<at::Tensor> grads = gradients(parameters);

@@ -97,7 +97,8 @@ bool matches(const std::string& expression, const std::string& name) {
   return std::regex_search("model." + name, std::regex(expression));
 }
 
-std::string checked_expression(const YamlMap& map, const char* key, const std::string& text) {
+std::string checked_expression(const YamlMap& map, const std::string& key,
+                               const std::string& text) {
   try {
     const std::regex compiled(text);
   } catch (const std::regex_error& error) {
@@ -109,14 +110,16 @@ std::string checked_expression(const YamlMap& map, const char* key, const std::s
 }
 
 void read_groups(const YamlMap& map, OptimizerConfig& config) {
-  std::vector<std::string> frozen;
-  if (map.is_sequence("disable_grad")) {
-    frozen = map.get<std::vector<std::string>>("disable_grad");
-  } else if (const auto one = map.find<std::string>("disable_grad")) {
-    frozen.push_back(*one);
-  }
-  for (const std::string& text : frozen) {
-    config.disable_grad.push_back(checked_expression(map, "disable_grad", text));
+  const std::string frozen = "disable_grad";
+  const auto freeze = [&](const std::string& key, const std::string& text) {
+    config.disable_grad.push_back({checked_expression(map, key, text), map.path() + "." + key});
+  };
+  if (map.is_sequence(frozen)) {
+    const auto texts = map.get<std::vector<std::string>>(frozen);
+    for (std::size_t i = 0; i < texts.size(); ++i)
+      freeze(fmt::format("{}.{}", frozen, i), texts[i]);
+  } else if (const auto text = map.find<std::string>(frozen)) {
+    freeze(frozen, *text);
   }
   for (const YamlMap& group : map.maps("param_groups")) {
     const auto text = group.get<std::string>("param_str_match");
@@ -228,8 +231,10 @@ std::vector<int> OptimizerConfig::assign(const std::vector<std::string>& names,
                             any ? ": all that match belong to an earlier group" : ""),
                 names.empty() ? "" : "parameters are called like model." + names.back());
   };
-  if (!disable_grad.empty()) key = "optimizer.disable_grad";
-  for (const std::string& expression : disable_grad) take(expression, -1);
+  for (const Expression& expression : disable_grad) {
+    key = expression.key;
+    take(expression.text, -1);
+  }
   for (std::size_t i = 0; i < groups.size(); ++i) {
     key = groups[i].key;
     take(groups[i].param_str_match, static_cast<int>(i) + 1);

@@ -39,10 +39,14 @@ struct OptimizerConfig {
   };
 
   OptimizerType type = OptimizerType::kDecoupledAdamW;
-  GroupConfig all;                        // group 0: of what no other group takes
-  std::vector<NamedGroup> groups;         // the first that matches takes a parameter
-  std::vector<std::string> disable_grad;  // expressions: what matches is not trained
-  std::vector<std::string> frozen;        // names as in checkpoints, or as LLM Foundry has them
+  GroupConfig all;                 // group 0: of what no other group takes
+  std::vector<NamedGroup> groups;  // the first that matches takes a parameter
+  // A regular expression, and its key in the whole config.
+  struct Expression {
+    std::string text, key;
+  };
+  std::vector<Expression> disable_grad;  // what matches is not trained
+  std::vector<std::string> frozen;       // names as in checkpoints, or as LLM Foundry has them
 
   double dampening = 0;  // SGD's
   bool nesterov = false;

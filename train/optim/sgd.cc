@@ -1,6 +1,7 @@
 #include "train/optim/sgd.h"
 
 namespace dropless::train {
+
 Sgd::Sgd(const OptimizerConfig& config, const NamedParameters& parameters)
     : Optimizer(config, parameters, std::vector<std::string>(config.moments(), "momentum_buffer")) {
 }

@@ -10,22 +10,12 @@
 #include <utility>
 
 #include "dropless/error.h"
-#include "train/bridge/device.h"
+#include "train/bridge/device_name.h"
 #include "train/run/hf_block.h"
 #include "train/run/run_folder.h"
 
 namespace dropless::train {
 namespace {
-
-Precision precision_at(const YamlMap& map) {
-  const std::string name = map.get<std::string>("precision", "amp_bf16");
-  for (const Precision precision :
-       {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16, Precision::kFp64}) {
-    if (name == precision_name(precision)) return precision;
-  }
-  map.fail("precision", "precision " + name + " is not supported by this version",
-           "one of: fp32, amp_bf16, amp_fp16, fp64");
-}
 
 // Rows, batches and what is read ahead are counted in 32 bits, so that no product overflows 64.
 std::int64_t count_at(const YamlMap& map, const char* key,
@@ -199,7 +189,7 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
               "max_seq_len " + std::to_string(config.max_seq_len) +
                   " is above the model's learned positions, " +
                   std::to_string(config.model.max_seq_len),
-              "raise model.max_seq_len too, or lower it");
+              "raise model.max_seq_len too, or lower max_seq_len");
   }
   config.global_train_batch_size = count_at(root, "global_train_batch_size");
   config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");
@@ -313,12 +303,12 @@ std::string TrainConfig::eval_dataset_path(std::size_t i) const {
                                            : "eval_loader.dataset";
 }
 
-void check_precision(const TrainConfig& config, at::Device device) {
-  if (config.precision == Precision::kAmpFp16 && device.is_cpu()) {
+void check_precision(const TrainConfig& config, bool on_gpu) {
+  if (config.precision == Precision::kAmpFp16 && !on_gpu) {
     config.source.fail("precision", "precision amp_fp16 needs a GPU",
                        "use amp_bf16 or fp32 on a CPU");
   }
-  if (config.precision == Precision::kFp64 && !device.is_cpu()) {
+  if (config.precision == Precision::kFp64 && on_gpu) {
     config.source.fail("precision", "precision fp64 is for comparisons on a CPU",
                        "set device: cpu, or use fp32");
   }
@@ -364,9 +354,9 @@ TrainConfig TrainConfig::from_yaml(const YamlDocument& document) {
   if (seed < 0) root.fail("seed", "seed must not be negative", "any from 0 to 2^63 - 1");
   config.seed = static_cast<std::uint64_t>(seed);
   config.device = root.get<std::string>("device", config.device);
-  root.locate("device", [&] { check_device_name(config.device); });
-  config.precision = precision_at(root);
-  if (config.device == "cpu") check_precision(config, at::kCPU);
+  root.locate("device", [&] { parse_device_name(config.device); });
+  config.precision = precision_from_yaml(root);
+  if (config.device == "cpu") check_precision(config, /*on_gpu=*/false);
   const std::string block = read_model(root, config);
   config.tokenizer = tokenizer_from_yaml(root.map("tokenizer"));
   config.optimizer = OptimizerConfig::from_yaml(root.map("optimizer"));

@@ -13,14 +13,14 @@
 #include "train/base/yaml.h"
 #include "train/data/loader.h"
 #include "train/icl/suite.h"
-#include "train/nn/precision.h"
-#include "train/nn/transformer.h"
-#include "train/optim/clip.h"
+#include "train/nn/model_config.h"
+#include "train/nn/precision_config.h"
+#include "train/optim/clip_config.h"
 #include "train/optim/optimizer_config.h"
 #include "train/optim/schedule.h"
-#include "train/run/callbacks.h"
+#include "train/run/callback_config.h"
 #include "train/run/interval.h"
-#include "train/run/profiler.h"
+#include "train/run/profiler_config.h"
 
 namespace dropless::train {
 
@@ -94,8 +94,9 @@ struct TrainConfig {
   static TrainConfig from_yaml(const YamlDocument& document);
 };
 
-// Throws Error(kInvalidArgument) where the device has no kernels of the config's precision.
-void check_precision(const TrainConfig& config, at::Device device);
+// Throws Error(kInvalidArgument) where the device, a GPU or the CPU, has no kernels of the config's
+// precision.
+void check_precision(const TrainConfig& config, bool on_gpu);
 
 // The tokenizer's name out of its block (`{name: bytes}`), for checkpoints too.
 std::string tokenizer_from_yaml(const YamlMap& map);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <mutex>
 #include <random>
 #include <span>
 
@@ -81,8 +82,12 @@ GenerateResult run_generate(Transformer& model, const std::vector<std::vector<To
   const PromptTensors prompt = prompt_tensors(prompts, model.device());
   const std::int64_t S = prompt.tokens_BS.size(1);
   if (!model.config().learned_pos_emb && S + options.max_new_tokens > model.config().max_seq_len) {
-    log_warning("{} tokens are more than the {} that the model was trained on",
-                S + options.max_new_tokens, model.config().max_seq_len);
+    // Once: a training run draws samples again and again.
+    static std::once_flag said;
+    std::call_once(said, [&] {
+      log_warning("{} tokens are more than the {} that the model was trained on",
+                  S + options.max_new_tokens, model.config().max_seq_len);
+    });
   }
   at::NoGradGuard no_grad;
   AutocastGuard autocast(options.precision, model.device());
@@ -172,26 +177,6 @@ GenerateResult generate_one_by_one(Transformer& model,
 }
 
 }  // namespace
-
-void GenerateOptions::check() const {
-  const auto refuse = [](const std::string& message) {
-    throw Error(ErrorKind::kInvalidArgument, message);
-  };
-  if (max_new_tokens < 0) refuse("the number of new tokens must not be negative");
-  if (max_new_tokens > std::numeric_limits<std::int32_t>::max()) {
-    refuse("the number of new tokens must fit in 32 bits");
-  }
-  if (!(temperature >= 0) || std::isinf(temperature)) refuse("temperature must be 0 or above");
-  if (top_k < 0) refuse("top-k must be 0 (off) or above");
-  if (!(top_p > 0 && top_p <= 1)) refuse("top-p must be above 0 and at most 1");
-  if (!(min_p >= 0 && min_p <= 1)) refuse("min-p must be from 0 to 1");
-  if (!(repetition_penalty > 0) || std::isinf(repetition_penalty)) {
-    refuse("the repetition penalty must be above 0");
-  }
-  for (const std::string& text : stop) {
-    if (text.empty()) refuse("a stop string is empty");
-  }
-}
 
 std::size_t find_stop(std::string_view text, const std::vector<std::string>& stop) {
   std::size_t first = std::string_view::npos;

@@ -7,7 +7,7 @@
 
 #include "train/base/fs.h"
 #include "train/base/json.h"
-#include "train/convert/released_folder.h"
+#include "train/convert/released_config.h"
 
 namespace dropless::train {
 namespace {

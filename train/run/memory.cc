@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "train/base/host_memory.h"
+#include "train/base/log.h"
 #include "train/run/summary.h"
 
 namespace dropless::train {
@@ -93,8 +94,16 @@ void require_memory(const ModelConfig& config, at::Device device, double bytes_p
   const ParameterEstimate size = estimate_parameters(config);
   const double needed = size.total * bytes_per_parameter;
   const std::optional<double> available = available_bytes(device);
-  if (!available || needed <= *available) return;
+  if (!available) return;
   const bool training = bytes_per_parameter > kWeightBytesPerParameter;
+  constexpr double kTight = 0.85;
+  if (training && needed > kTight * *available && needed <= *available) {
+    log_warning(
+        "weights, gradients and moments need {} of the {} that {} has; activations come on top, "
+        "and where memory runs out the system may kill the process without a word",
+        format_bytes(needed), format_bytes(*available), device.str());
+  }
+  if (needed <= *available) return;
   throw Error(
       ErrorKind::kInvalidArgument,
       fmt::format("{} parameters need {} of {}, and {} has {}", format_count(size.total),

@@ -50,6 +50,13 @@ std::string RunFolder::name(const std::string& save_folder, const std::string& r
     }
     name.replace(at, kVariable.size(), run_name);
   }
+  const auto open = name.find('{'), close = name.find('}', open == name.npos ? 0 : open);
+  if (open != name.npos && close != name.npos) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("nothing is filled in for {} in {}",
+                            name.substr(open, close - open + 1), save_folder),
+                "{run_name} is; another word in braces is no part of a name here");
+  }
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   return name;
 }

@@ -16,10 +16,13 @@
 #include "train/base/signals.h"
 #include "train/base/suggest.h"
 #include "train/bridge/device.h"
+#include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/convert/convert.h"
 #include "train/convert/peft.h"
 #include "train/run/evaluate.h"
+#include "train/run/expert_load.h"
+#include "train/run/generate.h"
 #include "train/run/memory.h"
 #include "train/run/model_files.h"
 #include "train/run/summary.h"
@@ -68,17 +71,11 @@ std::string missing_folder(const YamlMap& source, const TextDatasetConfig& confi
            : source.where(above) != source.where(path) ? above
                                                        : at;
   };
-  for (const StreamConfig& stream : config.streams) {
-    const std::string key = key_of(stream, path + ".streams." + stream.name);
-    if (!key.empty()) return key;
+  for (const StreamConfig& stream : config.all_streams()) {
+    const std::string at = stream.name.empty() ? path : path + ".streams." + stream.name;
+    if (const std::string key = key_of(stream, at); !key.empty()) return key;
   }
-  if (!config.streams.empty()) return path;
-  StreamConfig one;
-  one.local = config.local;
-  one.remote = config.remote;
-  one.split = config.split;
-  const std::string key = key_of(one, path);
-  return key.empty() ? path : key;
+  return path;
 }
 
 // Blames what names an absent folder, the loader's block, or the size of its batches where it opens with single
@@ -110,7 +107,7 @@ Trainer::Trainer(TrainConfig config)
     : config_(std::move(config)),
       device_(config_.source.locate("device", [&] { return choose_device(config_.device); })) {
   const YamlMap& source = config_.source;
-  check_precision(config_, device_);
+  check_precision(config_, device_.is_cuda());
   if (const MoELayerConfig* layer = config_.model.moe()) {
     source.locate("model.ffn_config.backend",
                   [&] { resolve_backend(*layer, compute_type(config_.precision), device_); });
@@ -128,6 +125,10 @@ Trainer::Trainer(TrainConfig config)
   if (!load_from_.empty()) verify_model(load_from_);
   if (config_.model.lora && !load_from_.empty()) {
     const auto why = peft_obstacle(config_.model, read_origin_config(load_from_));
+    if (why && config_.callbacks.hf_export) {
+      source.fail("callbacks.hf_checkpointer", *why,
+                  "take the callback out; `dropless convert --to hf` merges the run's checkpoints");
+    }
     if (why) log_warning("convert --to peft will not take these adapters: {}", *why);
   }
   open_data();
@@ -153,7 +154,9 @@ Trainer::Trainer(TrainConfig config)
   if (config_.save_overwrite) folder_->remove_old_run(started_from_);
   metrics_ = std::make_unique<StepLog>(metrics_path(folder_->path()), step_);
   if (config_.callbacks.generate) {
-    samples_log_ = std::make_unique<StepLog>(samples_path(folder_->path()), step_);
+    // After a resume those of this step are drawn again: a signal may have cut them off.
+    const std::int64_t last = resamples() ? step_ - 1 : step_;
+    samples_log_ = std::make_unique<StepLog>(samples_path(folder_->path()), last);
   }
   if (config_.callbacks.tensorboard) {
     tensorboard_ =
@@ -228,14 +231,7 @@ void Trainer::open_tasks() {
     config_.source.fail("icl_tasks", "in-context tasks need the tokenizer",
                         "give its file as tokenizer.name");
   }
-  const std::vector<TaskConfig>& tasks = config_.tasks.tasks;
-  for (std::size_t i = 0; i < tasks.size(); ++i) {
-    if (!path_exists(tasks[i].dataset_uri)) {
-      config_.source.fail(fmt::format("icl_tasks.{}.dataset_uri", i),
-                          "there is no file " + tasks[i].dataset_uri,
-                          "give the path of its JSON Lines; icl_tasks=null leaves out all");
-    }
-  }
+  config_.tasks.require_files();
   config_.source.locate("icl_tasks", [&] { task_runs_ = config_.tasks.open(*tokenizer_); });
 }
 
@@ -398,6 +394,11 @@ bool Trainer::due(const Interval& interval) const {
   return passed(step_) > passed(step_ - 1);
 }
 
+bool Trainer::resamples() const {
+  return config_.callbacks.generate && step_ > 0 && folder_->holds(started_from_) &&
+         due(config_.callbacks.generate->interval);
+}
+
 void Trainer::run() {
   if (step_ >= length_.max_batches) {
     log_info("step {} is already at max_duration {}: nothing to train", step_,
@@ -449,6 +450,7 @@ void Trainer::loop() {
   options.enabled = config_.progress_bar || config_.log_to_console;
   // After a resume: the evaluation that a signal cut off.
   if (step_ == 0 ? config_.eval_first : due(config_.eval_interval)) evaluate_all();
+  if (resamples()) write_samples();
   progress_ = std::make_unique<ProgressLine>(options);
   if (config_.callbacks.runtime_estimator) {
     runtime_.emplace(*config_.callbacks.runtime_estimator, length_.max_batches);
@@ -491,9 +493,11 @@ void Trainer::loop() {
   if (stop_signal() != 0) {
     report_->event("stop", step_);
     report_->finish();
-    log_info("stopped by a signal after step {} of {}; {}", step_, length_.max_batches,
-             last_checkpoint_.empty() ? "nothing to save yet"
-                                      : "autoresume=true goes on from " + last_checkpoint_);
+    const std::string next = last_checkpoint_.empty() ? "nothing to save yet"
+                             : step_ == length_.max_batches
+                                 ? "no step is left: " + last_checkpoint_
+                                 : "autoresume=true goes on from " + last_checkpoint_;
+    log_info("stopped by a signal after step {} of {}; {}", step_, length_.max_batches, next);
     return;
   }
   if (saved_step_ != step_) {
@@ -590,11 +594,13 @@ void Trainer::export_to_hf() {
       name.replace(at, variable.size(), std::to_string(value));
     }
   }
+  const Layout layout = config_.model.lora   ? Layout::kPeft
+                        : config.llm_foundry ? Layout::kFoundry
+                                             : Layout::kHf;
   make_folders(config.save_folder);
-  convert_model(last_checkpoint_, join_path(config.save_folder, name),
-                {.to = config_.model.lora ? Layout::kPeft : Layout::kHf,
-                 .dtype = config.dtype,
-                 .overwrite = config.overwrite});
+  convert_model(
+      last_checkpoint_, join_path(config.save_folder, name),
+      {.to = layout, .dtype = scalar_type_of(config.dtype), .overwrite = config.overwrite});
 }
 
 void Trainer::log_step(const StepResult& result, double multiplier, const Batch& batch,

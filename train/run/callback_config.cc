@@ -1,4 +1,4 @@
-#include "train/run/callbacks.h"
+#include "train/run/callback_config.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 
 #include "dropless/error.h"
 #include "train/convert/hf_config.h"
-#include "train/convert/peft.h"
+#include "train/convert/mpt_config.h"
 #include "train/run/run_folder.h"
 
 namespace dropless::train {
@@ -44,6 +44,22 @@ SampleConfig read_generate(const YamlMap& map) {
   return config;
 }
 
+// Now, not at the first export.
+void choose_layout(const YamlMap& map, const ModelConfig& model, HfExportConfig& config) {
+  try {
+    hf_family_of(model, nullptr);
+    return;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUnsupported) throw;
+  }
+  config.llm_foundry = true;
+  try {
+    make_mpt_config(model, "float32", nullptr);
+  } catch (const Error& error) {
+    map.fail("", error.what(), "take the callback out; checkpoints hold the model in any case");
+  }
+}
+
 HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
                               const std::string& run_name) {
   HfExportConfig config;
@@ -55,9 +71,9 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
     map.fail("huggingface_folder_name", "huggingface_folder_name is the name of one folder");
   }
   const auto precision = map.get<std::string>("precision", "float32");
-  if (precision == "bfloat16") config.dtype = at::kBFloat16;
-  if (precision == "float16") config.dtype = at::kHalf;
-  if (config.dtype == at::kFloat && precision != "float32") {
+  if (precision == "bfloat16") config.dtype = DType::kBFloat16;
+  if (precision == "float16") config.dtype = DType::kFloat16;
+  if (config.dtype == DType::kFloat32 && precision != "float32") {
     map.fail("precision", "unknown precision " + precision, "one of: float32, bfloat16, float16");
   }
   config.overwrite = map.get<bool>("overwrite", true);
@@ -65,19 +81,8 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
              "there is no service to register with");
   map.no_effect("flatten_imports", "there is no Python to flatten");
   map.finish();
-  // Now, not at the first export.
-  try {
-    if (!model.lora) {
-      hf_family_of(model, nullptr);
-    } else if (const auto obstacle = peft_obstacle(model, nullptr)) {
-      throw Error(ErrorKind::kUnsupported, *obstacle);
-    }
-  } catch (const Error& error) {
-    map.fail("", error.what(),
-             error.hint().empty() ? "take the callback out; `dropless convert` writes the run's "
-                                    "checkpoints for LLM Foundry (--to llm-foundry)"
-                                  : error.hint());
-  }
+  if (!model.lora)
+    choose_layout(map, model, config);  // the trainer knows what adapters stand beside
   return config;
 }
 

@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "dropless/dtype.h"
 #include "train/base/yaml.h"
 #include "train/nn/model_config.h"
-#include "train/run/generate.h"
+#include "train/run/generate_options.h"
 #include "train/run/interval.h"
 #include "train/run/monitors.h"
 #include "train/run/watchers.h"
@@ -29,7 +30,9 @@ struct HfExportConfig {
   std::string save_folder;
   Interval interval;
   std::string folder_name = "ba{batch}";
-  at::ScalarType dtype = at::kFloat;
+  DType dtype = DType::kFloat32;
+  // No family of transformers is the model: written in LLM Foundry's own layout, as LLM Foundry does.
+  bool llm_foundry = false;
   bool overwrite = true;
 };
 
