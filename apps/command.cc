@@ -53,7 +53,7 @@ void check_verbs(const CLI::App& app, const std::string& path, int argc, char** 
   if (word.starts_with("-")) {
     if (word == "-h" || word == "--help" || word == "--version") return;
     throw Error(ErrorKind::kInvalidArgument, path + " has no option " + word,
-                          "options follow a verb; " + path + " --help lists the verbs");
+                "options follow a verb; " + path + " --help lists the verbs");
   }
   std::vector<std::string> names;
   for (const CLI::App* verb : verbs) {
@@ -66,8 +66,7 @@ void check_verbs(const CLI::App& app, const std::string& path, int argc, char** 
     hint = "its verbs:";
     for (const std::string& name : names) hint += " " + name;
   }
-  throw Error(ErrorKind::kInvalidArgument, path + " has no verb '" + word + "'",
-                        hint);
+  throw Error(ErrorKind::kInvalidArgument, path + " has no verb '" + word + "'", hint);
 }
 
 // What CLI11 asks to leave with: help (0), a complaint (2), or the code of a verb that has reported
@@ -96,7 +95,9 @@ int report_exception(std::string (*describe)()) {
     log_line("", "error: out of memory");
   } catch (const std::exception& error) {
     const std::string known = describe != nullptr ? describe() : "";
-    log_line("", "error: " + (known.empty() ? std::string(error.what()) + "\nhint: this is a bug in dropless" : known));
+    log_line("", "error: " + (known.empty()
+                                  ? std::string(error.what()) + "\nhint: this is a bug in dropless"
+                                  : known));
   }
   return 1;
 }

@@ -87,7 +87,8 @@ void add_data_cat(CLI::App& data) {
   verb->add_option("--download-retry", remote.retries, "of a URL: further tries of a file")
       ->capture_default_str()
       ->check(whole_number<int>(0, 1000));
-  verb->add_option("--download-timeout", remote.timeout, "of a URL: seconds of one try")
+  verb->add_option("--download-timeout", remote.timeout,
+                   "of a URL: seconds below 16 KiB/s that end a try")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   verb->add_flag("--raw", options->raw, "per column, length and SHA-256 of the undecoded bytes");

@@ -31,7 +31,7 @@ struct ProductShape {
   std::int64_t n, k;
 };
 constexpr ProductShape kProducts[] = {
-    {"olmoe qkv", 6144, 2048}, {"olmoe out", 2048, 2048}, {"olmoe head", 50304, 2048},
+    {"olmoe qkv", 6144, 2048},   {"olmoe out", 2048, 2048}, {"olmoe head", 50304, 2048},
     {"mixtral qkv", 6144, 4096}, {"dbrx qkv", 8192, 6144},
 };
 
@@ -67,8 +67,9 @@ double copy_gb_per_s(int rounds) {
   DeviceBuffer from(kBytes), to(kBytes);
   std::vector<Candidate> copy{{"copy",
                                [&] {
-                                 DROPLESS_CUDA_CHECK(cudaMemcpyAsync(
-                                     to.get(), from.get(), kBytes, cudaMemcpyDeviceToDevice, nullptr));
+                                 DROPLESS_CUDA_CHECK(cudaMemcpyAsync(to.get(), from.get(), kBytes,
+                                                                     cudaMemcpyDeviceToDevice,
+                                                                     nullptr));
                                },
                                {}}};
   time_interleaved(copy, rounds);
@@ -79,7 +80,8 @@ void run_shape(const ProductShape& shape, std::int64_t rows, int rounds, double 
                const Cublas& cublas) {
   const std::int64_t N = shape.n, K = shape.k, bytes = 2 * N * K;
   const std::int64_t layers = std::clamp<std::int64_t>((400LL << 20) / bytes, 2, 16);
-  DeviceBuffer w(layers * bytes), x(rows * K * 4), normed(rows * K * 2), weight(K * 4), out(rows * N * 2);
+  DeviceBuffer w(layers * bytes), x(rows * K * 4), normed(rows * K * 2), weight(K * 4),
+      out(rows * N * 2);
   testing::fill_random_bf16(w.get(), layers * N * K, 1, 0.02f);
   testing::fill_random_fp32(x.get(), rows * K, 2, 1.0f);
   testing::fill_random_fp32(weight.get(), K, 3, 1.0f);
@@ -113,10 +115,12 @@ void run_shape(const ProductShape& shape, std::int64_t rows, int rounds, double 
   const auto microseconds = [&](std::size_t i) {
     return 1e3 * candidates[i].ms[candidates[i].ms.size() / 2] / static_cast<double>(layers);
   };
-  std::printf("%-12s rows %lld  norm + product %6.2f us (%.2f of copy)  norm alone %5.2f us", shape.name,
-              static_cast<long long>(rows), microseconds(0),
+  std::printf("%-12s rows %lld  norm + product %6.2f us (%.2f of copy)  norm alone %5.2f us",
+              shape.name, static_cast<long long>(rows), microseconds(0),
               static_cast<double>(bytes) * 1e-3 / microseconds(0) / copy, microseconds(1));
-  if (theirs) std::printf("  with cuBLAS %6.2f us, ratio %.2f", microseconds(2), microseconds(2) / microseconds(0));
+  if (theirs)
+    std::printf("  with cuBLAS %6.2f us, ratio %.2f", microseconds(2),
+                microseconds(2) / microseconds(0));
   std::printf("\n");
 }
 
@@ -127,7 +131,8 @@ int main(int argc, char** argv) {
   using namespace dropless::benchmarks;
   try {
     int rounds = 31;
-    if (argc == 3 && std::strcmp(argv[1], "--rounds") == 0) rounds = std::max(1, std::atoi(argv[2]));
+    if (argc == 3 && std::strcmp(argv[1], "--rounds") == 0)
+      rounds = std::max(1, std::atoi(argv[2]));
     if (!dropless::testing::gpu_available()) {
       std::printf("no GPU: nothing to measure\n");
       return 0;

@@ -180,7 +180,8 @@ void decode_product(const DecodeProductArgs& args, Stream stream) {
                                     (args.n + rows_of_a_cta - 1) / rows_of_a_cta);
     };
     if (args.rows == 1) {
-      const auto shared_bytes = static_cast<int>(args.k * static_cast<std::int64_t>(sizeof(Element)));
+      const auto shared_bytes =
+          static_cast<int>(args.k * static_cast<std::int64_t>(sizeof(Element)));
       launch_soon(row_kernel<Element>, ctas(kRowWarps), kRowThreads, shared_bytes, stream, product);
     } else {
       launch_soon(rows_kernel<Element>, ctas(kTile), kRowsThreads, 0, stream, product);

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import os
 import pathlib
 import threading
 import time
@@ -13,7 +14,8 @@ from command import CONFIG, CommandTest
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; `trouble` of the server says how the shards come: fine, flaky, cut, absent, with other
-    bytes (lies), with a Content-Length that is one short (short), or a byte a second (slow)."""
+    bytes (lies), with a Content-Length that is one short (short), a byte a second (slow), or 40 KB a second
+    (steady)."""
 
     def do_GET(self):
         trouble = self.server.trouble
@@ -34,6 +36,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         if trouble == "slow":
             return self.trickle()
+        if trouble == "steady":
+            for begin in range(0, len(body), 8000):
+                self.server.closing.wait(0.2)
+                self.wfile.write(body[begin : begin + 8000])
+                self.wfile.flush()
+            return None
         self.wfile.write(body[: len(body) // 2] if trouble == "cut" else b"x" + body[1:] if trouble == "lies" else body)
         self.close_connection = True
 
@@ -134,6 +142,25 @@ class RemoteTest(CommandTest):
         result = self.run_command("data", "cat", url + "/data/train", "--local", "slow", "--download-timeout", 1, "--download-retry", 0)
         self.assertEqual(result.returncode, 1)
         self.assertIn("--download-timeout", result.stderr)
+
+    def test_a_slow_line_is_no_dead_one(self):
+        """A shard that takes two seconds and more, while a second below 16 KiB/s ends a try."""
+        self.assertGreater((self.folder / "data/train/shard.00000.mds").stat().st_size, 70_000)
+        self.server.trouble = "steady"
+        url = f"http://127.0.0.1:{self.server.server_port}/data/train"
+        far = self.check_command("data", "cat", url, "--local", "near", "--download-timeout", 1, "--download-retry", 0)
+        self.assertEqual(far, self.check_command("data", "cat", "data/train"))
+
+    def test_what_a_killed_download_left_is_removed(self):
+        (self.folder / "near").mkdir()
+        old, new = (self.folder / "near" / f"shard.00000.mds.tmp-{pid}-0" for pid in (2**22 + 1, 2**22 + 2))
+        for path in (old, new):
+            path.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        self.server.trouble = "fine"
+        url = f"http://127.0.0.1:{self.server.server_port}/data/train"
+        self.check_command("data", "cat", url, "--local", "near")
+        self.assertEqual((old.exists(), new.exists()), (False, True))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,9 @@ class S3Test(CommandTest):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         environment.update(AWS_PROFILE="work", AWS_SHARED_CREDENTIALS_FILE="credentials", AWS_CONFIG_FILE="config")
         self.check_command("data", "cat", "s3://sets/dropless-set ä/val", "--local", "c", env=environment)
+        (self.folder / "config").write_text(f"[profile work]\nregion = eu-central-1\nendpoint_url = {self.endpoint}\n")
+        del environment["S3_ENDPOINT_URL"]
+        self.check_command("data", "cat", "s3://sets/dropless-set ä/val", "--local", "d", env=environment)
 
     def test_what_s3_refuses(self):
         wrong = {**os.environ, "AWS_SECRET_ACCESS_KEY": "wrong"}

@@ -44,12 +44,14 @@ LineStart start_of(std::string_view line) {
     at = std::min(line.find_first_not_of(' ', at + 1), line.size());
   }
   const auto is_name = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.' || c == '/';
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.' ||
+           c == '/';
   };
   std::size_t end = at;
   while (end < line.size() && is_name(line[end])) ++end;
   const bool colon = end < line.size() && line[end] == ':';
-  if (end > at && colon && (end + 1 == line.size() || line[end + 1] == ' ' || line[end + 1] == '\r')) {
+  if (end > at && colon &&
+      (end + 1 == line.size() || line[end + 1] == ' ' || line[end + 1] == '\r')) {
     start.key = line.substr(at, end - at);
     start.key_column = static_cast<int>(at);
   }
@@ -118,7 +120,9 @@ class OpeningFinder {
   }
 
  private:
-  bool in_quote() const { return !open_.empty() && (open_.back().sign == '"' || open_.back().sign == '\''); }
+  bool in_quote() const {
+    return !open_.empty() && (open_.back().sign == '"' || open_.back().sign == '\'');
+  }
 
   // The lines of a block scalar.
   bool skips(std::string_view text) {
@@ -129,7 +133,8 @@ class OpeningFinder {
   }
 
   void read(std::string_view text) {
-    bool at_start = true;  // of a value or a key: only there quotes and brackets mean anything in a block
+    bool at_start =
+        true;  // of a value or a key: only there quotes and brackets mean anything in a block
     for (std::size_t i = 0; i < text.size(); ++i) {
       const char c = text[i];
       if (in_quote()) {
@@ -141,7 +146,7 @@ class OpeningFinder {
       if (c == '#' && (i == 0 || text[i - 1] == ' ' || text[i - 1] == '\t')) return;
       const bool flow = !open_.empty();
       const bool before_space = i + 1 == text.size() || text[i + 1] == ' ';
-      if ((c == '"' || c == '\'' ) && at_start) {
+      if ((c == '"' || c == '\'') && at_start) {
         open(c, i);
       } else if ((c == '[' || c == '{') && (at_start || flow)) {
         open(c, i);

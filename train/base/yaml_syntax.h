@@ -8,7 +8,7 @@ namespace dropless::train {
 
 struct YamlSyntaxPlace {
   int line = 0, column = 0;  // from 0
-  std::string key;           // "model.attn_config", "eval_loader.1.dataset"; empty: none stands there
+  std::string key;  // "model.attn_config", "eval_loader.1.dataset"; empty: none stands there
 };
 
 // From the place at which the parser gave up. `unclosed`: it misses the end of a quote or a bracket, which

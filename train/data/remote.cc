@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <ctime>
 #include <exception>
@@ -174,12 +175,23 @@ S3Credentials find_credentials() {
           ini_value(path, profile, "aws_session_token")};
 }
 
+// Of the profile in ~/.aws/config.
+std::string config_value(const std::string& key) {
+  const std::string profile = aws_profile();
+  return ini_value(aws_file("AWS_CONFIG_FILE", "config"),
+                   profile == "default" ? profile : "profile " + profile, key);
+}
+
 std::string find_region() {
   std::string region = first_set({"AWS_REGION", "AWS_DEFAULT_REGION"});
-  if (!region.empty()) return region;
-  const std::string path = aws_file("AWS_CONFIG_FILE", "config"), profile = aws_profile();
-  region = ini_value(path, profile == "default" ? profile : "profile " + profile, "region");
+  if (region.empty()) region = config_value("region");
   return region.empty() ? "us-east-1" : region;
+}
+
+// Empty: Amazon's own.
+std::string find_endpoint() {
+  const std::string set = first_set({"S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"});
+  return set.empty() ? config_value("endpoint_url") : set;
 }
 
 std::string strip_slashes(std::string text) {
@@ -210,8 +222,7 @@ class S3Remote : public Remote {
     }
     std::string prefix = rest.substr(slash);
     while (prefix.starts_with('/')) prefix.erase(0, 1);
-    const std::string endpoint =
-        first_set({"S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"});
+    const std::string endpoint = find_endpoint();
     if (!endpoint.empty()) {
       base_ = strip_slashes(endpoint);
       if (!is_url(base_)) {
@@ -383,7 +394,10 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   set(CURLOPT_HTTPHEADER, headers.get());
   set(CURLOPT_ERRORBUFFER, reason);
   set(CURLOPT_NOSIGNAL, 1L);
-  set(CURLOPT_TIMEOUT_MS, static_cast<long>(options_.timeout * 1000));
+  // A large shard may take its time on a slow line; one that stands nearly still may not.
+  constexpr long kLeastBytesPerSecond = 16 << 10;
+  set(CURLOPT_LOW_SPEED_LIMIT, kLeastBytesPerSecond);
+  set(CURLOPT_LOW_SPEED_TIME, static_cast<long>(std::ceil(options_.timeout)));
   set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.timeout * 1000));
   set(CURLOPT_FOLLOWLOCATION, request.redirects ? 1L : 0L);
   set(CURLOPT_MAXREDIRS, 5L);

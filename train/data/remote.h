@@ -21,7 +21,7 @@ namespace dropless::train {
 
 struct RemoteOptions {
   int retries = 2;             // further tries of a file after the first
-  double timeout = 60;         // seconds, of one try
+  double timeout = 60;         // seconds below 16 KiB/s that end a try
   double first_backoff = 1.0;  // seconds before the first retry; doubles, with up to half on top
   // Of a file whose size nothing tells, the index.
   std::uint64_t most_index_bytes = kMostIndexBytes;

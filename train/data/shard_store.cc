@@ -1,10 +1,14 @@
 #include "train/data/shard_store.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 
@@ -33,6 +37,27 @@ bool same_folder(const std::string& a, const std::string& b) {
 std::string temporary_name(const std::string& path) {
   static std::atomic<unsigned> counter = 0;
   return fmt::format("{}.tmp-{}-{}", path, ::getpid(), counter++);
+}
+
+// Whether it is one of a process of this machine that is gone.
+bool is_left_over(const std::string& folder, const std::string& name) {
+  const std::size_t mark = name.rfind(".tmp-");
+  if (mark == std::string::npos) return false;
+  int pid = 0, number = 0;
+  if (std::sscanf(name.c_str() + mark, ".tmp-%d-%d", &pid, &number) != 2) return false;
+  if (::kill(pid, 0) == 0 || errno != ESRCH) return false;
+  // Other machines may write to the folder too, whose processes are not seen here.
+  std::error_code error;
+  const auto written = std::filesystem::last_write_time(join_path(folder, name), error);
+  constexpr auto kLongestDownload = std::chrono::hours(24);
+  return !error && std::filesystem::file_time_type::clock::now() - written > kLongestDownload;
+}
+
+void remove_left_overs(const std::string& folder) {
+  if (!is_folder(folder)) return;
+  for (const std::string& name : list_folder(folder)) {
+    if (is_left_over(folder, name)) ::unlink(join_path(folder, name).c_str());
+  }
 }
 
 // Of a regular file; nullopt where none is there, as after another process evicted it.
@@ -111,6 +136,7 @@ ShardStore::ShardStore(std::string source, std::string cache, const ShardStoreOp
       remote_(is_url(source_) ? Remote::open(source_, options.remote) : nullptr),
       index_(load_index()),
       slots_(index_.shards.size()) {
+  if (caches()) remove_left_overs(cache_);
   if (!options_.validate_hash.empty()) {
     check_hash_name(options_.validate_hash);
     for (const MdsShard& shard : index_.shards) {
