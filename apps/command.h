@@ -1,6 +1,6 @@
-// What every program of the command does around its verbs: they are parsed and run, and an error becomes
-// one message and an exit code (0 done; 2 arguments, config or paths; 1 damage, full disk, non-finite
-// loss, interruption).
+// What every program of the command does around its verbs: they are parsed and run, and an error
+// becomes one message and an exit code (0 done; 2 arguments, config or paths; 1 damage, full disk,
+// non-finite loss, interruption).
 #pragma once
 
 #include <string>

@@ -1,13 +1,13 @@
-// `bin/dropless`: does by itself what needs no libtorch (the verbs `data` and `report`, and to refuse a
-// training config that is broken), and starts the command proper, `libexec/dropless`, for the rest, in
-// what that needs to find and only a process before it can give.
+// `bin/dropless`: does by itself what needs no libtorch (the verbs `data` and `report`, and to
+// refuse a training config that is broken), and starts the command proper, `libexec/dropless`, for
+// the rest, in what that needs to find and only a process before it can give.
 //
-// Loading libtorch takes 0.1-0.3 s and 120 MB in which no handler can stand: SIGINT, SIGTERM, SIGHUP and
-// SIGUSR1 are blocked before, stay blocked across exec, and are let through once the verb has
-// installed its handlers (train/base/signals.h). And the OpenMP runtime reads its settings while it
-// is loaded: its threads that wait spin, by default for milliseconds, so that beside another busy
-// program two threads on two cores train ten times slower; a short spin costs nothing on an idle
-// machine.
+// Loading libtorch takes 0.1-0.3 s and 120 MB in which no handler can stand: SIGINT, SIGTERM,
+// SIGHUP and SIGUSR1 are blocked before, stay blocked across exec, and are let through once the
+// verb has installed its handlers (train/base/signals.h). And the OpenMP runtime reads its settings
+// while it is loaded: its threads that wait spin, by default for milliseconds, so that beside
+// another busy program two threads on two cores train ten times slower; a short spin costs nothing
+// on an idle machine.
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
@@ -18,11 +18,8 @@
 
 #include <CLI/CLI.hpp>
 
-#include <filesystem>
 #include <initializer_list>
-#include <string>
 #include <string_view>
-#include <system_error>
 
 #include "apps/command.h"
 #include "apps/train_options.h"
@@ -71,12 +68,8 @@ int start_command(char** argv) {
   return 1;
 }
 
-// Warnings are left to the command, which reads the config again; what it refuses is refused here. A
-// pipe can be read but once.
+// Warnings are left to the command, which reads the config again; what it refuses is refused here.
 void check_train_config(const TrainOptions& options) {
-  std::error_code unreadable;
-  const auto status = std::filesystem::status(options.config, unreadable);
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) return;
   signal(SIGPIPE, SIG_IGN);  // the exit code counts, whoever reads the message
   dropless::train::HeldLog log;
   try {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "apps/command.h"
+#include "apps/train.h"
 #include "apps/train_options.h"
 #include "apps/verbs.h"
 

@@ -1,9 +1,10 @@
 // `dropless train CONFIG.yaml [key.path=value ...]`
+#include "apps/train.h"
+
 #include <csignal>
 #include <memory>
 #include <utility>
 
-#include "apps/train_options.h"
 #include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/report/serve.h"

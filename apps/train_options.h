@@ -1,5 +1,5 @@
-// The arguments of `dropless train`, and its config: without libtorch, so that bin/dropless can refuse a
-// broken one before it is loaded.
+// The arguments of `dropless train`, and its config: without libtorch, so that bin/dropless can
+// refuse a broken one before it is loaded.
 #pragma once
 
 #include <functional>
@@ -25,8 +25,5 @@ void add_train_verb(CLI::App& app, const std::function<void(const TrainOptions&)
 
 // Reads the config, with a line on standard error that says which. Throws Error(kInvalidArgument).
 train::TrainConfig read_train_config(const TrainOptions& options);
-
-// Trains (train.cc).
-void run_train(const TrainOptions& options);
 
 }  // namespace dropless::apps

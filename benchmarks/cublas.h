@@ -37,7 +37,8 @@ class Cublas {
   bool available() const { return handle_ != nullptr; }
 
   // Row-major, bf16: c[m, n] = op(a) op(b), fp32 accumulation. a is [m, k], or [k, m] with trans_a;
-  // b is [k, n], or [n, k] with trans_b; all contiguous. On the stream that set_stream() named last, the default one at first.
+  // b is [k, n], or [n, k] with trans_b; all contiguous. On the stream that set_stream() named last,
+  // the default one at first.
   void gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
             const void* a, const void* b, void* c) const {
     const float one = 1.0f, zero = 0.0f;

@@ -1,7 +1,7 @@
 # dropless_torch: libtorch out of the PyPI wheel, CPU side only.
 #
 # TorchConfig.cmake of the CUDA wheel stops where no CUDA toolkit is installed, so the target is made here.
-# libtorch_cuda is not linked but loaded at run time where a driver is present (train/base/device.cc): one
+# libtorch_cuda is not linked but loaded at run time where a driver is present (train/bridge/device.cc): one
 # binary serves machines with and without a GPU, and starts fast on those without.
 if(NOT DROPLESS_TORCH_DIR)
   message(FATAL_ERROR "DROPLESS_TORCH_DIR is not set.\n"

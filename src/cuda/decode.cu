@@ -1,11 +1,11 @@
-// What stands between the products of a pass over one token a row, a kernel each. All are short: what counts
-// is that there are few, and the latency of each. Formulas: include/dropless/decode.h.
+// What stands between the products of a pass over one token a row, a kernel each. All are short:
+// what counts is that there are few, and the latency of each. Formulas: include/dropless/decode.h.
 //
 //   add_norm    a CTA a row, which it keeps in registers
-//   attention   a CTA a head. It norms and rotates its own query and its group's key; a norm over all heads
-//               is summed by each of them. Its warps take every sixteenth run of keys each, with a running
-//               maximum and sum of their own (Milakov and Gimelshein 2018, arXiv:1805.02867), and are put
-//               together at the end
+//   attention   a CTA a head, with a long cache a cluster of up to eight, whose first puts the parts together.
+//               Each norms and rotates its own query and its group's key; a norm over all heads is summed by
+//               each of them. Warps take runs of keys in turns, with a running maximum and sum of their own
+//               (Milakov and Gimelshein 2018, arXiv:1805.02867), and are put together at the end
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -22,7 +22,8 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kKeys = 4;  // of a warp at a time: their loads are under way together
+constexpr int kKeys = 4;       // of a warp at a time: their loads are under way together
+constexpr int kMostParts = 8;  // of a head
 
 // Two sums over all threads, in one order.
 __device__ __forceinline__ float2 block_sum(float2 x) {
@@ -61,14 +62,14 @@ __global__ void __launch_bounds__(kThreads)
   const int vectors = norm.width / 4;
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * norm.width;
   float4 weight[kVectors], x[kVectors];
-  launch_dependents();
+  ptx::launch_dependents();
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = threadIdx.x + v * kThreads;
     weight[v] = at < vectors ? reinterpret_cast<const float4*>(norm.weight)[at]
                              : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
-  dependency_wait();
+  ptx::dependency_wait();
   float sum = 0.0f, square = 0.0f;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -166,12 +167,9 @@ __device__ __forceinline__ Moments moments_of(const AttentionParams& p, const El
   return m;
 }
 
-// Element i of a head before RoPE.
-template <class Element>
-__device__ __forceinline__ float normed(const AttentionParams& p, const Norm& norm,
-                                        const Element* from, int head, int i, float mean,
-                                        float factor) {
-  float x = to_float(from[head * p.head_dim + i]);
+// Element i of a head, `x`, before RoPE.
+__device__ __forceinline__ float normed(const AttentionParams& p, const Norm& norm, float x,
+                                        int head, int i, float mean, float factor) {
   if (!p.clip_after_norm) x = clipped(x, p.clip);
   if (norm.width > 0) {
     x = norm.apply(x, mean, factor, norm.width == p.head_dim ? i : head * p.head_dim + i);
@@ -184,53 +182,105 @@ template <int kPairs>
 struct Mixture {
   float most = -INFINITY, sum = 0.0f;
   float2 out[kPairs] = {};
+
+  // Another one's, whose maximum is not above this; -INFINITY: it saw nothing.
+  __device__ __forceinline__ void add(float other_most, float other_sum, float2 other_out) {
+    const float weight = other_most == -INFINITY ? 0.0f : __expf(other_most - most);
+    sum = fmaf(weight, other_sum, sum);
+    out[0].x = fmaf(weight, other_out.x, out[0].x);
+    out[0].y = fmaf(weight, other_out.y, out[0].y);
+  }
 };
 
-// A lane has kPairs pairs of a head: pair lane + 32 i.
-template <class Element, int kPairs>
-__global__ void __launch_bounds__(kThreads)
+// Pairs of kKeys places of the cache, as they lie there. A lane has kPairs pairs of a head: pair
+// lane + 32 i.
+template <int kPairs>
+struct Places {
+  static constexpr int kKeys =
+      kPairs <= 2 ? 8 : 4;  // of a warp at a time, their loads under way together
+  std::uint32_t key[kKeys][kPairs], value[kKeys][kPairs];
+
+  // Behind the last place: the last once more, to be left out.
+  template <class Element>
+  __device__ __forceinline__ void load(const Element* keys, const Element* values, int d, int first,
+                                       int end) {
+#pragma unroll
+    for (int u = 0; u < kKeys; ++u) {
+      const std::int64_t at = static_cast<std::int64_t>(min(first + u, end - 1)) * d;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const int pair = threadIdx.x % 32 + 32 * i;
+        const bool in = 2 * pair < d;
+        key[u][i] = in ? *reinterpret_cast<const std::uint32_t*>(keys + at + 2 * pair) : 0;
+        value[u][i] = in ? *reinterpret_cast<const std::uint32_t*>(values + at + 2 * pair) : 0;
+      }
+    }
+  }
+};
+
+// kSplit: a cluster has a head.
+template <class Element, int kPairs, bool kSplit>
+__global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(AttentionParams p, const Element* qkv_BN, Element* keys_BGCI,
                      Element* values_BGCI, Element* out_BHI) {
   constexpr int kMostDim = 64 * kPairs;
   __shared__ float query[kMostDim], key[kMostDim], value[kMostDim];
   __shared__ float maxima[kWarps], sums[kWarps];
   __shared__ float2 outs[kWarps][32 * kPairs];
-  const int row = blockIdx.x / p.heads, head = blockIdx.x % p.heads;
+  const int parts = kSplit ? cluster_size() : 1, part = kSplit ? cluster_rank() : 0;
+  const int which = static_cast<int>(blockIdx.x) / parts;  // row and head
+  const int row = which / p.heads, head = which % p.heads;
   const int d = p.head_dim, pairs = d / 2, shared_by = p.heads / p.groups, group = head / shared_by;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Element* q = qkv_BN + static_cast<std::int64_t>(row) * (p.heads + 2 * p.groups) * d;
   const Element *k = q + p.heads * d, *v = k + p.groups * d;
   const std::int64_t cache = (static_cast<std::int64_t>(row) * p.groups + group) * p.places * d;
   Element *keys = keys_BGCI + cache, *values = values_BGCI + cache;
-  launch_dependents();
-  dependency_wait();
+  ptx::launch_dependents();
+  if constexpr (kSplit) cluster_arrive();
+  ptx::dependency_wait();
   const int position = static_cast<int>(*p.position);
+
+  // All that comes from memory first: what it is needed for waits for the sums over all threads.
+  const int own = static_cast<int>(threadIdx.x);  // pair
+  float q_raw[2] = {}, k_raw[2] = {}, v_raw[2] = {}, cosine = 1.0f, sine = 0.0f;
+  if (own < pairs) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      q_raw[half] = to_float(q[head * d + half * pairs + own]);
+      k_raw[half] = to_float(k[group * d + half * pairs + own]);
+      v_raw[half] = to_float(v[group * d + half * pairs + own]);
+    }
+    if (p.cos != nullptr) {
+      cosine = p.cos[static_cast<std::int64_t>(position) * pairs + own];
+      sine = p.sin[static_cast<std::int64_t>(position) * pairs + own];
+    }
+  }
+  int first = p.pads == nullptr ? 0 : static_cast<int>(p.pads[row]);
+  if (p.window >= 0) first = max(first, position - p.window);
+  first += (part * kWarps + warp) * kKeys;  // of this warp
+  Places<kPairs> places;
+  if (first < position) places.load(keys, values, d, first, position);
 
   Moments m{};
   if (p.q_norm.width > 0) m = moments_of(p, q, k, head, group);
-  for (int i = threadIdx.x; i < pairs; i += kThreads) {
-    float c = 1.0f, s = 0.0f;
-    if (p.cos != nullptr) {
-      c = p.cos[static_cast<std::int64_t>(position) * pairs + i];
-      s = p.sin[static_cast<std::int64_t>(position) * pairs + i];
-    }
-    const float q1 = normed(p, p.q_norm, q, head, i, m.mean.x, m.factor.x);
-    const float q2 = normed(p, p.q_norm, q, head, i + pairs, m.mean.x, m.factor.x);
-    query[i] = (q1 * c - q2 * s) * p.scale;
-    query[i + pairs] = (q2 * c + q1 * s) * p.scale;
-    const float k1 = normed(p, p.k_norm, k, group, i, m.mean.y, m.factor.y);
-    const float k2 = normed(p, p.k_norm, k, group, i + pairs, m.mean.y, m.factor.y);
+  if (own < pairs) {
+    const float q1 = normed(p, p.q_norm, q_raw[0], head, own, m.mean.x, m.factor.x);
+    const float q2 = normed(p, p.q_norm, q_raw[1], head, own + pairs, m.mean.x, m.factor.x);
+    query[own] = (q1 * cosine - q2 * sine) * p.scale;
+    query[own + pairs] = (q2 * cosine + q1 * sine) * p.scale;
+    const float k1 = normed(p, p.k_norm, k_raw[0], group, own, m.mean.y, m.factor.y);
+    const float k2 = normed(p, p.k_norm, k_raw[1], group, own + pairs, m.mean.y, m.factor.y);
     // As they are read back later.
     const Element keeps[4] = {
-        element<Element>(k1 * c - k2 * s), element<Element>(k2 * c + k1 * s),
-        element<Element>(clipped(to_float(v[group * d + i]), p.clip)),
-        element<Element>(clipped(to_float(v[group * d + i + pairs]), p.clip))};
-    key[i] = to_float(keeps[0]);
-    key[i + pairs] = to_float(keeps[1]);
-    value[i] = to_float(keeps[2]);
-    value[i + pairs] = to_float(keeps[3]);
-    if (head % shared_by == 0) {
-      const std::int64_t at = static_cast<std::int64_t>(position) * d + i;
+        element<Element>(k1 * cosine - k2 * sine), element<Element>(k2 * cosine + k1 * sine),
+        element<Element>(clipped(v_raw[0], p.clip)), element<Element>(clipped(v_raw[1], p.clip))};
+    key[own] = to_float(keeps[0]);
+    key[own + pairs] = to_float(keeps[1]);
+    value[own] = to_float(keeps[2]);
+    value[own + pairs] = to_float(keeps[3]);
+    if (part == 0 && head % shared_by == 0) {
+      const std::int64_t at = static_cast<std::int64_t>(position) * d + own;
       keys[at] = keeps[0];
       keys[at + pairs] = keeps[1];
       values[at] = keeps[2];
@@ -239,8 +289,6 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  int first = p.pads == nullptr ? 0 : static_cast<int>(p.pads[row]);
-  if (p.window >= 0) first = max(first, position - p.window);
   const float slope = p.slopes == nullptr ? 0.0f : p.slopes[head];
   const auto capped = [&](float score, int j) {
     const float s = p.softcap > 0.0f ? p.softcap * tanhf(score / p.softcap) : score;
@@ -255,7 +303,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   Mixture<kPairs> mix;
   // The token itself, from here; those before it, from the cache.
-  if (warp == 0) {
+  if (part == 0 && warp == 0) {
     float dot = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -267,21 +315,15 @@ __global__ void __launch_bounds__(kThreads)
     mix.most = capped(warp_sum(dot), position);
     mix.sum = 1.0f;
   }
-  for (int j = first + warp * kKeys; j < position; j += kWarps * kKeys) {
+  for (int j = first; j < position; j += parts * kWarps * kKeys) {
+    if (j > first) places.load(keys, values, d, j, position);
     float score[kKeys];
-    float2 read[kKeys][kPairs];
 #pragma unroll
     for (int u = 0; u < kKeys; ++u) {
       float dot = 0.0f;
-      // Behind the last: the last once more, to be left out.
-      const std::int64_t at = static_cast<std::int64_t>(min(j + u, position - 1)) * d;
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
-        const int pair = lane + 32 * i;
-        read[u][i] = make_float2(0.0f, 0.0f);
-        if (pair >= pairs) continue;
-        const float2 other = two_floats(keys + at + 2 * pair);
-        read[u][i] = two_floats(values + at + 2 * pair);
+        const float2 other = two_floats(reinterpret_cast<const Element*>(&places.key[u][i]));
         dot = fmaf(mine[i].x, other.x, fmaf(mine[i].y, other.y, dot));
       }
       score[u] = dot;
@@ -306,8 +348,9 @@ __global__ void __launch_bounds__(kThreads)
       mix.sum += weight;
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
-        mix.out[i].x = fmaf(weight, read[u][i].x, mix.out[i].x);
-        mix.out[i].y = fmaf(weight, read[u][i].y, mix.out[i].y);
+        const float2 value = two_floats(reinterpret_cast<const Element*>(&places.value[u][i]));
+        mix.out[i].x = fmaf(weight, value.x, mix.out[i].x);
+        mix.out[i].y = fmaf(weight, value.y, mix.out[i].y);
       }
     }
   }
@@ -318,20 +361,56 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) outs[warp][lane + 32 * i] = mix.out[i];
   __syncthreads();
-  if (static_cast<int>(threadIdx.x) >= pairs) return;
-  float highest = maxima[0];
-  for (int w = 1; w < kWarps; ++w) highest = fmaxf(highest, maxima[w]);
-  float total = 0.0f;
-  float2 mixed = make_float2(0.0f, 0.0f);
-  for (int w = 0; w < kWarps; ++w) {
-    const float weight = __expf(maxima[w] - highest);
-    total = fmaf(weight, sums[w], total);
-    mixed.x = fmaf(weight, outs[w][threadIdx.x].x, mixed.x);
-    mixed.y = fmaf(weight, outs[w][threadIdx.x].y, mixed.y);
+  Mixture<1> all;  // of this CTA, pair `own`
+  if (own < pairs) {
+    for (int w = 0; w < kWarps; ++w) all.most = fmaxf(all.most, maxima[w]);
+    for (int w = 0; w < kWarps; ++w) all.add(maxima[w], sums[w], outs[w][own]);
   }
-  Element* into = out_BHI + static_cast<std::int64_t>(blockIdx.x) * d + 2 * threadIdx.x;
-  into[0] = element<Element>(mixed.x / total);
-  into[1] = element<Element>(mixed.y / total);
+  if constexpr (kSplit) {
+    __shared__ float part_most[kMostParts], part_sum[kMostParts];
+    __shared__ float2 part_out[kMostParts][32 * kPairs];
+    cluster_wait();
+    if (own < pairs) {
+      store_to_first(&part_out[part][own].x, all.out[0].x);
+      store_to_first(&part_out[part][own].y, all.out[0].y);
+    }
+    if (own == 0) {
+      store_to_first(&part_most[part], all.most);
+      store_to_first(&part_sum[part], all.sum);
+    }
+    cluster_arrive();
+    cluster_wait();
+    if (part > 0) return;
+    all = {};
+    for (int i = 0; i < parts; ++i) all.most = fmaxf(all.most, part_most[i]);
+    if (own < pairs) {
+      for (int i = 0; i < parts; ++i) all.add(part_most[i], part_sum[i], part_out[i][own]);
+    }
+  }
+  if (own >= pairs) return;
+  Element* into = out_BHI + static_cast<std::int64_t>(which) * d + 2 * own;
+  into[0] = element<Element>(all.out[0].x / all.sum);
+  into[1] = element<Element>(all.out[0].y / all.sum);
+}
+
+// CTAs of a head: more where the cache is long and rows and heads leave multiprocessors idle. Not
+// by the position, which only the GPU knows.
+int parts_of_a_head(const DecodeAttentionArgs& args) {
+  constexpr std::int64_t kLongCache = 1024;
+  int device = 0;
+  DROPLESS_CUDA_CHECK(cudaGetDevice(&device));
+  if (portable_path(device)) return 1;
+  const std::int64_t heads = args.rows * args.attention.heads, ctas = 2 * multiprocessors();
+  int parts = 1;
+  while (parts < kMostParts && 2 * parts * heads <= ctas) parts *= 2;
+  return args.places < kLongCache ? 1 : parts;
+}
+
+template <class Element, bool kSplit>
+auto attention_of(std::int64_t head_dim) {
+  return head_dim <= 64    ? attention_kernel<Element, 1, kSplit>
+         : head_dim <= 128 ? attention_kernel<Element, 2, kSplit>
+                           : attention_kernel<Element, 4, kSplit>;
 }
 
 }  // namespace
@@ -342,7 +421,7 @@ void decode_add_norm(const DecodeAddNormArgs& args, Stream stream) {
     const auto kernel = args.width <= kThreads * 4       ? add_norm_kernel<Element, 1>
                         : args.width <= kThreads * 4 * 2 ? add_norm_kernel<Element, 2>
                                                          : add_norm_kernel<Element, 8>;
-    launch_soon(kernel, args.rows, kThreads, 0, stream, args.x_BD,
+    launch_soon(kernel, args.rows, kThreads, 0, 1, stream, args.x_BD,
                 static_cast<const Element*>(args.y_BD), Norm(args.norm),
                 static_cast<Element*>(args.out_BD));
   });
@@ -368,10 +447,10 @@ void decode_attention(const DecodeAttentionArgs& args, Stream stream) {
                           args.pads_B};
   for_16_bit(args.dtype, "decode_attention", [&](auto type) {
     using Element = decltype(type);
-    const auto kernel = a.head_dim <= 64    ? attention_kernel<Element, 1>
-                        : a.head_dim <= 128 ? attention_kernel<Element, 2>
-                                            : attention_kernel<Element, 4>;
-    launch_soon(kernel, args.rows * a.heads, kThreads, 0, stream, p,
+    const int parts = parts_of_a_head(args);
+    const auto kernel = parts > 1 ? attention_of<Element, true>(a.head_dim)
+                                  : attention_of<Element, false>(a.head_dim);
+    launch_soon(kernel, args.rows * a.heads * parts, kThreads, 0, parts, stream, p,
                 static_cast<const Element*>(args.qkv_BN), static_cast<Element*>(args.keys_BGCI),
                 static_cast<Element*>(args.values_BGCI), static_cast<Element*>(args.out_BHI));
   });

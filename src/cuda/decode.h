@@ -1,4 +1,5 @@
-// Entries of decode.cu and decode_product.cu: semantics in include/dropless/decode.h, rules in kernels.h.
+// Entries of decode.cu and decode_product.cu: semantics in include/dropless/decode.h, rules in
+// kernels.h.
 #pragma once
 
 #include "dropless/backend.h"

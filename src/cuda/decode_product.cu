@@ -1,6 +1,6 @@
-// The product of up to eight rows with a matrix, which takes as long as the matrix takes to be read. The first
-// loads do not wait for the kernel before this one, which is short and leaves memory idle. Formula:
-// include/dropless/decode.h.
+// The product of up to eight rows with a matrix, which takes as long as the matrix takes to be
+// read. The first loads do not wait for the kernel before this one, which is short and leaves
+// memory idle. Formula: include/dropless/decode.h.
 //
 //   one row     a warp has a row of the matrix at a time, 2,048 columns in flight; fma, the row of x from
 //               shared memory
@@ -70,11 +70,11 @@ __global__ void __launch_bounds__(kRowThreads, kCtas) row_kernel(Product<Element
       w[i] = at < vectors ? load_streamed(from + at) : make_uint4(0, 0, 0, 0);
     }
   };
-  launch_dependents();
+  ptx::launch_dependents();
   int n = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   bool loaded = n < p.n;
   if (loaded) load(n, 0);
-  dependency_wait();
+  ptx::dependency_wait();
   for (int i = threadIdx.x; i < vectors; i += kRowThreads) {
     x[i] = reinterpret_cast<const uint4*>(p.x_BK)[i];
   }
@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kRowThreads, kCtas) row_kernel(Product<Element
 constexpr int kRowsThreads = 256;
 constexpr int kRowsWarps = kRowsThreads / 32;
 constexpr int kTile = 16;  // rows of the matrix
-// Columns of a fragment pair: a lane has 8 neighbours of them where m16n8k16 wants 2 and 2 of 16, twice. The
-// order of columns is free, as long as both operands have the same.
+// Columns of a fragment pair: a lane has 8 neighbours of them where m16n8k16 wants 2 and 2 of 16,
+// twice. The order of columns is free, as long as both operands have the same.
 constexpr int kBlock = 32;
 
 template <class Element>
@@ -122,10 +122,10 @@ __global__ void __launch_bounds__(kRowsThreads, kCtas) rows_kernel(Product<Eleme
                                        : make_uint4(0, 0, 0, 0);
     }
   };
-  launch_dependents();
+  ptx::launch_dependents();
   int tile = static_cast<int>(blockIdx.x);  // there are no more CTAs than tiles
   load(tile, 0);
-  dependency_wait();
+  ptx::dependency_wait();
   for (int turn = 0; tile < tiles; turn ^= 1) {
     float sums[4] = {};
     for (int first = 0; first < p.k; first += kRowsWarps * kLoads * kBlock) {
@@ -182,9 +182,10 @@ void decode_product(const DecodeProductArgs& args, Stream stream) {
     if (args.rows == 1) {
       const auto shared_bytes =
           static_cast<int>(args.k * static_cast<std::int64_t>(sizeof(Element)));
-      launch_soon(row_kernel<Element>, ctas(kRowWarps), kRowThreads, shared_bytes, stream, product);
+      launch_soon(row_kernel<Element>, ctas(kRowWarps), kRowThreads, shared_bytes, 1, stream,
+                  product);
     } else {
-      launch_soon(rows_kernel<Element>, ctas(kTile), kRowsThreads, 0, stream, product);
+      launch_soon(rows_kernel<Element>, ctas(kTile), kRowsThreads, 0, 1, stream, product);
     }
   });
 }

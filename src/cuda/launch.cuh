@@ -38,7 +38,7 @@ void launch_persistent(Kernel kernel, int threads, int shared_bytes, int cluster
 }
 
 // Launches a kernel that may start while the one before it in the stream ends: it calls
-// ptx::dependency_wait() before it touches memory.
+// ptx::dependency_wait() before it touches what the kernels before it write.
 template <class... Parameters, class... Args>
 void launch_dependent(void (*kernel)(Parameters...), int ctas, int threads, int shared_bytes,
                       int cluster, cudaStream_t stream, const Args&... args) {

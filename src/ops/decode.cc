@@ -87,6 +87,12 @@ std::string decode_unsupported(DType dtype, Device device) {
   return cuda::device_problem(device.index);
 }
 
+bool decode_product_pays(std::int64_t rows, std::int64_t columns, Device device) {
+  constexpr std::int64_t kNarrow = 2048;
+  return device.type == DeviceType::kCuda && !cuda::portable_path(device.index) &&
+         (rows == 1 || (rows <= kDecodeMostRows && columns <= kNarrow));
+}
+
 void decode_product(ConstTensorView x_BK, ConstTensorView w_NK, ConstTensorView bias_N,
                     TensorView out_BN, Stream stream) {
   const char* op = "decode_product";
@@ -104,7 +110,9 @@ void decode_product(ConstTensorView x_BK, ConstTensorView w_NK, ConstTensorView 
         B <= kDecodeMostRows && K % 8 == 0 && K <= kDecodeMostInputs,
         concat(op, ": x_BK is ", describe(x_BK), "; the GPU's kernel takes up to ", kDecodeMostRows,
                " rows of a multiple of 8 columns up to ", kDecodeMostInputs));
-    DROPLESS_CHECK(N <= kMostCtas / 2, concat(op, ": w_NK is ", describe(w_NK), ": too many rows"));
+    DROPLESS_CHECK(N <= kDecodeMostColumns,
+                   concat(op, ": w_NK is ", describe(w_NK), "; the GPU's kernel takes up to ",
+                          kDecodeMostColumns, " rows"));
     expect_aligned(op, {x_BK, w_NK, out_BN});
   }
   if (B == 0 || N == 0) return;

@@ -303,6 +303,9 @@ class HostileConfigTest(CommandTest):
             "only colons": (":" * 500_000, ""),
             "only quotes": ("'" * 500_001, ""),
             "only dashes": ("- " * 200_000, ""),
+            "dashes before a key": (("- " * 250_000 + "\n") * 2 + "k: \a", "a control character (byte 7)"),
+            "a long key": ("a" * 900_000 + ": \a", "a control character (byte 7)"),
+            "many items": ("- a\n" * 250_000 + "- k: \a", "a control character (byte 7)"),
             "zeros": ("\0" * 500_000, "a control character (byte 0)"),
         }
 

@@ -14,8 +14,8 @@ from command import CONFIG, CommandTest
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; `trouble` of the server says how the shards come: fine, flaky, cut, absent, with other
-    bytes (lies), with a Content-Length that is one short (short), a byte a second (slow), or 40 KB a second
-    (steady)."""
+    bytes (lies), with a Content-Length that is one short (short), a byte a second (slow), 40 KB a second
+    (steady), or as a page that does not end, of an error (endless error)."""
 
     def do_GET(self):
         trouble = self.server.trouble
@@ -31,6 +31,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return self.send_error(503)
         if trouble == "absent":
             return self.send_error(404)
+        if trouble == "endless error":
+            return self.pour()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body) - (trouble == "short")))
         self.end_headers()
@@ -44,6 +46,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return None
         self.wfile.write(body[: len(body) // 2] if trouble == "cut" else b"x" + body[1:] if trouble == "lies" else body)
         self.close_connection = True
+
+    def pour(self):
+        self.send_response(503)
+        self.end_headers()
+        try:
+            while not self.server.closing.wait(0.01):
+                self.wfile.write(b"x" * 65536)
+        except OSError:
+            self.close_connection = True
 
     def trickle(self):
         while not self.server.closing.wait(1):
@@ -92,7 +103,7 @@ class RemoteTest(CommandTest):
         self.assertEqual(losses[0], losses[1])
 
     def test_what_fails_is_an_error_that_names_the_shard(self):
-        for trouble, timeout in [("cut", 60), ("absent", 60), ("lies", 60), ("short", 60), ("slow", 2)]:
+        for trouble, timeout in [("cut", 60), ("absent", 60), ("lies", 60), ("short", 60), ("slow", 2), ("endless error", 60)]:
             begin = time.monotonic()
             result = self.train(trouble, timeout)
             self.assertLess(time.monotonic() - begin, 60, trouble)  # two tries, and nothing hangs
@@ -154,13 +165,15 @@ class RemoteTest(CommandTest):
     def test_what_a_killed_download_left_is_removed(self):
         (self.folder / "near").mkdir()
         old, new = (self.folder / "near" / f"shard.00000.mds.tmp-{pid}-0" for pid in (2**22 + 1, 2**22 + 2))
-        for path in (old, new):
+        others = [self.folder / "near" / f"{name}.tmp-{2**22 + 1}-0{end}" for name, end in (("shard.00000.mds", ".tar"), ("x", ""))]
+        for path in (old, new, *others):
             path.write_bytes(b"half")
-        os.utime(old, (0, 0))
+            os.utime(path, (0, 0))
+        os.utime(new)
         self.server.trouble = "fine"
         url = f"http://127.0.0.1:{self.server.server_port}/data/train"
         self.check_command("data", "cat", url, "--local", "near")
-        self.assertEqual((old.exists(), new.exists()), (False, True))
+        self.assertEqual([path.exists() for path in (old, new, *others)], [False, True, True, True])
 
 
 if __name__ == "__main__":

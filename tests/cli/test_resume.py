@@ -87,6 +87,24 @@ class ResumeTest(CommandTest):
         self.assertEqual(process.wait(timeout=10), 0)
         self.assertEqual(os.readlink(self.folder / "drawing" / "latest"), "step-2")
 
+    def test_samples_that_a_signal_cut_off_are_drawn_after_the_resume(self):
+        def samples(tokens):
+            return f"callbacks={{generate_callback: {{prompts: [a, b, a], interval: 2ba, max_new_tokens: {tokens}}}}}"
+
+        process = self.start("save_folder=cut", samples(1_000_000))
+        self.wait_for_step(process, "cut", 2)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(timeout=10), 0)
+        path = self.folder / "cut" / "samples.jsonl"
+        self.assertEqual(path.read_text(), "")
+        drawn = {"step": 2, "prompt": "a", "text": "drawn before"}
+        path.write_text(json.dumps(drawn) + "\n")
+        self.check_command("train", self.config, "save_folder=cut", samples(3), "max_duration=4ba", "autoresume=true")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        self.assertEqual(lines[0], drawn)
+        steps = [(line["step"], line["prompt"]) for line in lines]
+        self.assertEqual(steps, [(2, "a"), (2, "b"), (2, "a"), (4, "a"), (4, "b"), (4, "a")])
+
     def test_a_request_to_save_is_met_and_the_run_goes_on(self):
         process = self.start("save_folder=asked", "save_interval=1000ba")
         self.wait_for_step(process, "asked", 10)

@@ -80,6 +80,23 @@ class TrainTest(CommandTest):
                 self.assertEqual(process.returncode, 0, err)
                 self.assertIn(b"stopped by a signal", err)
 
+    def test_a_warning_is_said_once(self):
+        """Although the launcher reads the config too."""
+        err = self.run_command("train", self.config, "python_log_level=debug", "max_duration=1ba").stderr
+        self.assertEqual(err.count("python_log_level has"), 1, err)
+        self.assertEqual(err.count("train config.yaml"), 1, err)
+        # And by the launcher, where it refuses the config.
+        err = self.run_command("train", self.config, "python_log_level=debug", "code_paths=[a]").stderr
+        self.assertEqual((err.count("warning:"), err.count("error:")), (1, 1), err)
+
+    def test_a_config_is_a_file(self):
+        """A pipe could be read but once, and is not waited for."""
+        os.mkfifo(self.folder / "pipe.yaml")
+        for arguments in (["pipe.yaml"], [self.config, "icl_tasks=pipe.yaml"]):
+            result = self.run_command("train", *arguments, timeout=10)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn("pipe.yaml", result.stderr)
+
     def test_the_launcher_names_what_is_missing(self):
         alone = self.folder / "bin" / "dropless"
         alone.parent.mkdir()

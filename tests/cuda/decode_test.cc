@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "dropless/error.h"
 #include "tests/cuda/gpu_support.h"
 
 namespace dropless {
@@ -109,16 +110,52 @@ TEST_P(DecodeCuda, Product) {
 // In a row of kernels that begin before the one in front of them ends, each sees what that one wrote.
 TEST_P(DecodeCuda, ProductsInARow) {
   const std::int64_t D = 2048, kLayers = 24;
-  Twin weight(DType::kFloat32, {D}, 5), w(GetParam(), {D, D}, 6, 0.02F);
-  Twin x(DType::kFloat32, {2, D}, 7), y(GetParam(), {2, D}, 8), out(GetParam(), {2, D}, 9);
-  for (const bool on_gpu : {true, false}) {
-    const DecodeNorm norm{true, 1e-5, weight.view(on_gpu), {}};
-    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
-      decode_add_norm(x.view(on_gpu), y.view(on_gpu), norm, out.view(on_gpu));
-      decode_product(out.view(on_gpu), w.view(on_gpu), {}, y.view(on_gpu));
+  Twin weight(DType::kFloat32, {D}, 5), bias(DType::kFloat32, {D}, 10);
+  Twin w(GetParam(), {D, D}, 6, 0.02F);
+  for (const std::int64_t rows : {1, 2, 8}) {
+    const bool rms = rows != 2;
+    Twin x(DType::kFloat32, {rows, D}, 7), y(GetParam(), {rows, D}, 8);
+    Twin out(GetParam(), {rows, D}, 9);
+    const std::vector<std::uint8_t> x_before = x.cpu, y_before = y.cpu;
+    std::vector<std::uint32_t> first;
+    for (int run = 0; run < 21; ++run) {
+      const bool on_gpu = run < 20;
+      if (on_gpu) {
+        x.gpu.upload(x_before);
+        y.gpu.upload(y_before);
+      }
+      DecodeNorm norm{rms, 1e-5, weight.view(on_gpu), {}};
+      if (!rms) norm.bias_D = bias.view(on_gpu);
+      for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+        decode_add_norm(x.view(on_gpu), y.view(on_gpu), norm, out.view(on_gpu));
+        decode_product(out.view(on_gpu), w.view(on_gpu), {}, y.view(on_gpu));
+      }
+      if (!on_gpu) continue;
+      const auto bits = x.gpu.download<std::uint32_t>(x.gpu.bytes() / 4);
+      if (run == 0) first = bits;
+      EXPECT_EQ(bits, first) << "run " << run << " of " << rows << " rows";
     }
+    EXPECT_LT(x.difference(), 1e-2) << rows;
   }
-  EXPECT_LT(x.difference(), 1e-2);
+}
+
+TEST_P(DecodeCuda, ProductRefusesWhatItHasNoKernelFor) {
+  const auto refused = [&](std::int64_t rows, std::int64_t columns, std::int64_t offset) {
+    Twin x(GetParam(), {rows, columns}, 1), out(GetParam(), {rows, 2}, 3);
+    Twin w(GetParam(), {2 * columns + offset}, 2);
+    TensorView matrix = w.view(true);
+    matrix.data = static_cast<std::uint16_t*>(matrix.data) + offset;
+    matrix.rank = 2;
+    matrix.shape[0] = 2, matrix.shape[1] = columns;
+    matrix.stride[0] = columns, matrix.stride[1] = 1;
+    EXPECT_THROW(decode_product(x.view(true), matrix, {}, out.view(true)), Error)
+        << rows << " " << columns << " " << offset;
+  };
+  refused(9, 64, 0);
+  refused(1, 12, 0);
+  refused(1, 49160, 0);
+  refused(1, 64, 1);
+  EXPECT_FALSE(decode_product_pays(9, 64, kGpu));
 }
 
 TEST_P(DecodeCuda, AddNorm) {
@@ -156,6 +193,10 @@ TEST_P(DecodeCuda, Attention) {
       {2, 6, 3, 96, 600, 577, 0, true, false, true, false, true, 0, -1},
       {1, 32, 1, 80, 5000, 4999, 2, false, true, false, false, false, 0, -1},
       {4, 2, 1, 2, 8, 7, 0, true, false, false, false, false, 0, 0},
+      // A cluster a head, with parts that see nothing.
+      {1, 16, 4, 128, 4096, 3000, 2, true, true, false, false, true, 0, -1},
+      {2, 8, 8, 256, 1024, 5, 1, false, true, true, false, false, 3, -1},
+      {1, 4, 4, 64, 2000, 1900, 0, true, true, false, false, false, 0, 600},
   };
   for (const Case& c : cases) {
     const std::int64_t N = (c.heads + 2 * c.groups) * c.head_dim;

@@ -41,6 +41,36 @@ TEST(Decode, ProductSumsOverColumns) {
   }
 }
 
+TEST(Decode, ProductOfNothing) {
+  std::vector<float> x(6), w(6), out(4, 7.0F), bias{1, 2};
+  decode_product(view(x, {0, 3}), view(w, {2, 3}), {}, view(out, {0, 2}));
+  decode_product(view(x, {2, 3}), view(w, {0, 3}), {}, view(out, {2, 0}));
+  EXPECT_EQ(out[0], 7.0F);
+  decode_product(view(x, {2, 0}), view(w, {2, 0}), view(bias, {2}), view(out, {2, 2}));
+  EXPECT_EQ(out, (std::vector<float>{1, 2, 1, 2})) << "a sum over no columns";
+}
+
+TEST(Decode, ProductRefusesWhatDoesNotFit) {
+  std::vector<float> x(6), w(6), out(4), bias(2);
+  const auto message = [&](const ConstTensorView& x, const ConstTensorView& w,
+                           const ConstTensorView& bias, const TensorView& out) {
+    return message_of([&] { decode_product(x, w, bias, out); });
+  };
+  using ::testing::HasSubstr;
+  const TensorView good = view(out, {2, 2});
+  EXPECT_THAT(message(view(x, {2, 3}), view(w, {3, 2}), {}, good),
+              HasSubstr("decode_product: w_NK"));
+  EXPECT_THAT(message(view(x, {3, 2}), view(w, {2, 2}), {}, good),
+              HasSubstr("decode_product: x_BK"));
+  EXPECT_THAT(message(view(x, {6}), view(w, {2, 3}), {}, good), HasSubstr("decode_product: x_BK"));
+  EXPECT_THAT(message(view(x, {2, 3}), view(w, {2, 3}), view(bias, {1}), good),
+              HasSubstr("decode_product: bias_N"));
+  ConstTensorView narrow = view(w, {2, 3});
+  narrow.dtype = DType::kBFloat16;
+  EXPECT_THAT(message(view(x, {2, 3}), narrow, {}, good), HasSubstr("decode_product: w_NK"));
+  EXPECT_FALSE(decode_product_pays(1, 8, Device{}));
+}
+
 TEST(Decode, AddNormNormsTheSum) {
   const std::int64_t B = 3, D = 10;
   for (const bool rms : {true, false}) {

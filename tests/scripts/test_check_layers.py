@@ -89,6 +89,8 @@ class CheckLayersTest(unittest.TestCase):
         self.assertRegex(output, r"^train/nn/moe_config\.h:2: apps/launcher\.cc is linked of this")
         code, output = self.check({**tree, "train/run/config.cc": '#include "train/nn/moe.h"\n'})
         self.assertIn("apps/launcher.cc is linked of this", output)
+        code, output = self.check({**tree, "apps/data_x.cc": "#include <ATen/ATen.h>\n"})
+        self.assertRegex(output, r"^apps/data_x\.cc:1: apps/launcher\.cc is linked of this")
 
     def test_only_bridge_reaches_kernels(self):
         for room in ("train/nn", "train/run", "train/data"):

@@ -17,7 +17,7 @@ namespace {
 using Kind = YamlNode::Kind;
 
 std::string with_key(const std::string& key, const std::string& message) {
-  return key.empty() ? message : key + ": " + message;
+  return key.empty() ? message : cut_to_width(key, 200) + ": " + message;
 }
 
 class TreeBuilder : public YAML::EventHandler {

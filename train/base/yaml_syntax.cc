@@ -1,13 +1,21 @@
 #include "train/base/yaml_syntax.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cctype>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace dropless::train {
 namespace {
+
+// Deeper than any config is read: a path of more says nothing, and its length is the sender's to
+// choose.
+constexpr std::size_t kMostParts = 100;
 
 std::vector<std::string_view> lines_of(std::string_view text) {
   std::vector<std::string_view> lines;
@@ -39,7 +47,8 @@ struct LineStart {
 LineStart start_of(std::string_view line) {
   LineStart start;
   std::size_t at = static_cast<std::size_t>(indentation(line));
-  while (at < line.size() && line[at] == '-' && (at + 1 == line.size() || line[at + 1] == ' ')) {
+  while (start.dashes.size() < kMostParts && at < line.size() && line[at] == '-' &&
+         (at + 1 == line.size() || line[at + 1] == ' ')) {
     start.dashes.push_back(static_cast<int>(at));
     at = std::min(line.find_first_not_of(' ', at + 1), line.size());
   }
@@ -67,34 +76,34 @@ int item_index(const std::vector<std::string_view>& lines, int line, int column)
     const std::vector<int> dashes = start_of(text).dashes;
     if (std::find(dashes.begin(), dashes.end(), column) == dashes.end()) break;
     ++index;
+    if (indentation(text) < column) break;  // in `- - a` the outer item begins there
   }
   return index;
 }
 
 // Of the key in this line, or the nearest above it.
 std::string key_path(const std::vector<std::string_view>& lines, int line) {
-  std::string path;
-  const auto put_in_front = [&](const std::string& part) {
-    path = path.empty() ? part : part + "." + path;
-  };
+  std::vector<std::string> parts;  // the last first
   // What comes further up is of the path only where it stands further to the left.
   int key_limit = std::numeric_limits<int>::max(), dash_limit = key_limit;
   for (int i = std::min(line, static_cast<int>(lines.size()) - 1); i >= 0 && key_limit > 0; --i) {
     if (is_idle(lines[static_cast<std::size_t>(i)])) continue;
     const LineStart start = start_of(lines[static_cast<std::size_t>(i)]);
     if (!start.key.empty() && start.key_column < key_limit) {
-      put_in_front(std::string(start.key));
+      parts.emplace_back(start.key);
       key_limit = dash_limit = start.key_column;
     }
-    if (path.empty()) continue;
+    if (parts.empty()) continue;
     for (auto dash = start.dashes.rbegin(); dash != start.dashes.rend(); ++dash) {
       if (*dash >= dash_limit) continue;
-      put_in_front(std::to_string(item_index(lines, i, *dash)));
+      parts.push_back(std::to_string(item_index(lines, i, *dash)));
       dash_limit = *dash;
       key_limit = *dash + 1;  // a sequence may stand right below its key
     }
+    if (parts.size() > kMostParts) return {};
   }
-  return path;
+  std::reverse(parts.begin(), parts.end());
+  return fmt::format("{}", fmt::join(parts, "."));
 }
 
 struct Opening {
@@ -133,19 +142,21 @@ class OpeningFinder {
   }
 
   void read(std::string_view text) {
-    bool at_start =
-        true;  // of a value or a key: only there quotes and brackets mean anything in a block
+    // Of a value or a key: only there quotes and brackets mean anything in a block.
+    bool at_start = true, closed_quote = false;
     for (std::size_t i = 0; i < text.size(); ++i) {
       const char c = text[i];
       if (in_quote()) {
         read_quoted(text, i);
         at_start = false;
+        closed_quote = !in_quote();
         continue;
       }
       if (c == ' ' || c == '\t') continue;
       if (c == '#' && (i == 0 || text[i - 1] == ' ' || text[i - 1] == '\t')) return;
       const bool flow = !open_.empty();
       const bool before_space = i + 1 == text.size() || text[i + 1] == ' ';
+      const bool after_quote = std::exchange(closed_quote, false);
       if ((c == '"' || c == '\'') && at_start) {
         open(c, i);
       } else if ((c == '[' || c == '{') && (at_start || flow)) {
@@ -157,9 +168,16 @@ class OpeningFinder {
         if (mismatch_) return;
         open_.pop_back();
       } else if ((c == '|' || c == '>') && at_start && !flow) {
-        block_ = indentation(text);
+        const LineStart start = start_of(text);
+        block_ = !start.key.empty()     ? start.key_column
+                 : start.dashes.empty() ? indentation(text)
+                                        : start.dashes.back();
         return;
-      } else if ((flow && c == ',') || ((c == ':' || c == '-' || c == '?') && before_space)) {
+      } else if ((c == '&' || c == '!') && at_start) {  // the value comes behind its anchor or tag
+        i = std::min(text.find(' ', i), text.size());
+        continue;
+      } else if ((flow && (c == ',' || (c == ':' && after_quote))) ||
+                 ((c == ':' || c == '-' || c == '?') && before_space)) {
         at_start = true;
         continue;
       }
@@ -167,6 +185,7 @@ class OpeningFinder {
     }
   }
 
+  // `i` is the place of a sign within the quote, and then the last that was read.
   void read_quoted(std::string_view text, std::size_t& i) {
     const char sign = open_.back().sign;
     if (sign == '"' && text[i] == '\\') {
@@ -189,7 +208,7 @@ class OpeningFinder {
   int line_ = 0;
   std::vector<Opening> open_;
   bool mismatch_ = false;
-  std::optional<int> block_;  // the indentation of the key above a block scalar
+  std::optional<int> block_;  // the column of the key or dash that a block scalar belongs to
 };
 
 }  // namespace

@@ -11,9 +11,9 @@ struct YamlSyntaxPlace {
   std::string key;  // "model.attn_config", "eval_loader.1.dataset"; empty: none stands there
 };
 
-// From the place at which the parser gave up. `unclosed`: it misses the end of a quote or a bracket, which
-// it looks for to the end of the text; then the place is that of its beginning. Both are read off the text
-// as people write it, by lines and indentation.
+// From the place at which the parser gave up. `unclosed`: it misses the end of a quote or a
+// bracket, which it looks for to the end of the text; then the place is that of its beginning. Both
+// are read off the text as people write it, by lines and indentation.
 YamlSyntaxPlace locate_syntax_error(std::string_view text, int line, int column, bool unclosed);
 
 }  // namespace dropless::train

@@ -1,5 +1,7 @@
 #include "train/bridge/few_rows.h"
 
+#include <cstdint>
+
 #include "dropless/decode.h"
 #include "dropless/grouped_gemm.h"
 #include "train/bridge/device.h"
@@ -13,11 +15,17 @@ static_assert(kFewRows == kDecodeMostRows);
 // What a call costs counts for smaller ones.
 constexpr std::int64_t kLargeBytes = 1 << 20;
 
-bool fits_gpu(const at::Tensor& weight_NK) {
+bool is_aligned(const at::Tensor& tensor) {
+  return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+
+bool pays_on_gpu(std::int64_t rows, const at::Tensor& weight_NK) {
   const at::ScalarType type = weight_NK.scalar_type();
-  const std::int64_t K = weight_NK.size(1);
+  const Device device = device_of(weight_NK.device());
+  const std::int64_t N = weight_NK.size(0), K = weight_NK.size(1);
   return (type == at::kBFloat16 || type == at::kHalf) && K % 8 == 0 && K <= kDecodeMostInputs &&
-         decode_unsupported(dtype_of(type), device_of(weight_NK.device())).empty();
+         N <= kDecodeMostColumns && is_aligned(weight_NK) &&
+         decode_unsupported(dtype_of(type), device).empty() && decode_product_pays(rows, K, device);
 }
 
 at::Tensor product_on_cpu(const at::Tensor& rows_RK, const at::Tensor& weight_NK) {
@@ -39,7 +47,7 @@ at::Tensor product_on_cpu(const at::Tensor& rows_RK, const at::Tensor& weight_NK
 
 bool few_rows_may_pay(std::int64_t rows, const at::Tensor& weight_NK) {
   if (at::GradMode::is_enabled() || rows > kFewRows || !weight_NK.is_contiguous()) return false;
-  if (weight_NK.is_cuda()) return fits_gpu(weight_NK);
+  if (weight_NK.is_cuda()) return pays_on_gpu(rows, weight_NK);
   return weight_NK.is_cpu() && static_cast<std::int64_t>(weight_NK.nbytes()) >= kLargeBytes;
 }
 
@@ -49,9 +57,11 @@ at::Tensor few_rows_product(const at::Tensor& rows_RK, const at::Tensor& weight_
     const at::Tensor out_RN = product_on_cpu(rows_RK, weight_NK);
     return bias_N.defined() ? out_RN + bias_N.to(out_RN.scalar_type()) : out_RN;
   }
+  // As the model holds it; another type costs a kernel.
   const at::Tensor bias = bias_N.defined() ? bias_N.to(at::kFloat) : bias_N;
   const at::Tensor out_RN = at::empty({rows_RK.size(0), weight_NK.size(0)}, rows_RK.options());
-  decode_product(view_of(rows_RK), view_of(weight_NK), view_of(bias), view_of(out_RN),
+  const at::Tensor rows = is_aligned(rows_RK) ? rows_RK : rows_RK.clone();
+  decode_product(view_of(rows), view_of(weight_NK), view_of(bias), view_of(out_RN),
                  current_stream(rows_RK.device()));
   return out_RN;
 }

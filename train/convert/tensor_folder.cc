@@ -8,7 +8,6 @@
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
-#include "train/base/json.h"
 #include "train/bridge/views.h"
 #include "train/checkpoint/checkpoint.h"
 

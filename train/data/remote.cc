@@ -80,7 +80,7 @@ struct Transfer {
   std::uint64_t limit = 0;
   const std::atomic<bool>* cancelled = nullptr;
   CURL* handle = nullptr;
-  std::uint64_t written = 0;
+  std::uint64_t written = 0, skipped = 0;
   bool too_long = false;
   std::exception_ptr error;  // exceptions must not pass through libcurl
 };
@@ -89,7 +89,11 @@ std::size_t on_body(char* data, std::size_t, std::size_t bytes, void* user) {
   Transfer& transfer = *static_cast<Transfer*>(user);
   long status = 0;
   curl().getinfo(transfer.handle, CURLINFO_RESPONSE_CODE, &status);
-  if (status != 200) return bytes;  // the page that comes with an error is not the file
+  if (status != 200) {  // the page that comes with an error is not the file
+    constexpr std::uint64_t kLongestPage = 1 << 20;
+    transfer.skipped += bytes;
+    return transfer.skipped > kLongestPage ? 0 : bytes;
+  }
   if (bytes > transfer.limit - transfer.written) {
     transfer.too_long = true;
     return 0;
@@ -139,9 +143,12 @@ std::string trim(std::string text) {
 // The value of `key` in `[section]` of an ini file; empty where it is not.
 std::string ini_value(const std::string& path, const std::string& section, const std::string& key) {
   std::ifstream file(path);
-  bool inside = false;
+  bool inside = false, nested = false;
   for (std::string line; std::getline(file, line);) {
+    // Indented below a key without a value are the settings of one service.
+    if (nested && (line.starts_with(' ') || line.starts_with('\t'))) continue;
     line = trim(line);
+    nested = line.ends_with('=');
     if (line.starts_with('[')) {
       inside = line == "[" + section + "]";
       continue;
@@ -434,7 +441,8 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
     damaged = true;
     return Outcome::kRetry;
   }
-  if (code != CURLE_OK) {
+  // Of an error the page may be cut short: the status says enough.
+  if (code != CURLE_OK && !(code == CURLE_WRITE_ERROR && status != 200)) {
     trouble = reason[0] != '\0' ? reason : library.strerror(code);
     return Outcome::kRetry;
   }

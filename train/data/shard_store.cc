@@ -7,10 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "dropless/error.h"
 #include "train/base/log.h"
@@ -39,24 +40,48 @@ std::string temporary_name(const std::string& path) {
   return fmt::format("{}.tmp-{}-{}", path, ::getpid(), counter++);
 }
 
-// Whether it is one of a process of this machine that is gone.
-bool is_left_over(const std::string& folder, const std::string& name) {
+// Whether `name` is a temporary_name() of a file of the set, by a process of this machine that is gone.
+bool is_left_over(const std::string& folder, const std::string& name, const MdsIndex& index) {
   const std::size_t mark = name.rfind(".tmp-");
   if (mark == std::string::npos) return false;
-  int pid = 0, number = 0;
-  if (std::sscanf(name.c_str() + mark, ".tmp-%d-%d", &pid, &number) != 2) return false;
+  int pid = 0;
+  unsigned number = 0;
+  const char *at = name.data() + mark + 5, *end = name.data() + name.size();
+  const auto [dash, bad_pid] = std::from_chars(at, end, pid);
+  if (bad_pid != std::errc() || pid <= 0 || dash == end || *dash != '-') return false;
+  const auto [rest, bad_number] = std::from_chars(dash + 1, end, number);
+  if (bad_number != std::errc() || rest != end) return false;
   if (::kill(pid, 0) == 0 || errno != ESRCH) return false;
   // Other machines may write to the folder too, whose processes are not seen here.
   std::error_code error;
   const auto written = std::filesystem::last_write_time(join_path(folder, name), error);
   constexpr auto kLongestDownload = std::chrono::hours(24);
-  return !error && std::filesystem::file_time_type::clock::now() - written > kLongestDownload;
+  if (error || std::filesystem::file_time_type::clock::now() - written < kLongestDownload) {
+    return false;
+  }
+  const std::string whole = name.substr(0, mark);
+  const auto is_whole = [&](const MdsFile& file) { return base_name(file.basename) == whole; };
+  return whole == "index.json" ||
+         std::any_of(index.shards.begin(), index.shards.end(), [&](const MdsShard& shard) {
+           return is_whole(shard.raw) || (shard.zip && is_whole(*shard.zip));
+         });
 }
 
-void remove_left_overs(const std::string& folder) {
-  if (!is_folder(folder)) return;
-  for (const std::string& name : list_folder(folder)) {
-    if (is_left_over(folder, name)) ::unlink(join_path(folder, name).c_str());
+// Housekeeping: what cannot be listed or removed stays.
+void remove_left_overs(const std::string& cache, const MdsIndex& index) {
+  std::set<std::string> folders{cache};
+  for (const MdsShard& shard : index.shards) {
+    if (shard.raw.basename.find('/') != std::string::npos) {
+      folders.insert(parent_folder(join_path(cache, shard.raw.basename)));
+    }
+  }
+  for (const std::string& folder : folders) {
+    std::error_code error;
+    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error)) {
+      const std::string name = entry->path().filename().string();
+      if (is_left_over(folder, name, index)) ::unlink(join_path(folder, name).c_str());
+    }
   }
 }
 
@@ -136,7 +161,7 @@ ShardStore::ShardStore(std::string source, std::string cache, const ShardStoreOp
       remote_(is_url(source_) ? Remote::open(source_, options.remote) : nullptr),
       index_(load_index()),
       slots_(index_.shards.size()) {
-  if (caches()) remove_left_overs(cache_);
+  if (caches() && cache_ != source_) remove_left_overs(cache_, index_);
   if (!options_.validate_hash.empty()) {
     check_hash_name(options_.validate_hash);
     for (const MdsShard& shard : index_.shards) {

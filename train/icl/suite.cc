@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <iterator>
+#include <system_error>
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
@@ -24,7 +26,8 @@ std::optional<YamlMap> holder_of(const YamlMap& map, const std::string& key) {
   if (!map.has(key) && !map.has(path_key)) return std::nullopt;
   const std::string& naming = map.has(key) ? key : path_key;
   const std::string path = map.get<std::string>(naming);
-  if (!path_exists(path) || is_folder(path)) {
+  std::error_code unreadable;
+  if (!std::filesystem::is_regular_file(path, unreadable)) {
     map.fail(naming, path + " is no file here",
              "give the path of a YAML file that holds " + key + ", or write them in its place");
   }

@@ -1,14 +1,11 @@
 #include "train/nn/attention.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <tuple>
 #include <utility>
 
-#include "dropless/error.h"
 #include "train/bridge/views.h"
 #include "train/nn/linear.h"
 #include "train/nn/precision.h"

@@ -1,7 +1,5 @@
 #include "train/nn/moe.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 

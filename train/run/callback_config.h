@@ -31,7 +31,8 @@ struct HfExportConfig {
   Interval interval;
   std::string folder_name = "ba{batch}";
   DType dtype = DType::kFloat32;
-  // No family of transformers is the model: written in LLM Foundry's own layout, as LLM Foundry does.
+  // No family of transformers is the model: written in LLM Foundry's own layout, as LLM Foundry
+  // does.
   bool llm_foundry = false;
   bool overwrite = true;
 };

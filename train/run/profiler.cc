@@ -1,10 +1,7 @@
 #include "train/run/profiler.h"
 
-#include <fmt/format.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <set>
 #include <utility>
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "dropless/error.h"
@@ -16,29 +17,49 @@ namespace {
 
 constexpr int kOpenFlags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
 
-// The lines up to `last_step`, and whether any was left out.
-std::pair<std::string, bool> lines_up_to(const std::string& text, std::int64_t last_step) {
-  std::string kept;
-  bool dropped = false;
-  std::size_t begin = 0;
-  while (begin < text.size()) {
+// Calls take(line, JSON, its step) for each line; the step is nullopt for what is no whole line of one.
+template <class Take>
+void for_each_line(const std::string& text, Take take) {
+  for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = text.find('\n', begin);
     const bool whole = end != std::string::npos;
     const std::string line = text.substr(begin, whole ? end - begin : std::string::npos);
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    const bool good = whole && json.is_object() && json.contains("step") &&
-                      json["step"].is_number_integer() && json["step"] <= last_step;
-    if (good) {
-      kept += line + '\n';
-    } else {
-      dropped = true;
+    std::optional<std::int64_t> step;
+    if (whole && json.is_object() && json.contains("step") && json["step"].is_number_integer()) {
+      step = json["step"].get<std::int64_t>();
     }
+    take(line, json, step);
     begin = whole ? end + 1 : text.size();
   }
+}
+
+// The lines up to `last_step`, and whether any was left out.
+std::pair<std::string, bool> lines_up_to(const std::string& text, std::int64_t last_step) {
+  std::string kept;
+  bool dropped = false;
+  for_each_line(
+      text, [&](const std::string& line, const nlohmann::json&, std::optional<std::int64_t> step) {
+        if (step && *step <= last_step) {
+          kept += line + '\n';
+        } else {
+          dropped = true;
+        }
+      });
   return {kept, dropped};
 }
 
 }  // namespace
+
+std::vector<nlohmann::json> lines_of_step(const std::string& path, std::int64_t step) {
+  std::vector<nlohmann::json> lines;
+  if (!path_exists(path)) return lines;
+  for_each_line(read_file(path), [&](const std::string&, const nlohmann::json& json,
+                                     std::optional<std::int64_t> found) {
+    if (found == step) lines.push_back(json);
+  });
+  return lines;
+}
 
 StepLog::StepLog(std::string path, std::int64_t last_step) : path_(std::move(path)) {
   if (path_exists(path_)) {

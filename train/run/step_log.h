@@ -5,8 +5,12 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 namespace dropless::train {
+
+// The lines of one step, in a file that may be absent; whatever is none is left out.
+std::vector<nlohmann::json> lines_of_step(const std::string& path, std::int64_t step);
 
 class StepLog {
  public:

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "dropless/error.h"
@@ -154,9 +155,7 @@ Trainer::Trainer(TrainConfig config)
   if (config_.save_overwrite) folder_->remove_old_run(started_from_);
   metrics_ = std::make_unique<StepLog>(metrics_path(folder_->path()), step_);
   if (config_.callbacks.generate) {
-    // After a resume those of this step are drawn again: a signal may have cut them off.
-    const std::int64_t last = resamples() ? step_ - 1 : step_;
-    samples_log_ = std::make_unique<StepLog>(samples_path(folder_->path()), last);
+    samples_log_ = std::make_unique<StepLog>(samples_path(folder_->path()), step_);
   }
   if (config_.callbacks.tensorboard) {
     tensorboard_ =
@@ -394,11 +393,6 @@ bool Trainer::due(const Interval& interval) const {
   return passed(step_) > passed(step_ - 1);
 }
 
-bool Trainer::resamples() const {
-  return config_.callbacks.generate && step_ > 0 && folder_->holds(started_from_) &&
-         due(config_.callbacks.generate->interval);
-}
-
 void Trainer::run() {
   if (step_ >= length_.max_batches) {
     log_info("step {} is already at max_duration {}: nothing to train", step_,
@@ -450,7 +444,11 @@ void Trainer::loop() {
   options.enabled = config_.progress_bar || config_.log_to_console;
   // After a resume: the evaluation that a signal cut off.
   if (step_ == 0 ? config_.eval_first : due(config_.eval_interval)) evaluate_all();
-  if (resamples()) write_samples();
+  // The same of samples.
+  if (samples_log_ && step_ > 0 && folder_->holds(started_from_) &&
+      due(config_.callbacks.generate->interval)) {
+    write_samples();
+  }
   progress_ = std::make_unique<ProgressLine>(options);
   if (config_.callbacks.runtime_estimator) {
     runtime_.emplace(*config_.callbacks.runtime_estimator, length_.max_batches);
@@ -566,9 +564,18 @@ void Trainer::log(const nlohmann::ordered_json& line) {
   for (const auto& [name, watcher] : watchers_) watcher->take(line);
 }
 
+// Those of this step that are not there yet.
 void Trainer::write_samples() {
   const SampleConfig& config = *config_.callbacks.generate;
+  std::multiset<std::string> there;
+  for (const auto& line : lines_of_step(samples_path(folder_->path()), step_)) {
+    there.insert(line.value("prompt", ""));
+  }
   for (const std::string& prompt : config.prompts) {
+    if (const auto found = there.find(prompt); found != there.end()) {
+      there.erase(found);
+      continue;
+    }
     try {
       const GenerateResult result = generate(*model_, {tokenizer_->encode(prompt)}, config.options);
       if (stop_signal() != 0) return;  // a part of a sample is none

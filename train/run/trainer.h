@@ -46,8 +46,6 @@ class Trainer {
   void load_weights(const std::string& folder);
   void restore_from(const std::string& checkpoint, const IgnoredState& ignored);
   bool due(const Interval& interval) const;  // at the step just finished
-  // Whether a resumed run draws the samples of the step it goes on from.
-  bool resamples() const;
   void loop();
   // Saves the steps so far before an error of `action`, data that cannot be read, ends the run.
   void save_if_it_fails(const Batch& batch, const std::function<void()>& action);

@@ -206,14 +206,18 @@ __device__ __forceinline__ void cluster_sync() {
 }
 
 // Waits until the kernel before this one in the stream is over and its stores are seen, where this
-// one was launched to start earlier (programmatic dependent launch).
+// one was launched to start earlier (programmatic dependent launch, which older GPUs lack).
 __device__ __forceinline__ void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // Lets the next kernel of the stream start, if it is one that waits by itself.
 __device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // True in exactly one lane of a converged warp.

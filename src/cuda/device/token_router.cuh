@@ -2,18 +2,9 @@
 // Lane l holds experts l, l + 32, .... fp32.
 #pragma once
 
-namespace dropless::cuda {
+#include "src/cuda/device/warp.cuh"
 
-__device__ __forceinline__ float warp_max(float value) {
-  for (int step = 16; step > 0; step /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, step));
-  }
-  return value;
-}
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffff, value, step);
-  return value;
-}
+namespace dropless::cuda {
 
 // A token's logits, and their softmax.
 template <int kPerLane>

@@ -26,6 +26,9 @@ TEST(YamlSyntax, FindsTheQuoteThatIsOpen) {
 TEST(YamlSyntax, FindsTheBracketThatIsOpen) {
   EXPECT_EQ(locate("a: [1, 2]\nb: {c: [3], d: 4\ne: 5"), "1:3 b");
   EXPECT_EQ(locate("a: x[1\nb: {c: [3, d: 4}"), "1:7 b");
+  EXPECT_EQ(locate("- a: |\n    it's\n  b: 'y\n"), "2:5 0.b");
+  EXPECT_EQ(locate("{\"a\":\"x ]\n"), "0:5 ");
+  EXPECT_EQ(locate("a: &n \"x\nb: !t 'y'\n"), "0:6 a");
   EXPECT_EQ(locate("text: |\n  [ {\n  '\nb: [1\n"), "3:3 b");
 }
 
@@ -44,6 +47,10 @@ TEST(YamlSyntax, NamesTheKeyByIndentation) {
 TEST(YamlSyntax, CountsTheItemsOfSequences) {
   EXPECT_EQ(locate("e:\n- a: 1\n  b: 2\n- c: 3\n  d:\n    f: x", false), "5:8 e.1.d.f");
   EXPECT_EQ(locate("e:\n  - a: 1\n  # one\n  - - b: 2\n    - c: x", false), "4:10 e.1.1.c");
+  EXPECT_EQ(locate("e:\n  - - a: 1\n  - - b: 2\n    - c: x", false), "3:10 e.1.1.c");
+  const std::string deep(300'000, '-');
+  EXPECT_EQ(locate(std::string(600'000, ' ').replace(0, 300'000, deep) + "k: x", false),
+            "0:600004 ");
 }
 
 }  // namespace

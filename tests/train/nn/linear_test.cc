@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <vector>
+
+#include "train/bridge/device.h"
 #include "train/bridge/few_rows.h"
 #include "train/nn/precision.h"
 
@@ -13,16 +16,35 @@ double relative_error(const at::Tensor& a, const at::Tensor& b) {
   return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
 }
 
+struct Case {
+  at::Device device;
+  Precision precision;
+  std::int64_t columns;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const Precision precision : {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16}) {
+    all.push_back({at::kCPU, precision, 1100});
+    if (!cuda_available()) continue;
+    all.push_back({choose_device("cuda"), precision, 1096});
+    all.push_back({choose_device("cuda"), precision, 1100});
+  }
+  return all;
+}
+
 TEST(LinearLayer, EqualsTorchs) {
   at::manual_seed(1);
   const at::NoGradGuard no_grad;
-  for (const Precision precision : {Precision::kFp32, Precision::kAmpBf16, Precision::kAmpFp16}) {
-    const AutocastGuard autocast(precision, at::kCPU);
+  for (const auto& [device, precision, columns] : cases()) {
+    const AutocastGuard autocast(precision, device);
     const at::ScalarType type = compute_type(precision);
-    const at::Tensor weight = at::randn({700, 1100}).to(type), bias = at::randn({700});
+    const at::Tensor weight = at::randn({700, columns}).to(device, type);
+    const at::Tensor bias = at::randn({700}).to(device);
+    const bool has_kernel = device.is_cpu() || (type != at::kFloat && columns % 8 == 0);
     for (const std::int64_t rows : {0, 1, 2, 7, 8, 9}) {
-      const at::Tensor x = at::randn({rows, 1, 1100});
-      ASSERT_EQ(few_rows_may_pay(rows, weight), rows <= 8);
+      const at::Tensor x = at::randn({rows, 1, columns}).to(device);
+      ASSERT_EQ(few_rows_may_pay(rows, weight), rows <= 8 && has_kernel);
       for (const at::Tensor& b : {at::Tensor(), bias}) {
         const at::Tensor exact = at::linear(x.to(type).to(at::kDouble), weight.to(at::kDouble),
                                             b.defined() ? b.to(type).to(at::kDouble) : b);

@@ -165,12 +165,18 @@ TEST(Transformer, CacheGivesWhatTheWholePassGives) {
 
 // In bf16 a GPU takes the kernels of a token's pass for it; elsewhere libtorch's operators do the same.
 TEST(Transformer, PaddedRowsInACacheWithRoom) {
-  std::vector<std::pair<at::Device, Precision>> places{{at::kCPU, Precision::kFp32}};
+  struct Place {
+    at::Device device;
+    Precision precision;
+    WeightOptions weights = {};
+  };
+  std::vector<Place> places{{at::kCPU, Precision::kFp32}};
   if (cuda_available()) {
-    places.emplace_back(choose_device("cuda"), Precision::kFp32);
-    places.emplace_back(choose_device("cuda"), Precision::kAmpBf16);
+    places.push_back({choose_device("cuda"), Precision::kFp32});
+    places.push_back({choose_device("cuda"), Precision::kAmpBf16});
+    places.push_back({choose_device("cuda"), Precision::kAmpBf16, {.matrices = at::kBFloat16}});
   }
-  for (const auto& [device, precision] : places) {
+  for (const auto& [device, precision, weights] : places) {
     for (const char* extra :
          {", attn_config: {rope: true, qk_gn: true, clip_qkv: 0.9}, no_bias: true, ffn_config: "
           "{ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, moe_top_k: 2, ffn_hidden_size: "
@@ -179,7 +185,7 @@ TEST(Transformer, PaddedRowsInACacheWithRoom) {
           "multiquery_attention}, ffn_config: {ffn_type: mb_dmoe, moe_num_experts: 2, "
           "ffn_hidden_size: 16}",
           ", attn_config: {alibi: true, sliding_window_size: 3}", ""}) {
-      Transformer model(parse(extra), 3, device);
+      Transformer model(parse(extra), 3, device, weights);
       at::NoGradGuard no_grad;
       const AutocastGuard autocast(precision, device);
       at::manual_seed(1);
