@@ -26,11 +26,11 @@ int exit_code(ErrorKind kind) {
 }
 
 int report(const Error& error) {
-  std::string text = std::string("error: ") + error.what();
+  std::string text = "error: " + train::in_one_line(error.what());
   if (error.file()[0] != '\0') {
     text += " (" + std::string(error.file()) + ":" + std::to_string(error.line()) + ")";
   }
-  if (!error.hint().empty()) text += "\nhint: " + error.hint();
+  if (!error.hint().empty()) text += "\nhint: " + train::in_one_line(error.hint());
   log_line("", text);
   return exit_code(error.kind());
 }

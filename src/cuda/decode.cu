@@ -315,8 +315,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     mix.most = capped(warp_sum(dot), position);
     mix.sum = 1.0f;
   }
-  for (int j = first; j < position; j += parts * kWarps * kKeys) {
-    if (j > first) places.load(keys, values, d, j, position);
+  const int stride = parts * kWarps * kKeys;
+  for (int j = first; j < position; j += stride) {
+    // On their way while these are worked on, where registers allow it.
+    Places<kPairs> next;
+    if (kPairs <= 2 && j + stride < position) next.load(keys, values, d, j + stride, position);
     float score[kKeys];
 #pragma unroll
     for (int u = 0; u < kKeys; ++u) {
@@ -353,6 +356,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         mix.out[i].y = fmaf(weight, value.y, mix.out[i].y);
       }
     }
+    if (kPairs > 2 && j + stride < position) next.load(keys, values, d, j + stride, position);
+    places = next;
   }
   if (lane == 0) {
     maxima[warp] = mix.most;

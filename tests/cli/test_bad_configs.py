@@ -17,8 +17,8 @@ END = CONFIG  # what is put behind the whole
 # (what stands there, what takes its place, the message, the hint)
 SYNTAX = [
     ("seed: 5", "seed: @@[5\n", "seed: end of sequence flow not found", "a [ is not closed"),
-    ("seed: 5", "seed: 5\n@@\tx: 1", "seed: illegal tab", "indented by spaces"),
-    ("seed: 5", 'seed: @@"5', "seed: ", "a quote is opened and not closed"),
+    ("seed: 5", "seed: 5\n@@\tx: 1", "seed.x: a tab in the indentation", "indented by spaces"),
+    ("seed: 5", 'seed: @@"5', "seed: a quote is opened and not closed", "close it"),
     ("seed: 5", "seed: 5: 6", "seed: ", "quote a value that holds a colon and a space, and look"),
     ("seed: 5", "seed: 5\n@@seed: 6", 'key "seed" stands twice in one mapping (first at bad.yaml:3:1)', "remove one"),
     ("seed: 5", "seed: 5\n@@---\nx: 1", "text after the end of the document", "one YAML document"),
@@ -29,11 +29,16 @@ SYNTAX = [
     ("seed: 5", "@@[seed]: 5", "a key must be a scalar", "quote it"),
     ("seed: 5", "seed: 5\nx: @@\udcff", "x: not valid UTF-8", "save the file as UTF-8"),
     ("seed: 5", "seed: @@\x07", "seed: a control character (byte 7)", "is this a text file?"),
-    ("  n_heads: 4", "  n_heads: @@'4", "model.n_heads: ", "a quote is opened and not closed"),
-    ("betas: [0.9, 0.95]", "betas: @@[0.9, 0.95", "optimizer: illegal flow end", "a [ or { is not closed"),
+    ("  n_heads: 4", "  n_heads: @@'4", "model.n_heads: a quote is opened and not closed", "close it"),
+    ("betas: [0.9, 0.95]", "betas: @@[0.9, 0.95", "optimizer.betas: illegal flow end", "what closes nothing stands at 33:"),
     ("{rope: true}", "@@{rope: true", "model.attn_config: end of map flow", "a { is not closed"),
     ("    moe_top_k: 2", "   moe_top_k: 2", "model.ffn_config.", "look"),
-    ("seed: 5", "x:\n- a: 1\n- b: 2\n  c: @@'d", "x.1.c: ", "a quote is opened and not closed"),
+    ("seed: 5", "x:\n- a: 1\n- b: 2\n  c: @@'d", "x.1.c: a quote is opened and not closed", "close it"),
+    ("seed: 5", 'seed: 5\nx: @@"a\ny: "b"', "x: a quote that ends in line ", "close it where its text ends"),
+    ("seed: 5", "seed:@@5", "no space behind the colon", "write `key: value`"),
+    ("seed: 5", 'seed: "5" @@6', "seed: text behind a closing quote", "quote all of the value, or none"),
+    ("{name: bytes}", '{name: @@"bytes}', "tokenizer.name: a quote", "close it"),
+    ("  n_heads: 4", "  n_heads: 4\n  @@n_heads: 4", 'model: key "n_heads" stands twice in one mapping', "remove one"),
     (END, "@@- seed: 5\n", "a config is a mapping of keys to values, not a sequence", "write lines like `max_duration: 100ba`; the files in"),
     (END, "@@", "model: required mapping is missing", "add it; docs/yaml.md says what model takes"),
 ]
@@ -81,7 +86,7 @@ TYPES = [
     ("lr: 3.0e-3", "lr: @@0", "optimizer.lr: must be above 0, not 0", "docs/yaml.md says what optimizer.lr takes"),
     ("betas: [0.9, 0.95]", "betas: @@0.9", "optimizer.betas: expected a sequence", "write it as [a, b]"),
     ("betas: [0.9, 0.95]", "betas: @@[0.9]", "optimizer.betas: betas takes two numbers", "for example [0.9, 0.95]"),
-    ("betas: [0.9, 0.95]", "betas: @@[0.9, 1]", "optimizer.betas: betas must be in [0, 1)", "for example [0.9, 0.95]"),
+    ("betas: [0.9, 0.95]", "betas: [0.9, @@1]", "optimizer.betas.1: betas must be in [0, 1)", "for example [0.9, 0.95]"),
     ("betas: [0.9, 0.95]", "betas: [0.9, @@high]", 'optimizer.betas.1: expected a number, got "high"', "write one like 0.1 or 3e-4"),
     ("seed: 5", "seed: @@99999999999999999999", "seed: expected an integer of 64 bits", "1e15 is exact up to 2^53, digits up to 2^63"),
     ("seed: 5", "seed: @@-5", "seed: seed must not be negative", "any from 0 to 2^63 - 1"),
@@ -255,6 +260,13 @@ class BadConfigTest(CommandTest):
         place, hint = r"good\.yaml:\d+:\d+", "`optimizer=null` before it empties it"
         self.refused(place, "optimizer.betas: unknown key", hint, "good.yaml", override)
         self.check_command("train", "good.yaml", "optimizer=null", override, "max_duration=1ba")
+
+    def test_a_value_makes_no_lines_of_its_own(self):
+        """A message that could be forged by what stands in a file."""
+        (self.folder / "bad.yaml").write_text(CONFIG.replace("seed: 5", 'seed: "1\\nerror: x\\nhint: y"'))
+        lines = self.run_command("train", "bad.yaml").stderr.splitlines()
+        self.assertEqual(len(lines), 3, lines)
+        self.assertRegex(lines[1], r"^error: bad\.yaml:\d+:\d+: seed: expected an integer.*\\nerror: x")
 
     def test_the_corpus_is_large(self):
         rows = [SYNTAX, UNKNOWN_KEYS, TYPES, NAMES, CONTRADICTIONS, REFUSED, INTERPOLATION, OVERRIDES]

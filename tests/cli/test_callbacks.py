@@ -139,6 +139,25 @@ class CallbacksTest(CommandTest):
         self.check_command("convert", "run/step-6", "by-hand", "--to", "hf", "--dtype", "bf16")
         self.check_same_files("by-hand", "out/ba6")
 
+    def test_an_export_is_replaced_only_when_told_to(self):
+        callback = "callbacks={hf_checkpointer: {save_folder: out, save_interval: 2ba, overwrite: false}}"
+        there = self.folder / "out" / "ba4"
+        there.mkdir(parents=True)
+        (there / "x").write_text("x")
+        err = self.train("max_duration=6ba", "model.norm_type=rmsnorm", callback, code=2)
+        self.assertRegex(err, r"callbacks\.hf_checkpointer\.save_folder: .*out/ba4 is not empty")
+        self.assertFalse((self.folder / "run").exists())
+        self.train("max_duration=3ba", "model.norm_type=rmsnorm", callback)
+        self.assertEqual(sorted(os.listdir(self.folder / "out")), ["ba2", "ba3", "ba4"])
+
+    def test_samples_have_the_positions_that_they_need(self):
+        callback = "callbacks={{generate_callback: {{prompts: [ab], interval: 2ba, max_new_tokens: {}}}}}"
+        learned = ["max_duration=2ba", "model.learned_pos_emb=true", "model.attn_config.rope=false", "model.max_seq_len=32"]
+        err = self.train(*learned, callback.format(32), code=2)
+        self.assertIn("callbacks.generate_callback.max_new_tokens: 32 tokens behind the 2 of prompt 0", err)
+        self.train(*learned, callback.format(31))
+        self.assertEqual(len((self.folder / "run/samples.jsonl").read_text().splitlines()), 1)
+
     def check_same_files(self, one, other):
         self.assertEqual(sorted(os.listdir(self.folder / one)), sorted(os.listdir(self.folder / other)))
         for name in os.listdir(self.folder / one):
@@ -168,7 +187,7 @@ class CallbacksTest(CommandTest):
         err = self.train(
             "save_folder=none", "callbacks={layer_freezing: {layer_names: [model.transformer.wqkv]}}", code=2
         )
-        self.assertIn("callbacks.layer_freezing.layer_names: no parameter to freeze is called", err)
+        self.assertIn("callbacks.layer_freezing.layer_names.0: no parameter to freeze is called", err)
 
     def test_global_lr_scaling_is_another_rate_and_decay(self):
         groups = "[{param_str_match: wte, lr: 2e-3}]"
@@ -303,6 +322,9 @@ class CallbacksTest(CommandTest):
             ("{speed_monitor: {window_sise: 1}}", 'window_sise: unknown key; did you mean "window_size"?'),
             ("{lr_monitor: {interval: 1}}", "interval: unknown key"),
             ("{mbmoe_tok_per_expert: {log_every_leyer: true}}", 'did you mean "log_every_layer"?'),
+            ("{hf_checkpointer: {save_folder: x, save_interval: 1ba, huggingface_folder_name: 'a{bath}'}}", "nothing is filled in for {bath}"),
+            ("{hf_checkpointer: {save_folder: 'x{run_name', save_interval: 1ba}}", "nothing is filled in for {run_name"),
+            ("{layer_freezing: {layer_names: [no]}}", "callbacks.layer_freezing.layer_names.0: no parameter to freeze"),
             ("{hf_checkpointer: {save_folder: x, save_interval: 1ba, precision: fp8}}", "unknown precision fp8"),
         ]:
             with self.subTest(callback):

@@ -24,6 +24,18 @@ void write_out(std::string_view text) {
 
 }  // namespace
 
+std::string in_one_line(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    if (c == '\n') {
+      line += "\\n";
+    } else {
+      line += c;
+    }
+  }
+  return line;
+}
+
 HeldLog::HeldLog() { held = &lines_; }
 
 HeldLog::~HeldLog() { held = nullptr; }

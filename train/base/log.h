@@ -27,13 +27,16 @@ class HeldLog {
 // While a progress line stands on the terminal, log_line clears it first through this hook.
 void set_log_hook(void (*before)());
 
+// With \n for its line breaks: what names and words out of files hold is no line of its own.
+std::string in_one_line(std::string_view text);
+
 template <class... Args>
 void log_info(fmt::format_string<Args...> format, Args&&... args) {
   log_line("", fmt::format(format, std::forward<Args>(args)...));
 }
 template <class... Args>
 void log_warning(fmt::format_string<Args...> format, Args&&... args) {
-  log_line("warning: ", fmt::format(format, std::forward<Args>(args)...));
+  log_line("warning: ", in_one_line(fmt::format(format, std::forward<Args>(args)...)));
 }
 
 }  // namespace dropless::train

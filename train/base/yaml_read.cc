@@ -30,13 +30,15 @@ class TreeBuilder : public YAML::EventHandler {
     return {source_, mark.line + 1, mark.column + 1};
   }
   YamlNode::Pointer take() { return std::move(root_); }
-  // The key at `mark`, which is moved to where a person has to look (locate_syntax_error).
-  std::string key_at(std::string_view text, YAML::Mark& mark, bool unclosed = false) const {
-    if (one_line_ || mark.is_null()) return {};
-    const YamlSyntaxPlace found = locate_syntax_error(text, mark.line, mark.column, unclosed);
+  // Says what is wrong at `mark`, or where the text shows that a person has to look.
+  [[noreturn]] void fail_syntax(std::string_view text, YAML::Mark mark, const std::string& message,
+                                const std::string& hint) const {
+    if (one_line_ || mark.is_null()) fail_yaml(place(mark), message, hint);
+    const YamlSyntaxPlace found = locate_syntax_error(text, mark.line, mark.column, message);
     mark.line = found.line;
     mark.column = found.column;
-    return found.key;
+    fail_yaml(place(mark), with_key(found.key, found.message.empty() ? message : found.message),
+              found.hint.empty() ? hint : found.hint);
   }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
@@ -126,6 +128,7 @@ class TreeBuilder : public YAML::EventHandler {
   std::string path() const {
     std::string path;
     for (const Level& level : stack_) {
+      if (!level.key && level.node->kind == Kind::kMap) continue;  // a key comes next
       if (!path.empty()) path += '.';
       path += level.key ? level.key->text : std::to_string(level.node->items.size());
     }
@@ -181,7 +184,8 @@ class TreeBuilder : public YAML::EventHandler {
       const std::string first =
           is_merge(*key) ? std::string()
                          : " (first at " + level.node->find(key->text)->place.str() + ")";
-      fail_yaml(key->place, "key \"" + key->text + "\" stands twice in one mapping" + first,
+      fail_yaml(key->place,
+                with_key(path(), "key \"" + key->text + "\" stands twice in one mapping" + first),
                 "remove one of the two");
     }
     level.key = std::move(key);
@@ -232,7 +236,7 @@ void check_text(std::string_view text, const TreeBuilder& builder) {
       mark.line += text[i] == '\n';
       mark.column = text[i] == '\n' ? 0 : mark.column + 1;
     }
-    fail_yaml(builder.place(mark), with_key(builder.key_at(text, mark), message), hint);
+    builder.fail_syntax(text, mark, message, hint);
   };
   if (text.size() > kMaxYamlBytes) {
     fail_yaml(builder.place(mark),
@@ -248,13 +252,6 @@ void check_text(std::string_view text, const TreeBuilder& builder) {
       fail(i, "a control character (byte " + std::to_string(c) + ")", "is this a text file?");
     }
   }
-}
-
-bool misses_an_end(const std::string& message) {
-  return message.starts_with("illegal EOF in scalar") ||
-         message.starts_with("illegal document indicator in scalar") ||
-         message.starts_with("end of map flow") || message.starts_with("end of sequence flow") ||
-         message.starts_with("illegal flow end");
 }
 
 // For what yaml-cpp says in its own terms.
@@ -298,9 +295,7 @@ YamlNode::Pointer read_yaml(std::string_view text, const std::string& source, bo
     // yaml-cpp 0.8 quotes what it read, however long.
     std::string message = cut_to_width(error.msg, 200);
     if (message.size() < error.msg.size()) message += "...";
-    YAML::Mark mark = error.mark;
-    const std::string key = builder.key_at(text, mark, misses_an_end(error.msg));
-    fail_yaml(builder.place(mark), with_key(key, message), hint_of(error.msg));
+    builder.fail_syntax(text, error.mark, message, hint_of(error.msg));
   }
   YamlNode::Pointer root = builder.take();
   if (!root) {

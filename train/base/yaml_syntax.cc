@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -46,7 +47,7 @@ struct LineStart {
 
 LineStart start_of(std::string_view line) {
   LineStart start;
-  std::size_t at = static_cast<std::size_t>(indentation(line));
+  std::size_t at = std::min(line.find_first_not_of(" \t"), line.size());
   while (start.dashes.size() < kMostParts && at < line.size() && line[at] == '-' &&
          (at + 1 == line.size() || line[at + 1] == ' ')) {
     start.dashes.push_back(static_cast<int>(at));
@@ -86,7 +87,12 @@ std::string key_path(const std::vector<std::string_view>& lines, int line) {
   std::vector<std::string> parts;  // the last first
   // What comes further up is of the path only where it stands further to the left.
   int key_limit = std::numeric_limits<int>::max(), dash_limit = key_limit;
-  for (int i = std::min(line, static_cast<int>(lines.size()) - 1); i >= 0 && key_limit > 0; --i) {
+  line = std::min(line, static_cast<int>(lines.size()) - 1);
+  const std::string_view own = lines[static_cast<std::size_t>(line)];
+  if (!is_idle(own) && start_of(own).key.empty() && start_of(own).dashes.empty()) {
+    key_limit = dash_limit = indentation(own);
+  }
+  for (int i = line; i >= 0 && key_limit > 0; --i) {
     if (is_idle(lines[static_cast<std::size_t>(i)])) continue;
     const LineStart start = start_of(lines[static_cast<std::size_t>(i)]);
     if (!start.key.empty() && start.key_column < key_limit) {
@@ -106,32 +112,41 @@ std::string key_path(const std::vector<std::string_view>& lines, int line) {
   return fmt::format("{}", fmt::join(parts, "."));
 }
 
+// A quote or a bracket.
 struct Opening {
   char sign;
   int line, column;
+  std::string text;  // read last: of a quote its content, of a bracket what may become a key
+  std::string key;   // of a `{`: of the value that is being read
+  int index = 0;     // of a `[`: of the item
+  bool is_quote() const { return sign == '"' || sign == '\''; }
 };
 
-// Reads quotes, brackets, comments and block scalars (`|`, `>`), which decide what the others mean.
-class OpeningFinder {
+// Reads quotes, brackets, comments and block scalars (`|`, `>`), which decide what the others mean, up to a
+// place.
+class FlowReader {
  public:
-  explicit OpeningFinder(const std::vector<std::string_view>& lines) : lines_(lines) {}
-
-  // The innermost quote or bracket that is open before the place.
-  std::optional<Opening> open_before(int line, int column) {
+  FlowReader(const std::vector<std::string_view>& lines, int line, int column) : lines_(lines) {
     for (line_ = 0; line_ < static_cast<int>(lines_.size()) && line_ <= line; ++line_) {
       const std::string_view text = lines_[static_cast<std::size_t>(line_)];
       if (skips(text)) continue;
       if (mismatch_) break;  // what was to be closed first is the one
       read(text.substr(0, line_ == line ? static_cast<std::size_t>(column) : text.npos));
     }
-    if (open_.empty()) return std::nullopt;
-    return open_.back();
   }
 
+  // What is open there, the innermost last.
+  const std::vector<Opening>& open() const { return open_; }
+  // The quote that was closed last, and where.
+  struct Closed {
+    Opening opening;
+    int line, column;
+    std::size_t depth;  // brackets around it
+  };
+  const std::optional<Closed>& closed() const { return closed_; }
+
  private:
-  bool in_quote() const {
-    return !open_.empty() && (open_.back().sign == '"' || open_.back().sign == '\'');
-  }
+  bool in_quote() const { return !open_.empty() && open_.back().is_quote(); }
 
   // The lines of a block scalar.
   bool skips(std::string_view text) {
@@ -158,9 +173,9 @@ class OpeningFinder {
       const bool before_space = i + 1 == text.size() || text[i + 1] == ' ';
       const bool after_quote = std::exchange(closed_quote, false);
       if ((c == '"' || c == '\'') && at_start) {
-        open(c, i);
+        begin(c, i);
       } else if ((c == '[' || c == '{') && (at_start || flow)) {
-        open(c, i);
+        begin(c, i);
         at_start = true;
         continue;
       } else if ((c == ']' || c == '}') && flow) {
@@ -178,50 +193,148 @@ class OpeningFinder {
         continue;
       } else if ((flow && (c == ',' || (c == ':' && after_quote))) ||
                  ((c == ':' || c == '-' || c == '?') && before_space)) {
+        if (flow) separate(c);
         at_start = true;
         continue;
+      } else if (flow) {
+        open_.back().text += c;
       }
       at_start = false;
     }
   }
 
+  void separate(char c) {
+    Opening& top = open_.back();
+    if (c == ':') top.key = top.text;
+    if (c == ',') {
+      top.key.clear();
+      ++top.index;
+    }
+    top.text.clear();
+  }
+
   // `i` is the place of a sign within the quote, and then the last that was read.
   void read_quoted(std::string_view text, std::size_t& i) {
-    const char sign = open_.back().sign;
-    if (sign == '"' && text[i] == '\\') {
+    Opening& quote = open_.back();
+    if (quote.sign == '"' && text[i] == '\\') {
       ++i;
-    } else if (text[i] == sign) {
-      const bool doubled = sign == '\'' && i + 1 < text.size() && text[i + 1] == sign;
-      if (doubled) {
-        ++i;
-      } else {
-        open_.pop_back();
-      }
+    } else if (text[i] != quote.sign) {
+      quote.text += text[i];
+    } else if (quote.sign == '\'' && i + 1 < text.size() && text[i + 1] == '\'') {
+      ++i;
+    } else {
+      Opening done = std::move(quote);
+      open_.pop_back();
+      if (!open_.empty()) open_.back().text = done.text;
+      closed_ = Closed{std::move(done), line_, static_cast<int>(i), open_.size()};
     }
   }
 
-  void open(char sign, std::size_t column) {
-    open_.push_back({sign, line_, static_cast<int>(column)});
+  void begin(char sign, std::size_t column) {
+    open_.push_back({sign, line_, static_cast<int>(column), {}, {}, 0});
   }
 
   const std::vector<std::string_view>& lines_;
   int line_ = 0;
   std::vector<Opening> open_;
+  std::optional<Closed> closed_;
   bool mismatch_ = false;
   std::optional<int> block_;  // the column of the key or dash that a block scalar belongs to
 };
 
+// The key at a place in `depth` brackets of those that are open.
+std::string path_at(const std::vector<std::string_view>& lines, const std::vector<Opening>& open,
+                    std::size_t depth, int line) {
+  std::string path = key_path(lines, depth > 0 ? open[0].line : line);
+  for (std::size_t i = 0; i < depth && i < kMostParts; ++i) {
+    const std::string part = open[i].sign == '[' ? std::to_string(open[i].index) : open[i].key;
+    if (!part.empty()) path += (path.empty() ? "" : ".") + part;
+  }
+  return path;
+}
+
+// Of `name:value` in this line, the column behind the colon.
+std::optional<int> missing_space(std::string_view line) {
+  const std::size_t begin = std::min(line.find_first_not_of(" -"), line.size());
+  const std::size_t colon = line.find(':', begin);
+  if (colon == std::string_view::npos || colon == begin || colon + 1 == line.size()) return {};
+  const bool is_name = std::all_of(line.begin() + static_cast<std::ptrdiff_t>(begin),
+                                   line.begin() + static_cast<std::ptrdiff_t>(colon), [](char c) {
+                                     return std::isalnum(static_cast<unsigned char>(c)) || c == '_';
+                                   });
+  if (!is_name || line[colon + 1] == ' ' || line.find(": ", colon) != std::string_view::npos)
+    return {};
+  return static_cast<int>(colon) + 1;
+}
+
+bool says(std::string_view message, std::initializer_list<const char*> beginnings) {
+  return std::any_of(beginnings.begin(), beginnings.end(),
+                     [&](const char* beginning) { return message.starts_with(beginning); });
+}
+
 }  // namespace
 
-YamlSyntaxPlace locate_syntax_error(std::string_view text, int line, int column, bool unclosed) {
+YamlSyntaxPlace locate_syntax_error(std::string_view text, int line, int column,
+                                    std::string_view message) {
   const std::vector<std::string_view> lines = lines_of(text);
-  YamlSyntaxPlace place{line, column, {}};
-  if (unclosed) {
-    if (const auto opening = OpeningFinder(lines).open_before(line, column)) {
-      place = {opening->line, opening->column, {}};
+  const FlowReader reader(lines, line, column);
+  const std::vector<Opening>& open = reader.open();
+  YamlSyntaxPlace place{line, column, {}, {}, {}};
+  std::size_t depth = open.size();
+  const auto move_to = [&](const Opening& opening, std::size_t around) {
+    place.line = opening.line;
+    place.column = opening.column;
+    depth = around;
+  };
+  const std::string_view own =
+      line < static_cast<int>(lines.size()) ? lines[static_cast<std::size_t>(line)] : "";
+  const std::size_t tab = own.substr(0, own.find_first_not_of(" \t")).find('\t');
+  const auto& closed = reader.closed();
+  // Where a quote is not closed, the next one closes it, and what stands behind that is odd.
+  const bool closed_late =
+      closed && closed->opening.line < closed->line && (closed->line == line || depth > 0);
+  if (closed_late && !says(message, {"not valid", "a control"})) {
+    move_to(closed->opening, closed->depth);
+    place.message = fmt::format("a quote that ends in line {}", closed->line + 1);
+    place.hint = "close it where its text ends";
+  } else if (open.empty() && tab != std::string_view::npos && !message.starts_with("a control")) {
+    place.column = static_cast<int>(tab);
+    place.message = "a tab in the indentation";
+    place.hint = "YAML is indented by spaces";
+  } else if (!open.empty() && open.back().is_quote() &&
+             says(message, {"illegal EOF", "illegal document indicator"})) {
+    move_to(open.back(), depth - 1);
+    place.message = "a quote is opened and not closed";
+    place.hint = "close it where its text ends";
+  } else if (!open.empty() && says(message, {"end of map flow", "end of sequence flow"})) {
+    const char end = open.back().sign == '[' ? ']' : '}';
+    if (own.find(end, static_cast<std::size_t>(column)) != std::string_view::npos) {
+      place.hint = "a comma is missing, or a value that holds a colon and a space needs quotes";
+    } else {
+      move_to(open.back(), depth - 1);
     }
+  } else if (!open.empty() && message.starts_with("illegal flow end")) {
+    move_to(open.back(), depth - 1);
+    place.hint = fmt::format("it is not closed, or what closes nothing stands at {}:{}", line + 1,
+                             column + 1);
+  } else if (message.starts_with("illegal map value")) {
+    int above = line - 1;
+    while (above >= 0 && is_idle(lines[static_cast<std::size_t>(above)])) --above;
+    const auto space =
+        above < 0 ? std::nullopt : missing_space(lines[static_cast<std::size_t>(above)]);
+    if (space) {
+      place.line = above;
+      place.column = *space;
+      place.message = "no space behind the colon";
+      place.hint = "write `key: value`";
+    }
+  } else if (closed && closed->line == line && closed->opening.line == line &&
+             own.substr(0, static_cast<std::size_t>(column)).find_last_not_of(' ') ==
+                 static_cast<std::size_t>(closed->column)) {
+    place.message = "text behind a closing quote";
+    place.hint = "quote all of the value, or none of it";
   }
-  place.key = key_path(lines, place.line);
+  place.key = path_at(lines, open, depth, place.line);
   return place;
 }
 

@@ -23,8 +23,12 @@ std::vector<std::int64_t> shots_at(const YamlMap& map) {
   const auto shots = map.is_sequence("num_fewshot")
                          ? map.get<std::vector<std::int64_t>>("num_fewshot")
                          : std::vector<std::int64_t>{map.get<std::int64_t>("num_fewshot")};
-  for (const std::int64_t shot : shots) {
-    if (shot < 0) map.fail("num_fewshot", "num_fewshot must not be negative");
+  for (std::size_t i = 0; i < shots.size(); ++i) {
+    const bool listed = map.is_sequence("num_fewshot");
+    if (shots[i] < 0) {
+      map.fail(listed ? fmt::format("num_fewshot.{}", i) : "num_fewshot",
+               "num_fewshot must not be negative");
+    }
   }
   if (shots.empty()) map.fail("num_fewshot", "num_fewshot is empty", "0: no examples");
   return shots;

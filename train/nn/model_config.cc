@@ -46,12 +46,15 @@ std::vector<std::int64_t> dense_layers_from_yaml(const YamlMap& map, std::int64_
     return dense;
   }
   std::set<std::int64_t> chosen;
-  for (const std::int64_t layer : map.get<std::vector<std::int64_t>>("moe_layers")) {
+  const auto layers = map.get<std::vector<std::int64_t>>("moe_layers");
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::int64_t layer = layers[i];
+    const std::string key = fmt::format("moe_layers.{}", i);
     if (layer < 0 || layer >= n_layers) {
-      map.fail("moe_layers", fmt::format("there is no layer {} of {}", layer, n_layers),
+      map.fail(key, fmt::format("there is no layer {} of {}", layer, n_layers),
                "layers are counted from 0");
     }
-    if (!chosen.insert(layer).second) map.fail("moe_layers", fmt::format("{} twice", layer));
+    if (!chosen.insert(layer).second) map.fail(key, fmt::format("{} twice", layer));
   }
   if (chosen.empty()) map.fail("moe_layers", "no layer", "name one, or take ffn_type mptmlp");
   for (std::int64_t layer = 0; layer < n_layers; ++layer) {

@@ -72,9 +72,9 @@ GroupConfig read_group(const YamlMap& map, OptimizerType type, const GroupConfig
   if (is_adam(type) || is_lion(type)) {
     const auto betas = map.get<std::vector<double>>("betas", {group.beta1, group.beta2});
     if (betas.size() != 2) map.fail("betas", "betas takes two numbers", "for example [0.9, 0.95]");
-    for (const double beta : betas) {
-      if (beta < 0 || beta >= 1)
-        map.fail("betas", "betas must be in [0, 1)", "for example [0.9, 0.95]");
+    for (std::size_t i = 0; i < betas.size(); ++i) {
+      if (betas[i] < 0 || betas[i] >= 1)
+        map.fail(fmt::format("betas.{}", i), "betas must be in [0, 1)", "for example [0.9, 0.95]");
     }
     group.beta1 = betas[0];
     group.beta2 = betas[1];
@@ -206,7 +206,9 @@ std::string OptimizerConfig::blamed_key(const std::vector<std::string>& names) c
 std::vector<int> OptimizerConfig::assign(const std::vector<std::string>& names,
                                          std::string& key) const {
   std::vector<int> group_of(names.size(), 0);
-  for (const std::string& name : frozen) {
+  for (std::size_t i = 0; i < frozen.size(); ++i) {
+    const std::string& name = frozen[i];
+    key = fmt::format("callbacks.layer_freezing.layer_names.{}", i);
     const std::string bare = name.starts_with("model.") ? name.substr(6) : name;
     const auto found = std::find(names.begin(), names.end(), bare);
     if (found == names.end()) {
@@ -239,7 +241,9 @@ std::vector<int> OptimizerConfig::assign(const std::vector<std::string>& names,
     key = groups[i].key;
     take(groups[i].param_str_match, static_cast<int>(i) + 1);
   }
-  key = disable_grad.empty() ? "" : "optimizer.disable_grad";
+  key = !disable_grad.empty() ? "optimizer.disable_grad"
+        : !frozen.empty()     ? "callbacks.layer_freezing.layer_names"
+                              : "";
   if (std::all_of(group_of.begin(), group_of.end(), [](int group) { return group < 0; })) {
     throw Error(ErrorKind::kInvalidArgument, "nothing is left to train: all parameters are frozen",
                 "leave out an expression or a name");

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <string_view>
+#include <utility>
 
 #include "dropless/error.h"
+#include "train/base/fs.h"
 #include "train/convert/hf_config.h"
 #include "train/convert/mpt_config.h"
 #include "train/run/run_folder.h"
@@ -57,6 +59,9 @@ void choose_layout(const YamlMap& map, const ModelConfig& model, HfExportConfig&
   } catch (const Error& error) {
     map.fail("", error.what(), "take the callback out; checkpoints hold the model in any case");
   }
+  map.warn("",
+           "no class of transformers is this model: it is written for LLM Foundry, and "
+           "transformers' own mpt class would read another model");
 }
 
 HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
@@ -69,6 +74,9 @@ HfExportConfig read_hf_export(const YamlMap& map, const ModelConfig& model,
   if (config.folder_name.empty() || config.folder_name.find('/') != std::string::npos) {
     map.fail("huggingface_folder_name", "huggingface_folder_name is the name of one folder");
   }
+  map.locate("huggingface_folder_name", [&] {
+    check_variables(config.folder_name, {"{batch}", "{epoch}"});
+  });
   const auto precision = map.get<std::string>("precision", "float32");
   if (precision == "bfloat16") config.dtype = DType::kBFloat16;
   if (precision == "float16") config.dtype = DType::kFloat16;
@@ -174,6 +182,17 @@ void read_callbacks(const YamlMap& callbacks, const ModelConfig& model, const st
 }
 
 }  // namespace
+
+std::string HfExportConfig::folder_of(std::int64_t step, std::int64_t epoch) const {
+  std::string name = folder_name;
+  for (const auto& [variable, value] :
+       {std::pair{std::string("{batch}"), step}, {"{epoch}", epoch}}) {
+    if (const auto at = name.find(variable); at != std::string::npos) {
+      name.replace(at, variable.size(), std::to_string(value));
+    }
+  }
+  return join_path(save_folder, name);
+}
 
 CallbackConfig CallbackConfig::from_yaml(const YamlMap& root, const ModelConfig& model,
                                          const std::string& run_name,

@@ -35,6 +35,9 @@ struct HfExportConfig {
   // does.
   bool llm_foundry = false;
   bool overwrite = true;
+
+  // Of the export at this step.
+  std::string folder_of(std::int64_t step, std::int64_t epoch) const;
 };
 
 struct CallbackConfig {

@@ -82,7 +82,8 @@ HfBlock read_hf_block(const YamlMap& map, bool loads) {
   const std::string folder = folder_at(map);
   const bool pretrained = map.get<bool>("pretrained", true);
   std::string path = join_path(folder, kHfConfigFile);
-  nlohmann::json json = read_hf_json(folder);
+  nlohmann::json json =
+      map.locate("pretrained_model_name_or_path", [&] { return read_hf_json(folder); });
   if (const auto overrides = map.find_map("config_overrides")) {
     json.merge_patch(json_of(*overrides));
     path += " with config_overrides";

@@ -22,6 +22,9 @@ void read_trace_file(const YamlMap& map, const std::string& run_name, ProfilerCo
   if (config.filename.empty() || config.filename.find('/') != std::string::npos) {
     map.fail("filename", "filename is the name of one file");
   }
+  map.locate("filename", [&] {
+    check_variables(config.filename, {"{epoch}", "{batch}", "{rank}"});
+  });
   config.num_traces_to_keep = map.get<std::int64_t>("num_traces_to_keep", -1);
   if (config.num_traces_to_keep < -1 || config.num_traces_to_keep == 0) {
     map.fail("num_traces_to_keep", "num_traces_to_keep is -1 (all) or at least 1");

@@ -1,8 +1,10 @@
 #include "train/run/run_folder.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <ctime>
 #include <filesystem>
@@ -40,6 +42,19 @@ std::string samples_path(const std::string& run_folder) {
   return join_path(run_folder, "samples.jsonl");
 }
 
+void check_variables(const std::string& text, const std::vector<std::string>& known) {
+  for (std::size_t at = 0; (at = text.find_first_of("{}", at)) != text.npos;) {
+    const std::size_t end = text[at] == '{' ? text.find('}', at) : text.npos;
+    const std::string word = text.substr(at, end == text.npos ? end : end - at + 1);
+    if (std::find(known.begin(), known.end(), word) == known.end()) {
+      throw Error(
+          ErrorKind::kInvalidArgument, fmt::format("nothing is filled in for {} in {}", word, text),
+          fmt::format("{} is; other braces are no part of a name here", fmt::join(known, " or ")));
+    }
+    at = end + 1;
+  }
+}
+
 std::string RunFolder::name(const std::string& save_folder, const std::string& run_name) {
   if (save_folder.empty()) return "runs/" + (run_name.empty() ? time_stamp() : run_name);
   std::string name = save_folder;
@@ -50,13 +65,7 @@ std::string RunFolder::name(const std::string& save_folder, const std::string& r
     }
     name.replace(at, kVariable.size(), run_name);
   }
-  const auto open = name.find('{'), close = name.find('}', open == name.npos ? 0 : open);
-  if (open != name.npos && close != name.npos) {
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("nothing is filled in for {} in {}",
-                            name.substr(open, close - open + 1), save_folder),
-                "{run_name} is; another word in braces is no part of a name here");
-  }
+  check_variables(name, {"{run_name}"});
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   return name;
 }

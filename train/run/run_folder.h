@@ -62,6 +62,10 @@ class RunFolder {
   std::string kept_;
 };
 
+// Throws Error(kInvalidArgument) where `text` holds a word in braces that is none of `known`, or a brace
+// without its other.
+void check_variables(const std::string& text, const std::vector<std::string>& known);
+
 // RUN_FOLDER/metrics.jsonl, RUN_FOLDER/samples.jsonl
 std::string metrics_path(const std::string& run_folder);
 std::string samples_path(const std::string& run_folder);

@@ -104,6 +104,14 @@ std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDataset
 
 }  // namespace
 
+namespace {
+
+bool holds_files(const std::string& folder) {
+  return is_folder(folder) && !list_folder(folder).empty();
+}
+
+}  // namespace
+
 Trainer::Trainer(TrainConfig config)
     : config_(std::move(config)),
       device_(config_.source.locate("device", [&] { return choose_device(config_.device); })) {
@@ -136,6 +144,7 @@ Trainer::Trainer(TrainConfig config)
   open_tasks();
   length_ = source.locate("max_duration", [&] { return training_length(config_, *train_loader_); });
   source.locate("scheduler.t_max", [&] { schedule_.emplace(config_.scheduler, length_); });
+  require_free_exports();
   source.locate("model." + estimate_parameters(config_.model).cause, [&] {
     // Beside the frozen weights the adapters' gradients and moments are next to nothing.
     const double bytes = config_.model.lora
@@ -198,6 +207,7 @@ void Trainer::open_data() {
                   "see the warning above");
     }
     config_.callbacks.generate->options.tokenizer = tokenizer_.get();
+    require_positions(*config_.callbacks.generate);
   }
   if (tokenizer_ && tokenizer_->vocab_size() > config_.model.vocab_size) {
     source.fail("model.vocab_size",
@@ -248,9 +258,7 @@ void Trainer::build_model() {
   }
   const CallbackConfig& callbacks = config_.callbacks;
   config_.optimizer.frozen = callbacks.frozen_parameters;
-  config_.source.locate(callbacks.frozen_parameters.empty()
-                            ? config_.optimizer.blamed_key(names)
-                            : "callbacks.layer_freezing.layer_names",
+  config_.source.locate(config_.optimizer.blamed_key(names),
                         [&] { optimizer_ = make_optimizer(config_.optimizer, named); });
   stepper_.emplace(config_, *model_, *optimizer_);
   if (callbacks.early_stopper) {
@@ -380,6 +388,42 @@ void Trainer::restore_from(const std::string& checkpoint, const IgnoredState& ig
   saved_step_ = own ? step_ : -1;
   if (own) last_checkpoint_ = checkpoint;
   log_info("resumed from {} at step {}", checkpoint, step_);
+}
+
+// Where hf_checkpointer may not overwrite; a run that goes on has its own exports there.
+void Trainer::require_free_exports() const {
+  const auto& exports = config_.callbacks.hf_export;
+  if (!exports || exports->overwrite || config_.autoresume) return;
+  const auto require = [&](std::int64_t step) {
+    const std::string target = exports->folder_of(step, (step - 1) / length_.batches_per_epoch);
+    if (!holds_files(target)) return;
+    config_.source.fail("callbacks.hf_checkpointer.save_folder", target + " is not empty",
+                        "name another folder, or overwrite: true replaces it");
+  };
+  const double batches = length_.batches(exports->interval);
+  constexpr int kMost = 10'000;  // later ones are told when they come
+  for (int i = 1; batches > 0 && i <= kMost; ++i) {
+    const auto step = static_cast<std::int64_t>(std::ceil(i * batches));
+    if (step >= length_.max_batches) break;
+    require(step);
+  }
+  require(length_.max_batches);
+}
+
+// With learned positions a text is no longer than they are.
+void Trainer::require_positions(const SampleConfig& samples) const {
+  if (!config_.model.learned_pos_emb) return;
+  const std::int64_t most = config_.model.max_seq_len;
+  for (std::size_t i = 0; i < samples.prompts.size(); ++i) {
+    const auto tokens = static_cast<std::int64_t>(tokenizer_->encode(samples.prompts[i]).size());
+    // The last new token is not read again.
+    if (tokens + samples.options.max_new_tokens - 1 <= most) continue;
+    config_.source.fail(
+        "callbacks.generate_callback.max_new_tokens",
+        fmt::format("{} tokens behind the {} of prompt {} are more than the {} learned positions",
+                    samples.options.max_new_tokens, tokens, i, most),
+        "lower it, or raise model.max_seq_len");
+  }
 }
 
 bool Trainer::due(const Interval& interval) const {
@@ -594,19 +638,17 @@ void Trainer::export_to_hf() {
   if (saved_step_ != step_) return;
   finish_save();
   const HfExportConfig& config = *config_.callbacks.hf_export;
-  std::string name = config.folder_name;
-  for (const auto& [variable, value] :
-       {std::pair{std::string("{batch}"), step_}, {"{epoch}", train_loader_->epoch()}}) {
-    if (const auto at = name.find(variable); at != std::string::npos) {
-      name.replace(at, variable.size(), std::to_string(value));
-    }
+  const std::string target = config.folder_of(step_, train_loader_->epoch());
+  if (!config.overwrite && holds_files(target)) {
+    throw Error(ErrorKind::kResource, "callbacks.hf_checkpointer: " + target + " is not empty",
+                "its key overwrite: true replaces it");
   }
   const Layout layout = config_.model.lora   ? Layout::kPeft
                         : config.llm_foundry ? Layout::kFoundry
                                              : Layout::kHf;
   make_folders(config.save_folder);
   convert_model(
-      last_checkpoint_, join_path(config.save_folder, name),
+      last_checkpoint_, target,
       {.to = layout, .dtype = scalar_type_of(config.dtype), .overwrite = config.overwrite});
 }
 

@@ -45,6 +45,8 @@ class Trainer {
   void restore();
   void load_weights(const std::string& folder);
   void restore_from(const std::string& checkpoint, const IgnoredState& ignored);
+  void require_free_exports() const;
+  void require_positions(const SampleConfig& samples) const;
   bool due(const Interval& interval) const;  // at the step just finished
   void loop();
   // Saves the steps so far before an error of `action`, data that cannot be read, ends the run.

@@ -256,7 +256,7 @@ TEST(Yaml, LocateGivesErrorsOfOtherPartsTheirPlace) {
 
 TEST(Yaml, DuplicateKeyNamesBothPlaces) {
   const std::string message = parse_error("lr: 1\nb:\n  x: 1\n  y: 2\n  x: 3\n");
-  EXPECT_THAT(message, HasSubstr("c.yaml:5:3: key \"x\" stands twice"));
+  EXPECT_THAT(message, HasSubstr("c.yaml:5:3: b: key \"x\" stands twice"));
   EXPECT_THAT(message, HasSubstr("first at c.yaml:3:3"));
 }
 
@@ -434,8 +434,10 @@ TEST(Yaml, AnchorsAndMergeKeys) {
 TEST(Yaml, SyntaxErrorsHaveAPlace) {
   EXPECT_THAT(parse_error("a: [1, 2\nb: 3\n"), HasSubstr("c.yaml:"));
   EXPECT_THAT(parse_error("a: 1\n\tb: 2\n"), HasSubstr("c.yaml:2:"));
-  EXPECT_THAT(parse_error("a: \"1\nb: 2\n"), HasSubstr("| a quote is opened and not closed"));
-  EXPECT_THAT(parse_error("a: 1\nb: 'x\n"), HasSubstr("| a quote is opened and not closed"));
+  EXPECT_THAT(parse_error("a: \"1\nb: 2\n"),
+              HasSubstr("a quote is opened and not closed | close it"));
+  EXPECT_THAT(parse_error("a: 1\nb: 'x\n"),
+              HasSubstr("a quote is opened and not closed | close it"));
   EXPECT_EQ(parse("a: |\n  b\n").get<std::string>("a"), "b\n");
   EXPECT_EQ(parse("a: 1\n...\n").get<int>("a"), 1);
   EXPECT_THAT(parse_error("a: 1\n---\nb: 2\n"), HasSubstr("after the end of the document"));
