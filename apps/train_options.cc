@@ -15,7 +15,7 @@ namespace dropless::apps {
 using namespace train;
 
 TrainConfig read_train_config(const TrainOptions& options) {
-  log_info("dropless {}: train {}", DROPLESS_VERSION, options.config);
+  log_info("dropless {}: train {}", DROPLESS_VERSION, in_one_line(options.config));
   if (const char* world = std::getenv("WORLD_SIZE"); world && std::string_view(world) != "1") {
     throw Error(ErrorKind::kInvalidArgument,
                 std::string("WORLD_SIZE is ") + world + ", but this version trains in one process",

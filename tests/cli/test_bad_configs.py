@@ -35,7 +35,7 @@ SYNTAX = [
     ("    moe_top_k: 2", "   moe_top_k: 2", "model.ffn_config.", "look"),
     ("seed: 5", "x:\n- a: 1\n- b: 2\n  c: @@'d", "x.1.c: a quote is opened and not closed", "close it"),
     ("seed: 5", 'seed: 5\nx: @@"a\ny: "b"', "x: a quote that ends in line ", "close it where its text ends"),
-    ("seed: 5", "seed:@@5", "no space behind the colon", "write `key: value`"),
+    ("seed: 5", "seed:@@5", "seed: no space behind the colon", "write `key: value`"),
     ("seed: 5", 'seed: "5" @@6', "seed: text behind a closing quote", "quote all of the value, or none"),
     ("{name: bytes}", '{name: @@"bytes}', "tokenizer.name: a quote", "close it"),
     ("  n_heads: 4", "  n_heads: 4\n  @@n_heads: 4", 'model: key "n_heads" stands twice in one mapping', "remove one"),

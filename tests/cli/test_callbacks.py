@@ -147,8 +147,14 @@ class CallbacksTest(CommandTest):
         err = self.train("max_duration=6ba", "model.norm_type=rmsnorm", callback, code=2)
         self.assertRegex(err, r"callbacks\.hf_checkpointer\.save_folder: .*out/ba4 is not empty")
         self.assertFalse((self.folder / "run").exists())
+        same = callback.replace("save_interval", "huggingface_folder_name: x, save_interval")
+        err = self.train("max_duration=6ba", "model.norm_type=rmsnorm", same, code=2)
+        self.assertRegex(err, r"huggingface_folder_name: the export at step 4 would be written over another, out/x")
         self.train("max_duration=3ba", "model.norm_type=rmsnorm", callback)
         self.assertEqual(sorted(os.listdir(self.folder / "out")), ["ba2", "ba3", "ba4"])
+        err = self.train("max_duration=4ba", "model.norm_type=rmsnorm", callback, "autoresume=true")
+        self.assertIn("out/ba4 is there already and stays", err)
+        self.assertEqual(os.listdir(there), ["x"])
 
     def test_samples_have_the_positions_that_they_need(self):
         callback = "callbacks={{generate_callback: {{prompts: [ab], interval: 2ba, max_new_tokens: {}}}}}"

@@ -134,10 +134,11 @@ FileReader::FileReader(std::string path) : path_(std::move(path)) {
     ::close(fd_);
     fd_ = -1;
     if (!known) throw_unreadable(path_, number);
-    throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("cannot read {}: {}", path_,
-                            S_ISDIR(info.st_mode) ? "it is a folder" : "it is not a regular file"),
-                S_ISFIFO(info.st_mode) ? "write what the pipe carries to a file first" : "");
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("cannot read {}: {}", path_,
+                    S_ISDIR(info.st_mode) ? "it is a folder" : "it is not a regular file"),
+        S_ISFIFO(info.st_mode) ? "write what the pipe carries to a file first" : "name a file");
   }
   bytes_ = static_cast<std::uint64_t>(info.st_size);
 }

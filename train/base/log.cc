@@ -2,8 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <string>
+#include <utility>
 
 #include "train/base/utf8.h"
 
@@ -25,12 +28,22 @@ void write_out(std::string_view text) {
 }  // namespace
 
 std::string in_one_line(std::string_view text) {
+  // Besides \n what Unicode has for line breaks, and what turns the direction of text.
+  constexpr std::pair<std::string_view, std::string_view> kEscapes[] = {
+      {"\n", "\\n"},         {"\u0085", "\\u0085"}, {"\u2028", "\\u2028"}, {"\u2029", "\\u2029"},
+      {"\u202a", "\\u202a"}, {"\u202b", "\\u202b"}, {"\u202c", "\\u202c"}, {"\u202d", "\\u202d"},
+      {"\u202e", "\\u202e"}, {"\u2066", "\\u2066"}, {"\u2067", "\\u2067"}, {"\u2068", "\\u2068"},
+      {"\u2069", "\\u2069"}};
   std::string line;
-  for (const char c : text) {
-    if (c == '\n') {
-      line += "\\n";
+  for (std::size_t i = 0; i < text.size();) {
+    const auto* found =
+        std::find_if(std::begin(kEscapes), std::end(kEscapes),
+                     [&](const auto& escape) { return text.substr(i).starts_with(escape.first); });
+    if (found != std::end(kEscapes)) {
+      line += found->second;
+      i += found->first.size();
     } else {
-      line += c;
+      line += text[i++];
     }
   }
   return line;

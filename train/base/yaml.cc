@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -62,7 +63,13 @@ std::string describe(const YamlNode& node) {
 constexpr const char* kMappingHint = "write it as {key: value}, or as indented lines below the key";
 
 // Of an error that names what is wrong with a value, and no better one.
-std::string page_hint(const std::string& path) {
+std::string page_hint(std::string path) {
+  // The page knows lists, not their elements.
+  while (!path.empty() && std::isdigit(static_cast<unsigned char>(path.back()))) {
+    const std::size_t dot = path.rfind('.');
+    if (dot == path.npos || path.find_first_not_of("0123456789", dot + 1) != path.npos) break;
+    path.resize(dot);
+  }
   return fmt::format("docs/yaml.md says what {} takes", path);
 }
 
@@ -207,6 +214,8 @@ void check_unknown(const YamlNode& map) {
         hint = fmt::format("the override adds to what stands there: `{}=null` before it empties it",
                            map.map->path);
       }
+      if (hint.empty() && entry.key.find(':') != entry.key.npos)
+        hint = "a space is missing behind the colon";
       if (hint.empty() && nearest.empty() && map.map->path.empty())
         hint = "values for ${} belong under `variables`";
       if (hint.empty() && !known.empty())
@@ -532,7 +541,8 @@ void YamlMap::no_effect(std::string_view key, std::string_view why) const {
 }
 
 void YamlMap::warn(std::string_view key, std::string_view message) const {
-  if (document_.warns_) log_warning("{}: {}: {}", where(key), child_path(path(), key), message);
+  const std::string here = key.empty() ? path() : child_path(path(), key);
+  if (document_.warns_) log_warning("{}: {}: {}", where(key), here, message);
 }
 
 void YamlMap::refuse(std::string_view key, bool set, const std::string& hint) const {

@@ -38,6 +38,8 @@ bool is_idle(std::string_view line) {
   return first == std::string_view::npos || line[first] == '#';
 }
 
+bool is_space(char c) { return c == ' ' || c == '\t' || c == '\r'; }
+
 // What begins in a line: `- - key: ...`.
 struct LineStart {
   std::vector<int> dashes;  // columns
@@ -60,8 +62,7 @@ LineStart start_of(std::string_view line) {
   std::size_t end = at;
   while (end < line.size() && is_name(line[end])) ++end;
   const bool colon = end < line.size() && line[end] == ':';
-  if (end > at && colon &&
-      (end + 1 == line.size() || line[end + 1] == ' ' || line[end + 1] == '\r')) {
+  if (end > at && colon && (end + 1 == line.size() || is_space(line[end + 1]))) {
     start.key = line.substr(at, end - at);
     start.key_column = static_cast<int>(at);
   }
@@ -170,7 +171,7 @@ class FlowReader {
       if (c == ' ' || c == '\t') continue;
       if (c == '#' && (i == 0 || text[i - 1] == ' ' || text[i - 1] == '\t')) return;
       const bool flow = !open_.empty();
-      const bool before_space = i + 1 == text.size() || text[i + 1] == ' ';
+      const bool before_space = i + 1 == text.size() || is_space(text[i + 1]);
       const bool after_quote = std::exchange(closed_quote, false);
       if ((c == '"' || c == '\'') && at_start) {
         begin(c, i);
@@ -277,7 +278,12 @@ bool says(std::string_view message, std::initializer_list<const char*> beginning
 YamlSyntaxPlace locate_syntax_error(std::string_view text, int line, int column,
                                     std::string_view message) {
   const std::vector<std::string_view> lines = lines_of(text);
-  const FlowReader reader(lines, line, column);
+  const int last = static_cast<int>(lines.size()) - 1;
+  const FlowReader whole(lines, last, std::numeric_limits<int>::max());
+  const bool unclosed = says(message, {"end of map flow", "end of sequence flow"});
+  // At the end of a text the parser has no place.
+  const bool at_end = unclosed && line == 0 && column == 0;
+  const FlowReader reader = at_end ? whole : FlowReader(lines, line, column);
   const std::vector<Opening>& open = reader.open();
   YamlSyntaxPlace place{line, column, {}, {}, {}};
   std::size_t depth = open.size();
@@ -306,17 +312,32 @@ YamlSyntaxPlace locate_syntax_error(std::string_view text, int line, int column,
     move_to(open.back(), depth - 1);
     place.message = "a quote is opened and not closed";
     place.hint = "close it where its text ends";
-  } else if (!open.empty() && says(message, {"end of map flow", "end of sequence flow"})) {
-    const char end = open.back().sign == '[' ? ']' : '}';
-    if (own.find(end, static_cast<std::size_t>(column)) != std::string_view::npos) {
-      place.hint = "a comma is missing, or a value that holds a colon and a space needs quotes";
+  } else if (!open.empty() && unclosed) {
+    const Opening& bracket = open.back();
+    const bool stays_open =
+        std::any_of(whole.open().begin(), whole.open().end(), [&](const Opening& other) {
+          return other.line == bracket.line && other.column == bracket.column;
+        });
+    if (stays_open) {
+      move_to(bracket, depth - 1);
+    } else if (closed && closed->line == line && closed->depth == depth &&
+               closed->opening.line == line && column - closed->column < 2) {
+      move_to(closed->opening, depth);
+      place.message = "text behind a closing quote";
+      place.hint = "quote all of the value; perhaps the quote before it is not closed";
     } else {
-      move_to(open.back(), depth - 1);
+      place.hint = "a comma is missing, or a value that holds a colon and a space needs quotes";
     }
+  } else if (!open.empty() && message.starts_with("illegal block entry")) {
+    move_to(open.back(), depth - 1);
+    place.message = std::string("a ") + open.back().sign + " is not closed";
+    place.hint = "close it where it ends";
   } else if (!open.empty() && message.starts_with("illegal flow end")) {
     move_to(open.back(), depth - 1);
     place.hint = fmt::format("it is not closed, or what closes nothing stands at {}:{}", line + 1,
                              column + 1);
+  } else if (message.starts_with("illegal flow end")) {
+    place.hint = "nothing is open that it would close: remove it, or quote the text";
   } else if (message.starts_with("illegal map value")) {
     int above = line - 1;
     while (above >= 0 && is_idle(lines[static_cast<std::size_t>(above)])) --above;
@@ -327,6 +348,12 @@ YamlSyntaxPlace locate_syntax_error(std::string_view text, int line, int column,
       place.column = *space;
       place.message = "no space behind the colon";
       place.hint = "write `key: value`";
+      const std::string_view said = lines[static_cast<std::size_t>(above)];
+      const std::size_t begin = said.find_first_not_of(" -");
+      place.key = key_path(lines, above);
+      if (!place.key.empty()) place.key += '.';
+      place.key += said.substr(begin, static_cast<std::size_t>(*space) - 1 - begin);
+      return place;
     }
   } else if (closed && closed->line == line && closed->opening.line == line &&
              own.substr(0, static_cast<std::size_t>(column)).find_last_not_of(' ') ==

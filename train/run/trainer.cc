@@ -106,8 +106,9 @@ std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDataset
 
 namespace {
 
-bool holds_files(const std::string& folder) {
-  return is_folder(folder) && !list_folder(folder).empty();
+// Another thing than an empty folder.
+bool is_taken(const std::string& path) {
+  return path_exists(path) && (!is_folder(path) || !list_folder(path).empty());
 }
 
 }  // namespace
@@ -394,9 +395,16 @@ void Trainer::restore_from(const std::string& checkpoint, const IgnoredState& ig
 void Trainer::require_free_exports() const {
   const auto& exports = config_.callbacks.hf_export;
   if (!exports || exports->overwrite || config_.autoresume) return;
+  std::set<std::string> targets;
   const auto require = [&](std::int64_t step) {
     const std::string target = exports->folder_of(step, (step - 1) / length_.batches_per_epoch);
-    if (!holds_files(target)) return;
+    if (!targets.insert(target).second) {
+      config_.source.fail("callbacks.hf_checkpointer.huggingface_folder_name",
+                          "the export at step " + std::to_string(step) +
+                              " would be written over another, " + target,
+                          "put {batch} into it, or set overwrite: true");
+    }
+    if (!is_taken(target)) return;
     config_.source.fail("callbacks.hf_checkpointer.save_folder", target + " is not empty",
                         "name another folder, or overwrite: true replaces it");
   };
@@ -639,7 +647,12 @@ void Trainer::export_to_hf() {
   finish_save();
   const HfExportConfig& config = *config_.callbacks.hf_export;
   const std::string target = config.folder_of(step_, train_loader_->epoch());
-  if (!config.overwrite && holds_files(target)) {
+  if (!config.overwrite && is_taken(target) && folder_->holds(started_from_)) {
+    // Of this run before it was cut off, for all that can be told.
+    log_warning("callbacks.hf_checkpointer: {} is there already and stays", target);
+    return;
+  }
+  if (!config.overwrite && is_taken(target)) {
     throw Error(ErrorKind::kResource, "callbacks.hf_checkpointer: " + target + " is not empty",
                 "its key overwrite: true replaces it");
   }

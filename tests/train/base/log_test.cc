@@ -29,5 +29,9 @@ TEST(HeldLog, DropsWhatNobodyWrote) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "after\n");
 }
 
+TEST(Log, OneLineStaysOne) {
+  EXPECT_EQ(in_one_line("a\nb\u2028c\u202ed \u00e9"), "a\\nb\\u2028c\\u202ed \u00e9");
+}
+
 }  // namespace
 }  // namespace dropless::train

@@ -48,10 +48,19 @@ TEST(YamlSyntax, FindsTheBracketThatIsOpen) {
   EXPECT_EQ(locate_syntax_error(comma, 0, 10, kMap).column, 10);
   EXPECT_EQ(locate_syntax_error(comma, 0, 10, kMap).hint.substr(0, 18), "a comma is missing");
   EXPECT_EQ(locate("o: {a: 1, b: [1, 2", "illegal flow end"), "0:13 o.b");
+  EXPECT_EQ(locate("m:\n  b:\t[1,\n  c: 2\n", kList), "1:5 m.b");
+  EXPECT_EQ(locate("l:\n  - [1,\n  ", "illegal block entry"), "1:4 l: a [ is not closed");
+  EXPECT_EQ(locate_syntax_error("a: {", 0, 0, kMap).column, 3);
+  const std::string lines = "m:\n  f: {\n    a: 1\n    b: 2\n  }\n";
+  const YamlSyntaxPlace place = locate_syntax_error(lines, 3, 4, kMap);
+  EXPECT_EQ(place.line, 3);
+  EXPECT_EQ(place.hint.substr(0, 18), "a comma is missing");
+  const std::string quotes = "a: {b: \"x, c: \"y\"}";
+  EXPECT_EQ(locate_syntax_error(quotes, 0, 15, kMap).column, 7);
 }
 
 TEST(YamlSyntax, NamesWhatPeopleForget) {
-  EXPECT_EQ(locate("seed:17\nmodel", "illegal map value"), "0:5 : no space behind the colon");
+  EXPECT_EQ(locate("seed:17\nmodel", "illegal map value"), "0:5 seed: no space behind the colon");
   EXPECT_EQ(locate("url: http://x\nmodel: 1\nb", "illegal map value"), "2:1 ");
   EXPECT_EQ(locate("a:\n  \tb: 1", "illegal map value"), "1:2 a.b: a tab in the indentation");
   EXPECT_EQ(locate("a: \"x\" ", "end of map not found"), "0:7 a: text behind a closing quote");
