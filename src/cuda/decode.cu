@@ -196,8 +196,6 @@ struct Mixture {
 // lane + 32 i.
 template <int kPairs>
 struct Places {
-  static constexpr int kKeys =
-      kPairs <= 2 ? 8 : 4;  // of a warp at a time, their loads under way together
   std::uint32_t key[kKeys][kPairs], value[kKeys][kPairs];
 
   // Behind the last place: the last once more, to be left out.

@@ -102,10 +102,6 @@ std::unique_ptr<TextLoader> open_loader(const YamlMap& source, const TextDataset
   }
 }
 
-}  // namespace
-
-namespace {
-
 // Another thing than an empty folder.
 bool is_taken(const std::string& path) {
   return path_exists(path) && (!is_folder(path) || !list_folder(path).empty());
@@ -647,14 +643,14 @@ void Trainer::export_to_hf() {
   finish_save();
   const HfExportConfig& config = *config_.callbacks.hf_export;
   const std::string target = config.folder_of(step_, train_loader_->epoch());
-  if (!config.overwrite && is_taken(target) && folder_->holds(started_from_)) {
+  if (!config.overwrite && is_taken(target)) {
+    if (!folder_->holds(started_from_)) {
+      throw Error(ErrorKind::kResource, "callbacks.hf_checkpointer: " + target + " is not empty",
+                  "its key overwrite: true replaces it");
+    }
     // Of this run before it was cut off, for all that can be told.
     log_warning("callbacks.hf_checkpointer: {} is there already and stays", target);
     return;
-  }
-  if (!config.overwrite && is_taken(target)) {
-    throw Error(ErrorKind::kResource, "callbacks.hf_checkpointer: " + target + " is not empty",
-                "its key overwrite: true replaces it");
   }
   const Layout layout = config_.model.lora   ? Layout::kPeft
                         : config.llm_foundry ? Layout::kFoundry
