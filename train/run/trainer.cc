@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "dropless/error.h"
@@ -495,7 +494,11 @@ void Trainer::loop() {
   // The same of samples.
   if (samples_log_ && step_ > 0 && folder_->holds(started_from_) &&
       due(config_.callbacks.generate->interval)) {
-    write_samples();
+    std::multiset<std::string> drawn;
+    for (const auto& line : lines_of_step(samples_path(folder_->path()), step_)) {
+      drawn.insert(line.value("prompt", ""));
+    }
+    write_samples(std::move(drawn));
   }
   progress_ = std::make_unique<ProgressLine>(options);
   if (config_.callbacks.runtime_estimator) {
@@ -612,16 +615,11 @@ void Trainer::log(const nlohmann::ordered_json& line) {
   for (const auto& [name, watcher] : watchers_) watcher->take(line);
 }
 
-// Those of this step that are not there yet.
-void Trainer::write_samples() {
+void Trainer::write_samples(std::multiset<std::string> drawn) {
   const SampleConfig& config = *config_.callbacks.generate;
-  std::multiset<std::string> there;
-  for (const auto& line : lines_of_step(samples_path(folder_->path()), step_)) {
-    there.insert(line.value("prompt", ""));
-  }
   for (const std::string& prompt : config.prompts) {
-    if (const auto found = there.find(prompt); found != there.end()) {
-      there.erase(found);
+    if (const auto found = drawn.find(prompt); found != drawn.end()) {
+      drawn.erase(found);
       continue;
     }
     try {

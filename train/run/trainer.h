@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,8 @@ class Trainer {
   void evaluate_all();
   // Of a step or an evaluation: to every log and watcher.
   void log(const nlohmann::ordered_json& line);
-  void write_samples();
+  // `drawn`: prompts whose samples of this step are there, after a resume.
+  void write_samples(std::multiset<std::string> drawn = {});
   void export_to_hf();
   void save(const Batch& batch);
   void note_published();  // of a save that has ended
