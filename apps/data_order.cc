@@ -14,6 +14,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/hash.h"
+#include "train/base/json.h"
 #include "train/base/signals.h"
 #include "train/data/epoch_plan.h"
 #include "train/data/mds_index.h"
@@ -172,8 +173,7 @@ void print_answer(const std::string& line, const std::string& root, bool digest)
   out["id"] = nullptr;
   EpochPlan plan;
   try {
-    const json spec = json::parse(line, nullptr, false);
-    if (spec.is_discarded()) refuse("the line is not JSON");
+    const json spec = parse_json(line, "the line's JSON");
     SpecMap map(spec);
     if (const json* id = map.find("id")) out["id"] = *id;
     plan = plan_spec(map, root);

@@ -400,6 +400,17 @@ class DataTest(CommandTest):
             self.assertGreater(len(line["error"]), 10, change)
         self.assertEqual(len(lines[-1]["order"]), 12)
 
+    def test_weights_that_are_no_numbers_are_named(self):
+        for weight, said in [
+            ('"repeat":1e400', "1e400"), ('"proportion":1e400', "1e400"), ('"choose":1e400', "1e400"), ('"repeat":-1e400', "1e400"),
+            ('"repeat":NaN', '"repeat":N'), ('"proportion":Infinity', '"proportion":I'), ('"choose":1e30', "choose: 1e+30 is no whole number"),
+            ('"repeat":1e300', "stream 0: repeat is 1e+300"), ('"repeat":-1', "stream 0: repeat is -1"),
+            ('"proportion":-0.5', "stream 0: proportion is -0.5"), ('"choose":-2', "stream 0: choose is -2"),
+            ('"repeat":1,"repeat":2', "repeat"),
+        ]:  # fmt: skip
+            (line,) = self.lines("data", "order", input='{"id":1,"streams":[{"shard_sizes":[9],' + weight + "}]}\n")
+            self.assertIn(said, line["error"], weight)
+
     def test_interrupted_epochs_go_on_with_other_worlds(self):
         """A run on 2 processes that ends mid-epoch and goes on on 1 or 4: each sample as often as without the break."""
         spec = {"streams": [{"shard_sizes": [30, 50, 16]}], "shuffle_algo": "py1e", "num_canonical_nodes": 4, "id": 0}

@@ -5,11 +5,12 @@ import http.server
 import json
 import os
 import pathlib
+import shutil
 import threading
 import time
 import unittest
 
-from command import CONFIG, CommandTest
+from command import CONFIG, CommandTest, text
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -161,6 +162,32 @@ class RemoteTest(CommandTest):
         url = f"http://127.0.0.1:{self.server.server_port}/data/train"
         far = self.check_command("data", "cat", url, "--local", "near", "--download-timeout", 1, "--download-retry", 0)
         self.assertEqual(far, self.check_command("data", "cat", "data/train"))
+
+    def test_a_set_that_is_no_copy_of_the_remotes_stays_whole(self):
+        """`local` is the user's own set, and the place named as its remote holds another one, or none."""
+        (self.folder / "mine.txt").write_text(text(3, 20000))
+        self.check_command("data", "text", "mine.txt", "--out", "mine/train", "--concat-tokens", 32, "--size-limit", "5kb")
+        (self.folder / "mine/train/shard.00004.mds").unlink()
+        before = sorted((self.folder / "mine/train").iterdir())
+        self.assertGreater(len(before), 12)
+        self.server.trouble = "fine"
+        for place in ("data", "nowhere"):
+            remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/{place}', download_retry: 0, cache_limit: 25kb"
+            self.write_config(content=CONFIG.replace("local: data", f"local: mine, {remote}", 1).replace("40ba", "6ba"))
+            result = self.run_command("train", "config.yaml", "save_overwrite=true")
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(f"mine/train holds another set than http://127.0.0.1:{self.server.server_port}/{place}/train", result.stderr)
+            self.assertEqual(sorted((self.folder / "mine/train").iterdir()), before)
+        # Of a copy, what was removed comes again.
+        remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/mine', download_retry: 0, cache_limit: 25kb"
+        shutil.copytree(self.folder / "mine", self.folder / "copy")
+        for shard in range(3):
+            (self.folder / f"copy/train/shard.{shard:05}.mds").unlink()
+        content = CONFIG.replace("local: data", f"local: copy, {remote}", 1).replace("40ba", "3ba").replace("shuffle: true", "shuffle: false")
+        self.write_config(content=content)
+        result = self.run_command("train", "config.yaml", "save_overwrite=true")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertLess(sum(path.stat().st_size for path in (self.folder / "copy/train").glob("*.mds")), 30_000)
 
     def test_what_a_killed_download_left_is_removed(self):
         (self.folder / "near").mkdir()

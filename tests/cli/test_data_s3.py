@@ -1,6 +1,7 @@
 """Sets in S3: read, trained on and resumed from moto's server, in front of which each signature is checked
 by botocore."""
 
+import http.server
 import os
 import sys
 import threading
@@ -120,6 +121,30 @@ class S3Test(CommandTest):
         (self.folder / "config").write_text(f"[profile work]\nregion = eu-central-1\nendpoint_url = {self.endpoint}\n")
         del environment["S3_ENDPOINT_URL"]
         self.check_command("data", "cat", "s3://sets/dropless-set ä/val", "--local", "d", env=environment)
+
+    def test_a_scheme_s_own_port_is_no_part_of_the_signed_host(self):
+        """libcurl leaves it out of the header Host. (The requests for that port are seen as their proxy.)"""
+        seen = []
+
+        class Proxy(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                seen.append(self.headers)
+                self.send_error(404)
+
+            def log_message(self, *arguments):
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+            threading.Thread(target=proxy.serve_forever, daemon=True).start()
+            self.addCleanup(proxy.shutdown)
+            environment = {
+                **os.environ, "S3_ENDPOINT_URL": "http://minio.test:80", "http_proxy": f"http://127.0.0.1:{proxy.server_port}"
+            }  # fmt: skip
+            result = self.run_command("data", "cat", "s3://sets/x", "--local", "p", env=environment)
+        self.assertIn("is absent", result.stderr)
+        self.assertEqual(seen[0]["Host"], "minio.test")
+        names = {"HTTP_" + name.upper().replace("-", "_"): value for name, value in seen[0].items()}
+        self.assertEqual(seen[0]["Authorization"], SignatureCheck.expected({**names, "RAW_URI": "/sets/x/index.json"}))
 
     def test_what_s3_refuses(self):
         wrong = {**os.environ, "AWS_SECRET_ACCESS_KEY": "wrong"}

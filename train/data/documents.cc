@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <string_view>
 
 #include "dropless/error.h"
 #include "train/base/fs.h"
-#include "train/data/json_text.h"
 
 namespace dropless::train {
 
@@ -17,6 +17,12 @@ void require_files(const std::vector<std::string>& files) {
     if (!path_exists(file) || is_folder(file)) {
       throw Error(ErrorKind::kInvalidArgument, fmt::format("{} is not a file", file),
                   "name files that exist");
+    }
+    // Lines are read twice, the first one for what all are.
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(file, error)) {
+      throw Error(ErrorKind::kInvalidArgument, fmt::format("{} is not a regular file", file),
+                  "write what a pipe carries to a file first");
     }
   }
 }
@@ -84,13 +90,31 @@ JsonKind json_kind(const std::string& line) {
       "rename the members");
 }
 
+std::string text_of(const JsonMember& member) {
+  constexpr std::size_t kShown = 40;
+  const auto fail = [&](const std::string& what) {
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("'{}'{}", member.key, what));
+  };
+  if (!member.value.starts_with('"')) {
+    const bool longer = member.value.size() > kShown;
+    fail(
+        fmt::format(" is {}{}, not a string", member.value.substr(0, kShown), longer ? "..." : ""));
+  }
+  try {
+    return json_unquote(member.value);
+  } catch (const Error& error) {
+    fail(fmt::format(": {}", error.what()));
+  }
+  return {};
+}
+
 bool JsonTexts::next(std::string& document) {
   std::string line;
   if (!lines_.next(line)) return false;
   try {
     for (const JsonMember& member : split_json_object(line)) {
       if (member.key != "text") continue;
-      document = json_unquote(member.value);
+      document = text_of(member);
       return true;
     }
     throw Error(ErrorKind::kInvalidArgument, "the object has no 'text'");

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "train/data/json_text.h"
+
 namespace dropless::train {
 
 class DocumentSource {
@@ -47,6 +49,9 @@ class LineDocuments : public DocumentSource {
 enum class JsonKind { kText, kPromptResponse, kMessages };
 // By the members of the object. Throws Error(kInvalidArgument).
 JsonKind json_kind(const std::string& line);
+
+// The string of a member; another value is named by its key. Throws Error(kInvalidArgument).
+std::string text_of(const JsonMember& member);
 
 // The member `text` of each line's object.
 class JsonTexts : public DocumentSource {

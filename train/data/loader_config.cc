@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "dropless/error.h"
 #include "train/data/encodings.h"
@@ -49,6 +50,15 @@ StreamWeight read_weight(const YamlMap& stream) {
   return weight;
 }
 
+// The folder in which a stream's shards lie or are kept, without its spelling.
+std::filesystem::path folder_of(const StreamConfig& stream) {
+  std::error_code error;
+  const auto folder =
+      std::filesystem::absolute(strip_file_scheme(stream.local)) / stream.split / "";
+  const auto real = std::filesystem::weakly_canonical(folder, error) / "";
+  return (error ? folder : real).lexically_normal();
+}
+
 // Of each stream; relative weights go with relative ones only.
 void read_streams(const YamlMap& dataset, TextDatasetConfig& config) {
   const auto streams = dataset.find_map("streams");
@@ -72,8 +82,10 @@ void read_streams(const YamlMap& dataset, TextDatasetConfig& config) {
                "give every stream a proportion, or none");
     }
     for (const StreamConfig& other : config.streams) {
-      if (!stream.remote.empty() && other.local == stream.local && other.split == stream.split &&
-          !stream.local.empty()) {
+      // Sets without a remote may share a folder: nothing is made or removed there.
+      const bool fetched = !stream.remote.empty() || !other.remote.empty();
+      if (fetched && !stream.local.empty() && !other.local.empty() &&
+          folder_of(stream) == folder_of(other)) {
         map.fail("local", fmt::format("another stream has {} too", stream.local),
                  "give each stream a folder of its own");
       }

@@ -24,6 +24,13 @@ constexpr std::int64_t kVersion = 2;
 
 // ---- reading ----
 
+// A NUL in a name of the index would end the message.
+std::string without_nul(std::string text) {
+  for (std::size_t at = 0; (at = text.find('\0', at)) != std::string::npos;)
+    text.replace(at, 1, "\\u0000");
+  return text;
+}
+
 // One object of the index, read strictly; errors name the file and the place in it.
 class Reader {
  public:
@@ -32,10 +39,10 @@ class Reader {
   }
 
   [[noreturn]] void damaged(const std::string& what) const {
-    throw Error(ErrorKind::kDamaged, fmt::format("{} {}", where_, what));
+    throw Error(ErrorKind::kDamaged, fmt::format("{} {}", where_, without_nul(what)));
   }
   [[noreturn]] void unsupported(const std::string& what) const {
-    throw Error(ErrorKind::kInvalidArgument, fmt::format("{}: {}", where_, what));
+    throw Error(ErrorKind::kInvalidArgument, fmt::format("{}: {}", where_, without_nul(what)));
   }
 
   const json& at(const char* key) const {
@@ -72,8 +79,13 @@ class Reader {
   std::string where_;
 };
 
-// A relative path that stays inside the folder.
+// Offsets in a shard are 32-bit; compressing may add some bytes.
+constexpr std::uint64_t kMostRawBytes = std::numeric_limits<std::uint32_t>::max();
+constexpr std::uint64_t kMostZipBytes = 2 * kMostRawBytes;
+
+// A relative path that stays inside the folder, and not the name that the index has in a cache.
 bool stays_inside(const std::string& name) {
+  if (base_name(name) == "index.json") return false;
   if (name.empty() || name.front() == '/' || name.find('\0') != std::string::npos) return false;
   for (std::size_t begin = 0; begin <= name.size();) {
     const std::size_t end = std::min(name.find('/', begin), name.size());
@@ -84,15 +96,15 @@ bool stays_inside(const std::string& name) {
   return true;
 }
 
-MdsFile read_file_entry(const json& node, const std::string& where) {
+MdsFile read_file_entry(const json& node, std::uint64_t most_bytes, const std::string& where) {
   const Reader reader(node, where);
   MdsFile file;
   file.basename = reader.text("basename");
   if (!stays_inside(file.basename)) {
-    reader.damaged(
-        fmt::format("names '{}', which is not a file inside the set's folder", file.basename));
+    reader.damaged(fmt::format(
+        "names '{}', which is not a file inside the set's folder, or its index", file.basename));
   }
-  file.bytes = reader.whole("bytes", std::numeric_limits<std::int64_t>::max());
+  file.bytes = reader.whole("bytes", most_bytes);
   const json& hashes = reader.at("hashes");
   if (!hashes.is_object()) reader.damaged("has 'hashes' that are not an object");
   for (const auto& [name, hex] : hashes.items()) {
@@ -159,9 +171,9 @@ MdsShard read_shard(const json& node, const std::string& where) {
     }
   }
   shard.hashes = reader.texts("hashes");
-  shard.raw = read_file_entry(reader.at("raw_data"), where + ".raw_data");
+  shard.raw = read_file_entry(reader.at("raw_data"), kMostRawBytes, where + ".raw_data");
   if (!reader.at("zip_data").is_null()) {
-    shard.zip = read_file_entry(reader.at("zip_data"), where + ".zip_data");
+    shard.zip = read_file_entry(reader.at("zip_data"), kMostZipBytes, where + ".zip_data");
   }
   if (shard.compression.has_value() != shard.zip.has_value()) {
     reader.damaged("has only one of 'compression' and 'zip_data'");
@@ -222,10 +234,11 @@ class PlainShards {
     std::uint64_t count = 0;
     if (!read_number(samples, kMostSamples, count)) return false;
     shard.samples = static_cast<std::int64_t>(count);
-    return read_file(raw, shard.raw) && (!zipped || read_file(zip, *shard.zip));
+    return read_file(raw, kMostRawBytes, shard.raw) &&
+           (!zipped || read_file(zip, kMostZipBytes, *shard.zip));
   }
 
-  static bool read_file(std::string_view text, MdsFile& file) {
+  static bool read_file(std::string_view text, std::uint64_t most_bytes, MdsFile& file) {
     file.hashes.clear();
     bool name = false, bytes = false, hashes = false;
     for (const JsonMember& member : split_json_object(text)) {
@@ -234,7 +247,7 @@ class PlainShards {
         file.basename = json_unquote(member.value);
         name = stays_inside(file.basename);
       } else if (member.key == "bytes") {
-        bytes = read_number(member.value, std::numeric_limits<std::int64_t>::max(), file.bytes);
+        bytes = read_number(member.value, most_bytes, file.bytes);
       } else if (member.key == "hashes" && member.value.starts_with('{')) {
         hashes = true;
         for (const JsonMember& hash : split_json_object(member.value)) {

@@ -140,27 +140,6 @@ std::string trim(std::string text) {
   return text.substr(begin, text.find_last_not_of(" \t\r") + 1 - begin);
 }
 
-// The value of `key` in `[section]` of an ini file; empty where it is not.
-std::string ini_value(const std::string& path, const std::string& section, const std::string& key) {
-  std::ifstream file(path);
-  bool inside = false, nested = false;
-  for (std::string line; std::getline(file, line);) {
-    // Indented below a key without a value are the settings of one service.
-    if (nested && (line.starts_with(' ') || line.starts_with('\t'))) continue;
-    line = trim(line);
-    nested = line.ends_with('=');
-    if (line.starts_with('[')) {
-      inside = line == "[" + section + "]";
-      continue;
-    }
-    const std::size_t equals = line.find('=');
-    if (inside && equals != std::string::npos && trim(line.substr(0, equals)) == key) {
-      return trim(line.substr(equals + 1));
-    }
-  }
-  return {};
-}
-
 std::string aws_file(const char* variable, const char* name) {
   const std::string given = environment(variable);
   return given.empty() ? environment("HOME") + "/.aws/" + name : given;
@@ -257,6 +236,10 @@ class S3Remote : public Remote {
       at = host.substr(slash) + path;
       host.resize(slash);
     }
+    // As libcurl writes it in the request.
+    for (const auto& [scheme, port] : {std::pair("http://", ":80"), {"https://", ":443"}}) {
+      if (base_.starts_with(scheme) && host.ends_with(port)) host.resize(host.rfind(':'));
+    }
     Request out{base_ + path, "", false};
     if (!credentials_.access_key.empty()) {
       out.headers = sign_s3_get(credentials_, region_, host, at,
@@ -304,6 +287,37 @@ bool is_url(const std::string& place) { return place.find("://") != std::string:
 std::string strip_file_scheme(const std::string& place) {
   constexpr std::string_view kScheme = "file://";
   return place.starts_with(kScheme) ? place.substr(kScheme.size()) : place;
+}
+
+std::string ini_value(const std::string& path, const std::string& section, const std::string& key) {
+  std::ifstream file(path);
+  bool inside = false, has_key = false;  // has_key: lines may go on with its value
+  std::size_t key_indent = 0;
+  for (std::string line; std::getline(file, line);) {
+    const std::string text = trim(line);
+    if (text.empty() || text[0] == '#' || text[0] == ';') continue;
+    const std::size_t indent = line.find_first_not_of(" \t");
+    if (has_key && indent > key_indent) continue;
+    key_indent = indent;
+    const std::size_t bracket = text.rfind(']');
+    has_key = text[0] != '[' || bracket == std::string::npos;
+    if (!has_key) {
+      std::string name = text.substr(1, bracket - 1);
+      if (name.starts_with("profile")) {  // [profile  'a b']
+        std::erase_if(name, [](char c) { return c == '\'' || c == '"'; });
+        name = "profile " + trim(name.substr(7));
+      }
+      inside = name == section;
+      continue;
+    }
+    const std::size_t end = text.find_first_of("=:");
+    if (!inside || end == std::string::npos) continue;
+    std::string name = trim(text.substr(0, end));
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return std::tolower(c); });
+    if (name == key) return trim(text.substr(end + 1));
+  }
+  return {};
 }
 
 std::string percent_encode(const std::string& path) {
@@ -404,8 +418,10 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   // A large shard may take its time on a slow line; one that stands nearly still may not.
   constexpr long kLeastBytesPerSecond = 16 << 10;
   set(CURLOPT_LOW_SPEED_LIMIT, kLeastBytesPerSecond);
-  set(CURLOPT_LOW_SPEED_TIME, static_cast<long>(std::ceil(options_.timeout)));
-  set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.timeout * 1000));
+  // What does not fit libcurl's int of milliseconds is refused there, and it would wait without an end; 0 is its default.
+  const double timeout = std::min(std::max(1e-3, options_.timeout), 1e6);
+  set(CURLOPT_LOW_SPEED_TIME, static_cast<long>(std::ceil(timeout)));
+  set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(timeout * 1000));
   set(CURLOPT_FOLLOWLOCATION, request.redirects ? 1L : 0L);
   set(CURLOPT_MAXREDIRS, 5L);
   // Their successors are unknown to libcurl before 7.85, which may be the one that is loaded.

@@ -76,6 +76,11 @@ class Remote {
 // "a b/ä" -> "a%20b/%C3%A4": what may stand in the path of a URL.
 std::string percent_encode(const std::string& path);
 
+// The value of `key` in `[section]` of an ini file as ~/.aws has them; empty where it is not. A line that is indented
+// deeper than the key above it goes on with that key's value, as Python's configparser has it: so do the settings of one
+// service (`s3 =`), which are none of the section's.
+std::string ini_value(const std::string& path, const std::string& section, const std::string& key);
+
 struct S3Credentials {
   std::string access_key, secret_key, session_token;  // empty access_key: unsigned
 };

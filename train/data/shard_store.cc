@@ -21,6 +21,7 @@
 namespace dropless::train {
 namespace {
 
+constexpr const char* kIndexName = "index.json";
 constexpr const char* kRestoreHint = "restore this file, or write the data set again";
 
 [[noreturn]] void damaged(const std::string& path, const std::string& reason,
@@ -28,10 +29,16 @@ constexpr const char* kRestoreHint = "restore this file, or write the data set a
   throw Error(ErrorKind::kDamaged, fmt::format("{}: {}", path, reason), hint);
 }
 
-// However they are written: what is taken for a copy may be removed.
-bool same_folder(const std::string& a, const std::string& b) {
-  if (a.empty() || b.empty() || is_url(a)) return false;
-  return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
+[[noreturn]] void another_set(const std::string& cache, const std::string& source) {
+  throw Error(ErrorKind::kInvalidArgument,
+              fmt::format("{} holds another set than {}", cache, source),
+              "remove that folder, or name another one");
+}
+
+// By inode, whatever links, mounts and spellings lead there: what is taken for a copy may be removed.
+bool same_place(const std::string& a, const std::string& b) {
+  std::error_code error;
+  return !is_url(a) && std::filesystem::equivalent(a, b, error);
 }
 
 // A new name beside `path`, which no other thread or process uses.
@@ -61,7 +68,7 @@ bool is_left_over(const std::string& folder, const std::string& name, const MdsI
   }
   const std::string whole = name.substr(0, mark);
   const auto is_whole = [&](const MdsFile& file) { return base_name(file.basename) == whole; };
-  return whole == "index.json" ||
+  return whole == kIndexName ||
          std::any_of(index.shards.begin(), index.shards.end(), [&](const MdsShard& shard) {
            return is_whole(shard.raw) || (shard.zip && is_whole(*shard.zip));
          });
@@ -82,6 +89,22 @@ void remove_left_overs(const std::string& cache, const MdsIndex& index) {
       const std::string name = entry->path().filename().string();
       if (is_left_over(folder, name, index)) ::unlink(join_path(folder, name).c_str());
     }
+  }
+}
+
+// Nothing can look at them; `data verify` refuses such an index.
+void name_unknown_hashes(const std::string& path, const MdsIndex& index) {
+  std::set<std::string> unknown;
+  for (const MdsShard& shard : index.shards) {
+    for (const MdsFile* file : {&shard.raw, shard.zip ? &*shard.zip : nullptr}) {
+      if (file == nullptr) continue;
+      for (const auto& [name, hex] : file->hashes) {
+        if (!is_hash_name(name)) unknown.insert(name);
+      }
+    }
+  }
+  for (const std::string& name : unknown) {
+    log_warning("{}: unknown hash '{}' is not checked; known are: {}", path, name, known_hashes());
   }
 }
 
@@ -111,7 +134,11 @@ void write_into_cache(const std::string& path, std::string_view bytes,
 
 void require_file(const std::string& path) {
   if (!path_exists(path)) damaged(path, "the index names this shard, but it is missing");
-  if (is_folder(path)) damaged(path, "the index names this shard, but it is a folder");
+  // A pipe or a device has no size either.
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    damaged(path, "the index names this shard, but it is not a regular file");
+  }
 }
 
 const std::string* find_hash(const MdsFile& entry, const std::string& name) {
@@ -156,12 +183,13 @@ void ShardBytes::read(std::uint64_t offset, void* data, std::size_t bytes) const
 
 ShardStore::ShardStore(std::string source, std::string cache, const ShardStoreOptions& options)
     : source_(strip_file_scheme(source)),
-      cache_(same_folder(source_, strip_file_scheme(cache)) ? source_ : strip_file_scheme(cache)),
+      cache_(same_place(source_, strip_file_scheme(cache)) ? source_ : strip_file_scheme(cache)),
       options_(options),
       remote_(is_url(source_) ? Remote::open(source_, options.remote) : nullptr),
       index_(load_index()),
       slots_(index_.shards.size()) {
   if (caches() && cache_ != source_) remove_left_overs(cache_, index_);
+  name_unknown_hashes(join_path(source_, kIndexName), index_);
   if (!options_.validate_hash.empty()) {
     check_hash_name(options_.validate_hash);
     for (const MdsShard& shard : index_.shards) {
@@ -186,37 +214,35 @@ ShardStore::ShardStore(std::string source, std::string cache, const ShardStoreOp
 }
 
 MdsIndex ShardStore::load_index() {
-  constexpr const char* kName = "index.json";
   if (!caches() || cache_ == source_) {
     if (!remote_) return MdsIndex::load(source_);
     throw Error(ErrorKind::kInvalidArgument,
                 fmt::format("{} has to be downloaded, and no folder for it is given", source_),
                 "name one: `local` in a config, --local on the command line");
   }
-  const std::string cached = join_path(cache_, kName);
+  const std::string cached = join_path(cache_, kIndexName);
   const bool known = path_exists(cached);
   if (remote_ && known) return MdsIndex::load(cache_);
   if (!remote_) {
     MdsIndex index = MdsIndex::load(source_);
-    const std::string text = read_file(join_path(source_, kName));
+    const std::string text = read_file(join_path(source_, kIndexName));
     if (known && read_file(cached) != text) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  fmt::format("{} holds another set than {}", cache_, source_),
-                  "remove that folder, or name another one");
+      another_set(cache_, source_);
     }
     if (!known) write_into_cache(cached, text);
     return index;
   }
   make_folders(cache_);
   const std::string temporary = temporary_name(cached);
-  if (!remote_->fetch(kName, temporary)) {
+  if (!remote_->fetch(kIndexName, temporary)) {
     throw Error(ErrorKind::kInvalidArgument,
-                fmt::format("{}/{} is absent: no MDS set is there", source_, kName),
+                fmt::format("{}/{} is absent: no MDS set is there", source_, kIndexName),
                 "name the place that holds index.json, or give its split");
   }
   try {
-    MdsIndex index = MdsIndex::parse(read_file(temporary), source_ + "/" + kName);
+    MdsIndex index = MdsIndex::parse(read_file(temporary), source_ + "/" + kIndexName);
     rename_path(temporary, cached);
+    remote_holds_set_ = true;
     return index;
   } catch (...) {
     ::unlink(temporary.c_str());
@@ -341,6 +367,12 @@ bool ShardStore::has_whole_raw(const MdsShard& shard) const {
   return size_if_there(join_path(cache_, shard.raw.basename)) == shard.raw.bytes;
 }
 
+// Whether a file of the cache can be made again: not where it is the source's own, as links may have it.
+bool ShardStore::is_copy(const MdsFile& file) const {
+  return cache_ != source_ &&
+         !same_place(join_path(source_, file.basename), join_path(cache_, file.basename));
+}
+
 bool ShardStore::make(std::size_t number, bool ahead, std::optional<FileReader>* made) {
   std::unique_lock lock(mutex_);
   Slot& slot = slots_[number];
@@ -352,18 +384,18 @@ bool ShardStore::make(std::size_t number, bool ahead, std::optional<FileReader>*
   }
   if (slot.state == State::kUnknown) {
     slot.state = State::kMaking;
-    if (!make_room(number, ahead)) {
-      slot.state = State::kUnknown;
-      return false;
-    }
-    lock.unlock();
     std::exception_ptr error;
     try {
+      if (!make_room(number, ahead)) {
+        slot.state = State::kUnknown;
+        return false;
+      }
+      lock.unlock();
       make_file(index_.shards[number], made);
     } catch (...) {
       error = std::current_exception();
     }
-    lock.lock();
+    if (!lock.owns_lock()) lock.lock();
     slot.opened = false;
     slot.state = !error ? State::kLocal : ahead ? State::kFailed : State::kUnknown;
     changed_.notify_all();
@@ -410,7 +442,7 @@ bool ShardStore::drop_damaged_copy(const MdsFile& entry, const std::string& path
     check_file_hash(path, entry, hash);
     return false;
   } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kDamaged || cache_ == source_) throw;
+    if (error.kind() != ErrorKind::kDamaged || !is_copy(entry)) throw;
     log_warning("{}; it is made again from {}", error.what(), source_);
   }
   ::unlink(path.c_str());
@@ -433,7 +465,7 @@ std::string ShardStore::unpack_zip(const MdsShard& shard) {
   for (bool again = false;; again = true) {
     const bool was_there = path_exists(cached);
     const std::string path = obtain_zip(shard);
-    const bool copy = cache_ != source_ && path == cached;
+    const bool copy = path == cached && is_copy(*shard.zip);
     try {
       std::string raw = unpack(shard, path);
       if (copy && !options_.keep_zip) ::unlink(path.c_str());
@@ -481,10 +513,20 @@ std::uint64_t ShardStore::usage() const {
   for (const MdsShard& shard : index_.shards) {
     for (const MdsFile* file : {&shard.raw, shard.zip ? &*shard.zip : nullptr}) {
       if (file == nullptr) continue;
-      total += size_if_there(join_path(cache_, file->basename)).value_or(0);
+      const auto bytes = size_if_there(join_path(cache_, file->basename));
+      if (bytes && is_copy(*file)) total += *bytes;
     }
   }
   return total;
+}
+
+// Before the first file goes: a cache that was there before may be the user's own set, of which the URL has nothing.
+void ShardStore::check_remote_index() {
+  const std::string cached = join_path(cache_, kIndexName), temporary = temporary_name(cached);
+  remote_holds_set_ =
+      remote_->fetch(kIndexName, temporary) && read_file(temporary) == read_file(cached);
+  ::unlink(temporary.c_str());
+  if (!remote_holds_set_) another_set(cache_, source_);
 }
 
 // With mutex_ held. Removes the shards whose last use lies furthest back; never a file that is the
@@ -499,15 +541,16 @@ bool ShardStore::make_room(std::size_t number, bool ahead) {
     std::size_t oldest = slots_.size();
     for (std::size_t i = 0; i < slots_.size(); ++i) {
       if (i == number || slots_[i].state == State::kMaking) continue;
-      if (!has_whole_raw(index_.shards[i])) continue;
+      if (!has_whole_raw(index_.shards[i]) || !is_copy(index_.shards[i].raw)) continue;
       if (oldest == slots_.size() || slots_[i].last_use < slots_[oldest].last_use) oldest = i;
     }
     if (oldest == slots_.size()) return true;  // what is left is being made right now
     Slot& slot = slots_[oldest];
     if (ahead && slot.state == State::kLocal && !slot.opened) return false;
+    if (remote_ && !remote_holds_set_) check_remote_index();
     const MdsShard& old = index_.shards[oldest];
     ::unlink(join_path(cache_, old.raw.basename).c_str());
-    if (old.zip) ::unlink(join_path(cache_, old.zip->basename).c_str());
+    if (old.zip && is_copy(*old.zip)) ::unlink(join_path(cache_, old.zip->basename).c_str());
     slot.state = State::kUnknown;
     used = usage();
   }

@@ -2,7 +2,7 @@
 //
 // `source` is what must not be lost: a folder, or a URL that remote.h downloads from. `cache` is a
 // folder in which raw shards may be made: downloaded or decompressed to a temporary sibling, then
-// renamed. It may be the source itself (raw shards then come to lie beside the compressed ones) or
+// renamed. It may be the source itself, by whatever name (raw shards then come to lie beside the compressed ones), or
 // empty (not for a URL): then nothing is written, and compressed shards are decompressed in memory. A
 // cache that is not the source is a set itself: it gets the index, and what is there is not fetched.
 #pragma once
@@ -98,6 +98,8 @@ class ShardStore {
   bool drop_damaged_copy(const MdsFile& entry, const std::string& path) const;
   MdsIndex load_index();
   bool has_whole_raw(const MdsShard& shard) const;
+  bool is_copy(const MdsFile& file) const;
+  void check_remote_index();
   bool make_room(std::size_t number, bool ahead);
   std::uint64_t usage() const;
   ShardBytes open_file(const MdsShard& shard, const std::string& path) const;
@@ -107,6 +109,7 @@ class ShardStore {
   std::string source_, cache_;
   ShardStoreOptions options_;
   std::unique_ptr<Remote> remote_;  // where the source is a URL
+  bool remote_holds_set_ = false;   // known to have the index that the cache has
   MdsIndex index_;
   std::mutex mutex_;
   std::condition_variable changed_;

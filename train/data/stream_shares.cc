@@ -55,9 +55,11 @@ bool check_weights(std::span<const EpochStream> streams) {
     if (weight.proportion.has_value() != relative) {
       fail("proportion does not go with streams that have another weight or none");
     }
-    for (const double value : {weight.proportion.value_or(0), weight.repeat.value_or(0),
-                               static_cast<double>(weight.choose.value_or(0))}) {
-      if (!(value >= 0) || !std::isfinite(value)) fail(fmt::format("a weight of {}", value));
+    for (const auto& [name, value] : {std::pair("proportion", weight.proportion.value_or(0)),
+                                      {"repeat", weight.repeat.value_or(0)},
+                                      {"choose", static_cast<double>(weight.choose.value_or(0))}}) {
+      if (!(value >= 0) || !std::isfinite(value))
+        fail(fmt::format("{} is {}, not a number from 0 on", name, value));
     }
     if (std::any_of(streams[i].shard_sizes.begin(), streams[i].shard_sizes.end(),
                     [](std::int64_t size) { return size < 0; })) {
@@ -72,6 +74,7 @@ bool check_weights(std::span<const EpochStream> streams) {
 void share_by_proportion(StreamShares& shares, std::int64_t seed) {
   const double total = pairwise_sum(shares.proportion);
   if (!(total > 0)) refuse("the proportions of all streams are 0");
+  if (!std::isfinite(total)) refuse("the proportions of all streams are too large together");
   for (double& proportion : shares.proportion) {
     proportion /= total;
     shares.choose.push_back(
@@ -144,7 +147,10 @@ StreamShares share_epoch(std::span<const EpochStream> streams,
     const std::int64_t samples = sum(stream.shard_sizes);
     const double repeated = stream.weight.repeat.value_or(1) * static_cast<double>(samples);
     total += repeated;
-    if (total >= 0x1p53) refuse("a stream is repeated too often");
+    if (total >= 0x1p53) {
+      refuse(fmt::format("stream {}: repeat is {}: more than 2^53 samples an epoch",
+                         shares.choose.size(), stream.weight.repeat.value_or(1)));
+    }
     shares.choose.push_back(stream.weight.repeat ? static_cast<std::int64_t>(repeated)
                                                  : stream.weight.choose.value_or(samples));
   }

@@ -177,6 +177,7 @@ TextSetCounts write_finetuning_set(LineDocuments& lines, JsonKind kind, const st
                    }));
   go_on(lines, writer, counts);
   ProgressLine progress = progress_line(options);
+  bool left_out = false;
   for (std::string line; lines.next(line); ++counts.documents) {
     check_interrupted();
     try {
@@ -184,14 +185,26 @@ TextSetCounts write_finetuning_set(LineDocuments& lines, JsonKind kind, const st
         throw Error(ErrorKind::kInvalidArgument,
                     "the object is of another kind than those before it");
       std::string values[2];
+      std::string answer;  // the name of its key
       for (const JsonMember& member : split_json_object(line)) {
         if (chat && member.key == "messages") {
           read_chat(member.value);  // what the loader will not take is named here, by its line
           values[0] = python_json(member.value);
+        } else if (!chat && member.key == "prompt") {
+          values[0] = text_of(member);
+        } else if (!chat && (member.key == "response" || member.key == "completion")) {
+          if (!answer.empty()) {
+            throw Error(ErrorKind::kInvalidArgument,
+                        fmt::format("'{}' and '{}' are both there", answer, member.key),
+                        "keep one of them");
+          }
+          answer = member.key;
+          values[1] = text_of(member);
+        } else if (!left_out) {  // as LLM Foundry does
+          log_warning("{}: '{}' is left out, as are all other keys than {}", lines.place(),
+                      member.key, chat ? "messages" : "prompt and response");
+          left_out = true;
         }
-        if (!chat && member.key == "prompt") values[0] = json_unquote(member.value);
-        if (!chat && (member.key == "response" || member.key == "completion"))
-          values[1] = json_unquote(member.value);
       }
       if (!chat && values[1].empty()) {
         throw Error(ErrorKind::kInvalidArgument, "the response is empty: there is nothing to learn",

@@ -9,11 +9,11 @@ namespace {
 
 bool word_before(std::string_view text, std::size_t at) {
   if (at == 0) return false;
-  return category_of(code_point_at(text, code_point_before(text, at)).value) & kWordCharacters;
+  return is_word_character(code_point_at(text, code_point_before(text, at)).value);
 }
 
 bool word_at(std::string_view text, std::size_t at) {
-  return at < text.size() && (category_of(code_point_at(text, at).value) & kWordCharacters);
+  return at < text.size() && is_word_character(code_point_at(text, at).value);
 }
 
 }  // namespace

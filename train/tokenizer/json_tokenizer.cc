@@ -26,6 +26,19 @@ using nlohmann::json;
   throw Error(ErrorKind::kInvalidArgument, message, hint);
 }
 
+// A member that must be there as an "object" or "array"; nlohmann's own message would not name it.
+const json& member(const json& json, const char* key, const std::string& type,
+                   const std::string& place = {}) {
+  const auto& value = json.at(key);
+  const std::string is = value.type_name();
+  const auto with_article = [](const std::string& noun) {
+    return noun == "null" ? noun : (noun == "object" || noun == "array" ? "an " : "a ") + noun;
+  };
+  if (is != type)
+    refuse(fmt::format("{}'{}' is {}, not {}", place, key, with_article(is), with_article(type)));
+  return value;
+}
+
 TokenId token_id(const json& json) {
   const std::int64_t id = whole_number_of(json);
   if (id < 0 || id >= 1 << 22) refuse(fmt::format("{} is no token id", json.dump()));
@@ -78,11 +91,12 @@ BpeModel read_model(const json& json, bool byte_level, const std::string& path) 
   model.whole_words = json.value("ignore_merges", false);
   model.fuse_unknown = json.value("fuse_unk", false);
   std::vector<std::pair<std::string, TokenId>> tokens;
-  for (const auto& [text, id] : json.at("vocab").items()) tokens.emplace_back(text, token_id(id));
+  for (const auto& [text, id] : member(json, "vocab", "object", "model: ").items())
+    tokens.emplace_back(text, token_id(id));
   const Vocabulary by_text(tokens, path);
   if (json.contains("unk_token") && json["unk_token"].is_string())
     model.unknown = by_text.find(json["unk_token"].get<std::string>());
-  read_merges(json.at("merges"), by_text, model);
+  read_merges(member(json, "merges", "array", "model: "), by_text, model);
   if (byte_level) {
     for (auto& [text, id] : tokens) text = bytes_of_characters(text);
     model.vocabulary = Vocabulary(std::move(tokens), path);
@@ -160,7 +174,7 @@ class JsonTokenizer : public Tokenizer {
       : name_(std::move(name)),
         normalizer_(json.value("normalizer", nlohmann::json())),
         splits_(split_steps_from_json(json.value("pre_tokenizer", nlohmann::json()))),
-        model_(read_model(json.at("model"), splits_.byte_level, path)),
+        model_(read_model(member(json, "model", "object"), splits_.byte_level, path)),
         added_(read_added(json.value("added_tokens", nlohmann::json::array()),
                           json.at("model").at("vocab"))) {
     const nlohmann::json decoder = json.value("decoder", nlohmann::json());

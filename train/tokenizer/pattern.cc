@@ -113,7 +113,9 @@ std::optional<Categories> categories_named(std::string_view name) {
       {"C", kCn | kCc | kControlSpace | kCf | kCs | kCo}};
   for (std::size_t i = 0; i < std::size(kTwo); ++i) {
     if (name == kTwo[i])
-      return Categories{1} << i | (name == "Cc" ? Categories{kControlSpace} : Categories{0});
+      return Categories{1} << i | (name == "Cc"   ? Categories{kControlSpace}
+                                   : name == "So" ? Categories{kSymbolLetter}
+                                                  : Categories{0});
   }
   for (const auto& [known, categories] : kOthers) {
     if (name == known) return categories;

@@ -112,7 +112,9 @@ void add_steps(const json& json, SplitSteps& out) {
   } else if (type == "Punctuation") {
     add_pattern(R"([!-/:-@\[-`{-~\p{P}])", behavior_named(json.value("behavior", "Isolated")));
   } else if (type == "Whitespace") {
-    add_pattern(R"(\w+|[^\w\s]+)", SplitBehavior::kRemoved, /*invert=*/true);
+    // With the joiners: this one is run by Rust's regex, those of Split by Oniguruma.
+    add_pattern(R"([\w\u200c\u200d]+|[^\w\u200c\u200d\s]+)", SplitBehavior::kRemoved,
+                /*invert=*/true);
   } else if (type == "WhitespaceSplit") {
     add_pattern(R"(\s)", SplitBehavior::kRemoved);
   } else if (type == "BertPreTokenizer") {

@@ -30,12 +30,20 @@ bool may_change(char32_t code_point, const utf8proc_property_t& property) {
   return property.comb_index != UINT16_MAX && property.comb_index >= 0x8000;
 }
 
+// The symbols that Unicode calls alphabetic: circled, squared and such.
+bool is_symbol_letter(char32_t c) {
+  return (c >= 0x24b6 && c <= 0x24e9) || (c >= 0x1f130 && c <= 0x1f149) ||
+         (c >= 0x1f150 && c <= 0x1f169) || (c >= 0x1f170 && c <= 0x1f189);
+}
+
 std::vector<std::uint8_t> make_table() {
   std::vector<std::uint8_t> table(kCodePoints);
   for (char32_t c = 0; c < kCodePoints; ++c) {
     const utf8proc_property_t& property = *utf8proc_get_property(static_cast<std::int32_t>(c));
     const bool control_space = (c >= 9 && c <= 13) || c == 0x85;
-    table[c] = control_space ? 30 : static_cast<std::uint8_t>(property.category);
+    table[c] = control_space         ? 30
+               : is_symbol_letter(c) ? 31
+                                     : static_cast<std::uint8_t>(property.category);
     if (may_change(c, property)) table[c] |= kMayChange;
   }
   return table;

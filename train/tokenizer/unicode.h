@@ -9,8 +9,8 @@
 namespace dropless::train {
 
 // One bit a general category, so that classes such as \p{L} are sets of bits. White space among the
-// control characters (tab, line feed and others, U+0085) has a bit of its own beside Cc: \s too is a
-// set of bits then.
+// control characters (tab, line feed and others, U+0085) has a bit of its own beside Cc, and the circled letters one
+// beside So: \s and \w too are sets of bits then.
 using Categories = std::uint32_t;
 // clang-format off
 enum : Categories {
@@ -19,20 +19,26 @@ enum : Categories {
   kPc = 1u << 12, kPd = 1u << 13, kPs = 1u << 14, kPe = 1u << 15, kPi = 1u << 16, kPf = 1u << 17,
   kPo = 1u << 18, kSm = 1u << 19, kSc = 1u << 20, kSk = 1u << 21, kSo = 1u << 22, kZs = 1u << 23,
   kZl = 1u << 24, kZp = 1u << 25, kCc = 1u << 26, kCf = 1u << 27, kCs = 1u << 28, kCo = 1u << 29,
-  kControlSpace = 1u << 30,
+  kControlSpace = 1u << 30, kSymbolLetter = 1u << 31,
 };
 // clang-format on
 constexpr Categories kLetters = kLu | kLl | kLt | kLm | kLo;
 constexpr Categories kMarks = kMn | kMc | kMe;
 constexpr Categories kNumbers = kNd | kNl | kNo;
 constexpr Categories kPunctuation = kPc | kPd | kPs | kPe | kPi | kPf | kPo;
-constexpr Categories kSymbols = kSm | kSc | kSk | kSo;
+constexpr Categories kSymbols = kSm | kSc | kSk | kSo | kSymbolLetter;
 constexpr Categories kSpaces = kZs | kZl | kZp | kControlSpace;
-constexpr Categories kWordCharacters = kLetters | kMarks | kNd | kPc;  // \w
+constexpr Categories kWordCharacters =
+    kLetters | kMarks | kNd | kNl | kPc | kSymbolLetter;  // \w, of Rust's regex without the joiners
 constexpr Categories kAnyCategory = ~Categories{0};
 
 Categories category_of(char32_t code_point);
 inline bool is_white_space(char32_t code_point) { return category_of(code_point) & kSpaces; }
+// Rust's \w: with U+200C and U+200D, which are Cf.
+inline bool is_word_character(char32_t code_point) {
+  return (category_of(code_point) & kWordCharacters) || code_point == 0x200c ||
+         code_point == 0x200d;
+}
 
 // The code point that begins at text[at], of valid UTF-8, and its length.
 struct CodePoint {

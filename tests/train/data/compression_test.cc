@@ -326,6 +326,65 @@ TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
                [&] { ShardStore(scratch / "set", scratch / "cache", options); });
 }
 
+// A cache that is the source by another name is no copy of it, and nothing in it is removed; nor where only a folder
+// or a file of it is.
+TEST(ShardStore, NothingOfTheSourceGoesByAnotherName) {
+  ScratchFolder scratch;
+  write_ids(scratch / "set");
+  fs::create_directory(scratch / "merged");
+  fs::copy(scratch / "set", scratch / "merged/a");
+  MdsIndex index = MdsIndex::load(scratch / "set");
+  for (MdsShard& shard : index.shards) shard.raw.basename = "a/" + shard.raw.basename;
+  spill(scratch / "merged/index.json", index.dump());
+  fs::create_directory_symlink(scratch / "set", scratch / "link");
+  fs::create_directory(scratch / "mixed");
+  fs::create_directory_symlink(scratch / "merged/a", scratch / "mixed/a");
+  // The other way round: what the source names lies in the cache.
+  fs::create_directory(scratch / "names");
+  fs::copy(scratch / "set", scratch / "files");
+  fs::copy(scratch / "set/index.json", scratch / "names/index.json");
+  for (const std::string& name : names_in(scratch / "files")) {
+    if (name.ends_with(".mds"))
+      fs::create_symlink(scratch / ("files/" + name), scratch / ("names/" + name));
+  }
+  ShardStoreOptions options;
+  options.cache_limit = 4 * 2000;
+  for (const auto& [source, cache] : {std::pair("set", "link"),
+                                      {"link", "set"},
+                                      {"set", "link/../set/."},
+                                      {"merged", "mixed"},
+                                      {"names", "files"}}) {
+    SCOPED_TRACE(cache);
+    const std::string real = std::string(source) == "merged"  ? "merged/a"
+                             : std::string(source) == "names" ? "files"
+                                                              : "set";
+    const auto before = names_in(scratch / real);
+    const auto store = std::make_shared<ShardStore>(scratch / source, scratch / cache, options);
+    fs::rename(scratch / (real + "/shard.00003.mds"), scratch / "held");
+    MdsReader reader(store);
+    for (std::int64_t i = 0; i < 600; ++i) {
+      if (reader.shard_of(i) != 3) {
+        EXPECT_EQ(read_id(reader, i), i);
+      }
+    }
+    EXPECT_THROW(store->open(3), Error);  // room would be made for it
+    fs::rename(scratch / "held", scratch / (real + "/shard.00003.mds"));
+    EXPECT_EQ(names_in(scratch / real), before);
+  }
+  // Nor is one removed whose bytes the index does not know.
+  for (MdsShard& shard : index.shards) shard.raw.hashes = {{"sha1", std::string(40, '0')}};
+  spill(scratch / "merged/index.json", index.dump());
+  fs::copy(scratch / "merged/index.json", scratch / "mixed/index.json",
+           fs::copy_options::overwrite_existing);
+  options.validate_hash = "sha1";
+  expect_error(ErrorKind::kDamaged, {"shard.00001.mds", "sha1"},
+               [&] { ShardStore(scratch / "merged", scratch / "mixed", options).open(1); });
+  EXPECT_TRUE(fs::exists(scratch / "merged/a/shard.00001.mds"));
+  // A name that leads nowhere is an error, no crash.
+  fs::create_symlink("loop", scratch / "loop");
+  EXPECT_THROW(ShardStore(scratch / "set", scratch / "loop/x", options).open(0), Error);
+}
+
 // As two processes would: what one makes the other evicts, at any moment.
 TEST(ShardStore, SharesALimitedCache) {
   ScratchFolder scratch;

@@ -1,5 +1,7 @@
 #include "train/data/finetuning.h"
 
+#include <sys/stat.h>
+
 #include "tests/train/data/fixture.h"
 #include "train/data/loader.h"
 #include "train/data/text_writer.h"
@@ -205,6 +207,59 @@ TEST(Documents, NamesTheLineThatIsWrong) {
     write_finetuning_set(lines, JsonKind::kPromptResponse, scratch / "set", {});
   });
   EXPECT_FALSE(std::filesystem::exists(scratch / "set"));
+
+  // What is no string is named by its key.
+  const auto refuse = [&](const std::string& line, const std::vector<std::string>& parts) {
+    spill(scratch / "c", "{\"prompt\": \"x\", \"response\": \"y\"}\n" + line + "\n");
+    LineDocuments bad({scratch / "c"});
+    expect_error(ErrorKind::kInvalidArgument, parts, [&] {
+      write_finetuning_set(bad, JsonKind::kPromptResponse, scratch / "set", {});
+    });
+  };
+  refuse(R"({"prompt": "x", "response": 5})", {"c:2: 'response' is 5, not a string"});
+  refuse(R"({"prompt": null, "response": "y"})", {"c:2: 'prompt' is null, not a string"});
+  refuse(R"({"prompt": "x", "completion": ["y"]})", {"c:2: 'completion' is [\"y\"], not a string"});
+  refuse(R"({"prompt": "x", "response": "\ud800"})", {"c:2: 'response': ", "surrogate"});
+  refuse(R"({"prompt": "x", "response": "y", "completion": "z"})",
+         {"c:2: ", "'response' and 'completion'"});
+  refuse(R"({"prompt": "x", "response": {"a": ")" + std::string(500, 'b') + "\"}}",
+         {"c:2: 'response' is {\"a\": \"bbb", "..., not a string"});
+  spill(scratch / "d", "{\"text\": 5}\n");
+  JsonTexts five({scratch / "d"});
+  expect_error(ErrorKind::kInvalidArgument, {"d:1: 'text' is 5, not a string"},
+               [&] { five.next(document); });
+}
+
+// A pipe cannot be read twice, for the kind of the lines and for the lines.
+TEST(Documents, RefusesPipes) {
+  ScratchFolder scratch;
+  ASSERT_EQ(::mkfifo((scratch / "pipe").c_str(), 0600), 0);
+  expect_error(ErrorKind::kInvalidArgument, {"pipe is not a regular file"},
+               [&] { LineDocuments({scratch / "pipe"}); });
+  expect_error(ErrorKind::kInvalidArgument, {"pipe is not a regular file"},
+               [&] { FileDocuments({scratch / "pipe"}); });
+}
+
+// LLM Foundry reads none of them either, without a word.
+TEST(Documents, SaysOnceWhatIsLeftOut) {
+  ScratchFolder scratch;
+  const auto said = [&](const std::vector<json>& lines, const std::string& name) {
+    testing::internal::CaptureStderr();
+    write_lines(scratch, lines, name);
+    return testing::internal::GetCapturedStderr();
+  };
+  const json pair = {{"prompt", "x"}, {"response", "y"}};
+  json more = pair;
+  more["id"] = 3;
+  const std::string once = said({pair, more, more}, "a");
+  EXPECT_NE(once.find("a.jsonl:2: 'id' is left out"), std::string::npos) << once;
+  EXPECT_EQ(once.find("'id'"), once.rfind("'id'"));
+  EXPECT_EQ(said({pair, pair}, "b"), "");
+  const json chat = {
+      {"messages",
+       {{{"role", "user"}, {"content", "a"}}, {{"role", "assistant"}, {"content", "b"}}}},
+      {"source", "s"}};
+  EXPECT_NE(said({chat}, "c").find("c.jsonl:1: 'source' is left out"), std::string::npos);
 }
 
 }  // namespace

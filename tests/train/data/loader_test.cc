@@ -426,6 +426,17 @@ TEST(TextDatasetConfig, ErrorsNameThePlace) {
       {"name: text, dataset: {streams: {a: {local: d, choose: -2}}}", "choose"},
       {"name: text, dataset: {streams: {a: {split: d}}}", "local"},
       {"name: text, dataset: {remote: r, streams: {a: {local: d}, b: {local: d}}}", "local"},
+      {"name: text, dataset: {remote: r, streams: {a: {local: d}, b: {local: ./x/../d}}}", "local"},
+      {"name: text, dataset: {remote: r, streams: {a: {local: d/e}, b: {local: d, split: e}}}",
+       "local"},
+      {"name: text, dataset: {streams: {a: {local: d, remote: r}, b: {local: d}}}", "local"},
+      {"name: text, dataset: {streams: {a: {local: d, repeat: 1e400}}}", "repeat"},
+      {"name: text, dataset: {streams: {a: {local: d, repeat: .inf}}}", "repeat"},
+      {"name: text, dataset: {streams: {a: {local: d, repeat: .nan}}}", "repeat"},
+      {"name: text, dataset: {streams: {a: {local: d, proportion: 1e400}}}", "proportion"},
+      {"name: text, dataset: {streams: {a: {local: d, proportion: .nan}}}", "proportion"},
+      {"name: text, dataset: {streams: {a: {local: d, choose: 1e400}}}", "choose"},
+      {"name: text, dataset: {streams: {a: {local: d, choose: .inf}}}", "choose"},
   };
   for (const auto& [text, part] : cases) {
     expect_error(ErrorKind::kInvalidArgument, {"c.yaml:1:", part},

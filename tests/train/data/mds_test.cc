@@ -6,6 +6,7 @@
 
 #include "tests/train/data/fixture.h"
 #include "train/base/hash.h"
+#include "train/data/file_hash.h"
 #include "train/data/mds_reader.h"
 #include "train/data/mds_writer.h"
 #include "train/data/rng.h"
@@ -242,6 +243,18 @@ TEST_F(BrokenSet, IndexEntriesThatCannotBe) {
     SCOPED_TRACE(to);
     expect_damaged({});
   }
+  // Before any file is looked at: a shard in the place of the cache's index, and sizes that 32-bit offsets cannot reach.
+  const std::pair<const char*, const char*> impossible[] = {
+      {"\"shard.00000.mds\"", "\"index.json\""},
+      {"\"shard.00000.mds\"", "\"a/index.json\""},
+      {"\"bytes\": 394", "\"bytes\": 4294967296"},
+      {"\"bytes\": 394", "\"bytes\": 9223372036854775807"},
+  };
+  for (const auto& [from, to] : impossible) {
+    edit_index(from, to);
+    SCOPED_TRACE(to);
+    expect_error(ErrorKind::kDamaged, {"shards[0].raw_data"}, [&] { MdsIndex::load(set()); });
+  }
   const std::pair<const char*, const char*> unknown[] = {
       {"\"format\": \"mds\"", "\"format\": \"csv\""},
       {"\"version\": 2", "\"version\": 3"},
@@ -253,6 +266,44 @@ TEST_F(BrokenSet, IndexEntriesThatCannotBe) {
     SCOPED_TRACE(to);
     expect_error(ErrorKind::kInvalidArgument, {"index.json"}, [&] { read_all(); });
   }
+}
+
+TEST_F(BrokenSet, NulBytesDoNotEndTheMessage) {
+  edit_index("\"shard.00000.mds\"", "\"x\\u0000.mds\"");
+  expect_damaged({"x\\u0000.mds", "not a file inside"});
+  edit_index("\"mds\"", "\"m\\u0000ds\"");
+  expect_error(ErrorKind::kInvalidArgument, {"m\\u0000ds", "only mds"}, [&] { read_all(); });
+}
+
+TEST_F(BrokenSet, ShardsThatAreNoFiles) {
+  const std::function<void()> makers[] = {[&] { ASSERT_EQ(::mkfifo(shard().c_str(), 0600), 0); },
+                                          [&] { fs::create_directory(shard()); },
+                                          [&] { fs::create_symlink("/dev/zero", shard()); }};
+  for (const auto& make : makers) {
+    fs::remove(shard());
+    make();
+    expect_damaged({"shard.00001.mds", "not a regular file"});
+    expect_error(ErrorKind::kDamaged, {"shard.00001.mds", "not a regular file"},
+                 [&] { ShardStore(set(), "").check_files(); });
+    expect_error(ErrorKind::kDamaged, {"set/shard.00001.mds", "not a regular file"},
+                 [&] { ShardStore(set(), scratch_ / "cache").open(1); });
+    const auto damage = verify_set(set());
+    ASSERT_EQ(damage.size(), 1u);
+    EXPECT_NE(damage[0].second.find("not a regular file"), std::string::npos) << damage[0].second;
+  }
+}
+
+TEST_F(BrokenSet, HashesThatAreNotKnownAreNamed) {
+  const auto said = [&] {
+    testing::internal::CaptureStderr();
+    read_all();
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(said(), "");
+  edit_index("\"hashes\": {}", "\"hashes\": {\"crc0\": \"00\", \"sha1\": \"00\"}");
+  EXPECT_EQ(said(), "warning: " + set() +
+                        "/index.json: unknown hash 'crc0' is not checked; known are: " +
+                        known_hashes() + "\n");
 }
 
 TEST_F(BrokenSet, TheRawShardServesWhereTheCompressedOneIsMissing) {

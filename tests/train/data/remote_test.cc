@@ -51,6 +51,31 @@ TEST(Remote, RefusesOtherSchemesAndS3WithoutABucket) {
                [] { Remote::open("s3:///b", {}); });
 }
 
+// What botocore 1.44 reads of the same text.
+TEST(Remote, ReadsAwsFilesAsBotocoreDoes) {
+  ScratchFolder scratch;
+  const auto read = [&](const std::string& text, const std::string& section = "default") {
+    spill(scratch / "config", text);
+    return ini_value(scratch / "config", section, "region");
+  };
+  const std::string nested = "[default]\ns3 =\n  region = n\n  endpoint_url = u\n";
+  EXPECT_EQ(read(nested), "");
+  EXPECT_EQ(read(nested + "region = top\n"), "top");
+  EXPECT_EQ(read(nested + "\n  region = n\n# c\n\tregion = n\nregion = top\n"), "top");
+  EXPECT_EQ(read("[default]\ns3 =\n\n  region = n\nregion = top\n"), "top");
+  EXPECT_EQ(read("[default]\ns3 =\n# c\n  region = n\n"), "");
+  EXPECT_EQ(read("[default]\ns3 =\n  # c\n  region = n\n"), "");
+  EXPECT_EQ(read("[default]\noutput = json\n  region = continued\n"), "");
+  // Indented together, or with nothing above that they could go on: keys of the profile.
+  EXPECT_EQ(read("[default]\n s3 =\n   region = n\n region = top\n"), "top");
+  EXPECT_EQ(read("[default]\n  region = top\n"), "top");
+  EXPECT_EQ(read("[default]\ns3 =\n  a = b\n[profile x]\n  region = top\n", "profile x"), "top");
+  EXPECT_EQ(read("[default]\n# region = a\n;region = b\nRegion: top\r\n"), "top");
+  EXPECT_EQ(read("[default] # c\nregion = top = 1\n"), "top = 1");
+  EXPECT_EQ(read("[profile  'b c']\nregion = top\n", "profile b c"), "top");
+  EXPECT_EQ(read("[other]\nregion = o\n"), "");
+}
+
 TEST(Remote, EncodesPaths) {
   EXPECT_EQ(percent_encode("a b/\xc3\xa4~-_.c+"), "a%20b/%C3%A4~-_.c%2B");
 }

@@ -31,6 +31,56 @@ TEST(Tokenizer, UnknownNamesAreRefused) {
   expect_error(ErrorKind::kInvalidArgument, {"gpt2"}, [] { make_tokenizer("gpt2"); });
 }
 
+// A tokenizer.json of single characters, with the members that `change` alters.
+std::shared_ptr<const Tokenizer> tokenizer_of(const std::function<void(nlohmann::json&)>& change) {
+  ScratchFolder scratch;
+  nlohmann::json json = {{"added_tokens", {{{"id", 3}, {"content", "fox"}, {"single_word", true}}}},
+                         {"pre_tokenizer", {{"type", "Whitespace"}}},
+                         {"model",
+                          {{"type", "BPE"},
+                           {"vocab", {{"a", 0}, {"\u200d", 1}, {"a\u200d", 2}}},
+                           {"merges", {"a \u200d"}}}}};
+  change(json);
+  spill(scratch / "t.json", json.dump());
+  return make_tokenizer(scratch / "t.json");
+}
+
+// What `tokenizers` 0.22.2 takes for a part of a word: besides letters, marks, digits and connectors the numbers that
+// are letters, circled letters and the two joiners.
+TEST(AddedTokens, SingleWordsEndWhereThePackagesDo) {
+  const auto tokenizer = tokenizer_of([](auto&) {});
+  for (const char* word :
+       {"x", "\u00e4", "\u0301", "7", "_", "\u200c", "\u200d", "\u2167", "\u3007", "\u24b6",
+        "\u24e9", "\U0001f130", "\U0001f169", "\U0001f189"}) {
+    for (const std::string& text : {std::string(word) + "fox", std::string("fox") + word}) {
+      const auto ids = tokenizer->encode(text);
+      EXPECT_EQ(std::count(ids.begin(), ids.end(), 3), 0) << text;
+    }
+  }
+  for (const char* other : {" ", "-", "\u00b2", "\u200b", "\u200e", "\u2070", "\u24b5", "\u24ea",
+                            "\U0001f14a", "\U0001f44d"}) {
+    EXPECT_EQ(tokenizer->encode(std::string(other) + "fox" + other), std::vector<TokenId>{3})
+        << other;
+  }
+  // The pre-tokenizer Whitespace goes by the same.
+  EXPECT_EQ(tokenizer->encode("a\u200d"), std::vector<TokenId>{2});
+}
+
+TEST(JsonTokenizer, NamesTheKeyThatIsOfAnotherType) {
+  for (const auto& [pointer, value, said] :
+       {std::tuple("/model", nlohmann::json(), "t.json: 'model' is null, not an object"),
+        {"/model", nlohmann::json::array(), "t.json: 'model' is an array, not an object"},
+        {"/model/vocab", nlohmann::json(), "t.json: model: 'vocab' is null, not an object"},
+        {"/model/merges", nlohmann::json(), "t.json: model: 'merges' is null, not an array"},
+        {"/model/merges", nlohmann::json("a b"),
+         "t.json: model: 'merges' is a string, not an array"}}) {
+    expect_error(ErrorKind::kInvalidArgument, {said}, [&] {
+      tokenizer_of(
+          [&](nlohmann::json& json) { json[nlohmann::json::json_pointer(pointer)] = value; });
+    });
+  }
+}
+
 // Pairs from Python: bytes.decode('utf-8', errors='replace').
 TEST(Utf8, ReplacesAsPythonDoes) {
   const std::string r = "\xef\xbf\xbd";
