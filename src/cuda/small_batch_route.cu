@@ -175,11 +175,10 @@ __device__ __forceinline__ void all_logits(const Params& p, const Layout& layout
   }
 }
 
-// Chooses the token's experts and writes its weights; adds to p_sum and z_sum.
+// The token's softmax over its logits, whose parts are here.
 template <int kPerLane>
-__device__ __forceinline__ void route_token(const Params& p, const Layout& layout, float* shared,
-                                            int token, float (&p_sum)[kPerLane], float& z_sum) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ TokenSoftmax<kPerLane> softmax_of(const Params& p, const Layout& layout,
+                                                             const float* shared, int token) {
   const float* parts = shared + layout.logits + token / kCluster * layout.pitch;
   const auto logit = [&](int expert) {
     float sum = 0.0f;
@@ -189,7 +188,15 @@ __device__ __forceinline__ void route_token(const Params& p, const Layout& layou
     }
     return sum;
   };
-  const TokenSoftmax<kPerLane> softmax(logit, p.experts, lane);
+  return TokenSoftmax<kPerLane>(logit, p.experts, static_cast<int>(threadIdx.x % 32));
+}
+
+// Chooses the token's experts and writes its weights; adds to p_sum and z_sum.
+template <int kPerLane>
+__device__ __forceinline__ void route_token(const Params& p, const Layout& layout, float* shared,
+                                            int token, float (&p_sum)[kPerLane], float& z_sum) {
+  const int lane = threadIdx.x % 32;
+  const TokenSoftmax<kPerLane> softmax = softmax_of<kPerLane>(p, layout, shared, token);
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) p_sum[j] += softmax.p[j];
   const float z = softmax.max + logf(softmax.sum);
@@ -309,6 +316,68 @@ __device__ __forceinline__ void finish(const Params& p, const Layout& layout, fl
   }
 }
 
+// All of the kernel behind the logits, for one token with at most 32 experts, by one warp: the token's experts
+// are items of one row each, in the order of their numbers.
+template <int kPerLane>
+__device__ __forceinline__ void route_only_token(const Params& p, const Layout& layout,
+                                                 const float* shared) {
+  const int lane = threadIdx.x % 32;
+  const TokenSoftmax<kPerLane> softmax = softmax_of<kPerLane>(p, layout, shared, 0);
+  // Lane k has the k-th choice.
+  unsigned taken = 0;
+  int expert = 0;
+  for (int k = 0; k < p.top_k; ++k) {
+    const int next = next_expert(softmax.logit, taken, p.experts, lane);
+    expert = lane == k ? next : expert;
+  }
+  const bool chosen = lane < p.top_k;
+  // Experts 32 j .. 32 j + 31 that are taken, and where this lane's choice and experts come among them.
+  int place = 0;
+  int before = 0;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const unsigned word = __ballot_sync(0xffffffff, (taken >> j & 1) != 0);
+    const int mine = lane + 32 * j;
+    if (mine < p.experts) {
+      p.offsets_E1[mine] = before + __popc(word & ((1u << lane) - 1));
+      if (p.tokens_per_expert_E != nullptr) p.tokens_per_expert_E[mine] = taken >> j & 1;
+    }
+    if (expert / 32 == j) place = before + __popc(word & ((1u << (expert % 32)) - 1));
+    before += __popc(word);
+  }
+  if (chosen) {
+    p.items[place] = {expert, place, 1, place};
+    p.up_done[place] = 0;
+    p.tokens_R[place] = 0;
+    p.rows_TK[lane] = place;
+    p.indices_TK[lane] = expert;
+  }
+  if (lane == 0) {
+    *p.control = {.ticket = p.grid, .items = p.top_k, .down_done = 0, .unused = 0};
+    p.offsets_E1[p.experts] = p.top_k;
+  }
+  float weight = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const float of_owner = __shfl_sync(0xffffffff, softmax.p[j], expert % 32);
+    weight = expert / 32 == j ? of_owner : weight;
+  }
+  if (p.q > 0.0f) {
+    const float norm = warp_sum(!chosen ? 0.0f : p.q == 1.0f ? weight : powf(weight, p.q));
+    weight /= p.q == 1.0f ? norm : powf(norm, 1.0f / p.q);
+  }
+  if (chosen) p.weights_TK[lane] = weight;
+  if (p.losses_2 == nullptr) return;
+  float balance = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) balance += (taken >> j & 1) != 0 ? softmax.p[j] : 0.0f;
+  balance = warp_sum(balance);
+  if (lane > 0) return;
+  const float z = softmax.max + logf(softmax.sum);
+  p.losses_2[0] = balance * static_cast<float>(p.experts) / static_cast<float>(p.top_k);
+  p.losses_2[1] = z * z;
+}
+
 template <int kPerLane>
 __global__ void __launch_bounds__(kThreads, 1) small_route_kernel(const Params p) {
   extern __shared__ float shared[];
@@ -326,6 +395,10 @@ __global__ void __launch_bounds__(kThreads, 1) small_route_kernel(const Params p
   for (int i = threadIdx.x; i < p.experts * layout.words; i += kThreads) sets[i] = 0;
   all_logits(p, layout, shared, rank);
   ptx::cluster_sync();
+  if (p.tokens == 1 && p.top_k <= 32) {
+    if (rank == 0 && warp == 0) route_only_token<kPerLane>(p, layout, shared);
+    return;
+  }
 
   float p_sum[kPerLane] = {};
   float z_sum = 0.0f;
