@@ -13,6 +13,7 @@
 #include "train/base/signals.h"
 #include "train/convert/convert.h"
 #include "train/run/model_files.h"
+#include "train/run/model_tokenizer.h"
 
 namespace dropless::apps {
 

@@ -1,5 +1,5 @@
 // `dropless eval CONFIG.yaml|MODEL [key.path=value ...] [--data DIR|FILE [--split S]] [--json]`
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 
@@ -141,8 +141,9 @@ void run_eval(EvalVerb verb) {
     return config->source.locate(key, [&] { return verb.model_options.open(model_path); });
   }();
   if (config && !is_released_folder(loaded.folder)) {
-    if (const auto difference = maths_difference(loaded.folder, config->model)) {
-      log_warning("the checkpoint's own model is evaluated: {}", *difference);
+    const std::vector<std::string> differences = maths_differences(loaded.folder, config->model);
+    if (!differences.empty()) {
+      log_warning("the checkpoint's own model is evaluated: {}", fmt::join(differences, "; "));
     }
   }
   TaskSuite suite;

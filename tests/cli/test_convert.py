@@ -109,7 +109,18 @@ class ConvertTest(CommandTest):
                     logits = model(torch.tensor(hf_models.PROMPTS)).logits[:, -1]
                 expected = torch.tensor(EXPECTED["mpt"]["logits_last"])
                 self.assertLess(((logits - expected).norm() / expected.norm()).item(), 1e-5)
+        # Its class takes 8 whatever the config says, and save_pretrained writes a dtype into the part.
+        self.write_model("mpt", folder="sixteen", attn_config=dict(hf_models.CONFIGS["mpt"]["attn_config"], alibi_bias_max=16, dtype="float32"))
+        self.check_figures("mpt", "sixteen")
+        result = self.run_command("convert", "sixteen", "sixteen-ours", "--to", "dropless")
+        self.assertEqual(result.stderr.count("alibi_bias_max 16 is read as 8"), 1, result.stderr)
         # Others are refused by name.
+        self.check_command("convert", "foundry", "foundry-ours", "--to", "dropless")
+        config = dict(json.loads((self.folder / "foundry/config.json").read_text()))
+        config["attn_config"]["alibi_bias_max"] = 16
+        (self.folder / "foundry/config.json").write_text(json.dumps(config))
+        self.check_command("convert", "foundry", "foundry-ours", "--to", "dropless", "--overwrite")
+        self.check_refused(["model.attn_config.alibi_bias_max 16"], "convert", "foundry-ours", "x", "--to", "hf")
         tensors = hf_models.weights(dict(hf_models.CONFIGS["mpt"], expansion_ratio=2))
         config = dict(hf_models.CONFIGS["mpt"], architectures=["MPTForCausalLM"], expansion_ratio=2)
         config["attn_config"] = dict(config["attn_config"], rope=False)
@@ -245,6 +256,20 @@ class ConvertTest(CommandTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("warning", result.stderr)
         self.assertIn("transformer.norm_f.weight", result.stderr)
+        # Attention would hide these: no score that is no number comes out of libtorch's kernels.
+        for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight"):
+            tensors = dict(hf_models.weights(config))
+            tensors[name][0, 0] = float("nan")
+            hf_models.write_folder(self.folder / name, config, tensors)
+            for prompts in ("[[1, 2]]", "[[1]]"):
+                self.check_refused(["1 of the ", name], "generate", name, "--prompt-ids", prompts, "--json", code=1)
+        # fp16 has no room for what is finite elsewhere.
+        large = hf_models.weights(config)
+        large["model.norm.weight"][3] = 1e6
+        hf_models.write_folder(self.folder / "large", config, large)
+        self.check_command("convert", "large", "large-ours", "--to", "dropless")
+        result = self.run_command("convert", "large-ours", "half", "--to", "hf", "--dtype", "fp16")
+        self.assertIn("fp16 ends at 65504", result.stderr)
         # Whoever runs them, or trains on from them, learns of the tensor.
         (self.folder / "text.txt").write_text("some text")
         words = ["1 of the ", "model.norm.weight"]

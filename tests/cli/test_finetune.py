@@ -3,6 +3,8 @@ back is compared with it."""
 
 import importlib.util
 import json
+import pathlib
+import shutil
 import unittest
 
 import hf_models
@@ -181,6 +183,33 @@ class FinetuneTest(CommandTest):
         self.check_command("convert", "run", "tuned", "--to", "hf")
         self.assertEqual(json.loads((self.folder / "tuned/config.json").read_text())["eos_token_id"], 256)
 
+    def test_the_tokenizer_of_the_training_goes_along(self):
+        tokenizers = pathlib.Path(__file__).parents[1] / "data/tokenizer"
+        shutil.copy(tokenizers / "gpt2.json", self.folder / "released/tokenizer.json")
+        # Bytes are not what the model's ids were.
+        result = self.train("load_path=released", "save_folder=bytes")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"config.yaml:\d+.*tokenizer.name: released has another tokenizer: id 0 is .* in released/tokenizer.json")
+        self.check_command("convert", "bytes", "tuned", "--to", "hf")
+        self.assertEqual(sorted(path.name for path in (self.folder / "tuned").iterdir()), ["config.json", "model.safetensors"])
+        self.assertIsNone(json.loads((self.folder / "tuned/config.json").read_text())["eos_token_id"], "an id of the other one")
+        # The same file in another place is the same tokenizer; one that a new model is trained with goes along too.
+        self.folder.joinpath("mine").mkdir()
+        shutil.copy(tokenizers / "gpt2.json", self.folder / "mine/tokenizer.json")
+        vocab = len(json.loads((tokenizers / "gpt2.json").read_text())["model"]["vocab"]) + 1
+        config = dict(hf_models.CONFIGS["olmoe"], vocab_size=vocab, eos_token_id=0)
+        hf_models.write_folder(self.folder / "theirs", config, hf_models.weights(config))
+        shutil.copy(tokenizers / "gpt2.json", self.folder / "theirs/tokenizer.json")
+        for load in ((), ("load_path=theirs",)):
+            result = self.train("tokenizer.name=mine/tokenizer.json", f"model.vocab_size={vocab}", *load, "save_folder=own", "save_overwrite=true")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertNotIn("another tokenizer", result.stderr)
+            (self.folder / "mine").rename(self.folder / "away")
+            self.check_command("generate", "own", "--prompt", "ab", "--max-new-tokens", 2)
+            (self.folder / "away").rename(self.folder / "mine")
+            self.check_command("convert", "own", "tuned", "--to", "hf", "--overwrite")
+            self.assertEqual((self.folder / "tuned/tokenizer.json").read_text(), (tokenizers / "gpt2.json").read_text())
+
     def test_generation_stops_at_the_folders_eos(self):
         arguments = ("--prompt-ids", "[[5, 80]]", "--json", "--temperature", 0, "--max-new-tokens", 30)
 
@@ -208,6 +237,8 @@ class FinetuneTest(CommandTest):
         result = self.train("load_path=released", "model.norm_eps=1e-5", "save_folder=warned")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("model.norm_eps is 0.001 in released and 1e-05", result.stderr)
+        result = self.train("load_path=released", "model.norm_eps=1e-5", "model.attn_config.rope_theta=500", "save_folder=warned2")
+        self.assertRegex(result.stderr, "another model: .*model.norm_eps is .*; model.attn_config.rope_theta is|another model: .*rope_theta is .*; model.norm_eps is")
         (self.folder / "released/model.safetensors").unlink()
         result = self.train("load_path=released", "save_folder=other")
         self.assertEqual(result.returncode, 2, result.stderr)

@@ -25,7 +25,7 @@ std::vector<std::string> list_folder(const std::string& path);  // names without
 // The whole file; more than max_bytes is kInvalidArgument.
 std::string read_file(const std::string& path, std::uint64_t max_bytes = UINT64_MAX);
 std::uint64_t file_bytes(const std::string& path);
-// "PATH SIZE MTIME", the time in nanoseconds: another text once the file has changed, as far as a look at
+// "PATH SIZE MTIME CTIME", the times in nanoseconds: another text once the file has changed, as far as a look at
 // its folder tells. "PATH" where it is no regular file.
 std::string file_stamp(const std::string& path);
 

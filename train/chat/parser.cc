@@ -14,7 +14,10 @@ namespace {
 
 using Kind = Expression::Kind;
 
-constexpr int kMaxDepth = 200;  // of what stands in each other
+// What walks the tree walks it recursively: what stands in each other, and chains such as a.b.c and a + b + c,
+// each of whose links stands in the next.
+constexpr int kMaxDepth = 200;
+constexpr int kMaxHeight = 500;
 
 class Parser {
  public:
@@ -168,9 +171,17 @@ class Parser {
   ExpressionPtr make(Kind kind, std::string name, ExpressionPtr a,
                      ExpressionPtr b = nullptr) const {
     ExpressionPtr node = make(kind, std::move(name));
-    node->parts.push_back(std::move(a));
-    if (b) node->parts.push_back(std::move(b));
+    add_part(*node, std::move(a));
+    if (b) add_part(*node, std::move(b));
     return node;
+  }
+  void raise(Expression& node, const Expression& below) const {
+    node.height = std::max(node.height, below.height + 1);
+    if (node.height > kMaxHeight) fail("too long a chain");
+  }
+  void add_part(Expression& node, ExpressionPtr part) const {
+    if (part) raise(node, *part);
+    node.parts.push_back(std::move(part));
   }
 
   ExpressionPtr expression() {
@@ -178,7 +189,7 @@ class Parser {
     ExpressionPtr value = disjunction();
     while (skip("if")) {
       ExpressionPtr node = make(Kind::kConditional, {}, disjunction(), std::move(value));
-      if (skip("else")) node->parts.push_back(expression());
+      if (skip("else")) add_part(*node, expression());
       value = std::move(node);
     }
     return value;
@@ -261,7 +272,7 @@ class Parser {
   ExpressionPtr filter(ExpressionPtr value) {
     ExpressionPtr node = make(Kind::kFilter, take_name(), std::move(value));
     if (is(".")) unsupported("a filter with a dot");
-    if (skip("(")) node->arguments = arguments();
+    if (skip("(")) add_arguments(*node);
     return node;
   }
   ExpressionPtr test(ExpressionPtr value) {
@@ -271,9 +282,10 @@ class Parser {
     const bool word = kind == Token::Kind::kName && !is("else") && !is("or") && !is("and") &&
                       !is("if") && !is("is") && !is("in") && !is("not");
     if (skip("(")) {
-      node->arguments = arguments();
+      add_arguments(*node);
     } else if (word || kind == Token::Kind::kString || kind == Token::Kind::kInteger || is("[")) {
       node->arguments.push_back({{}, postfix(primary())});
+      raise(*node, *node->arguments.back().value);
     }
     return negated ? make(Kind::kNot, {}, std::move(node)) : std::move(node);
   }
@@ -287,7 +299,7 @@ class Parser {
         node = subscript(std::move(node));
       } else if (skip("(")) {
         node = make(Kind::kCall, {}, std::move(node));
-        node->arguments = arguments();
+        add_arguments(*node);
       } else {
         return node;
       }
@@ -306,14 +318,13 @@ class Parser {
     if (bounds.size() > 3) fail("a slice of more than three bounds");
     bounds.resize(3);
     ExpressionPtr node = make(Kind::kSlice, {}, std::move(whole));
-    for (ExpressionPtr& bound : bounds) node->parts.push_back(std::move(bound));
+    for (ExpressionPtr& bound : bounds) add_part(*node, std::move(bound));
     return node;
   }
   // Behind the opening bracket.
-  std::vector<Argument> arguments() {
-    std::vector<Argument> all;
+  void add_arguments(Expression& node) {
     while (!skip(")")) {
-      if (!all.empty()) expect(",");
+      if (!node.arguments.empty()) expect(",");
       if (skip(")")) break;
       if (is("*") || is("**")) unsupported("*arguments");
       Argument argument;
@@ -323,9 +334,9 @@ class Parser {
         take();
       }
       argument.value = expression();
-      all.push_back(std::move(argument));
+      raise(node, *argument.value);
+      node.arguments.push_back(std::move(argument));
     }
-    return all;
   }
 
   ExpressionPtr constant(Value value) {
@@ -369,7 +380,7 @@ class Parser {
     while (!skip("]")) {
       if (!node->parts.empty()) expect(",");
       if (skip("]")) break;
-      node->parts.push_back(expression());
+      add_part(*node, expression());
     }
     return node;
   }
@@ -378,9 +389,9 @@ class Parser {
     while (!skip("}")) {
       if (!node->parts.empty()) expect(",");
       if (skip("}")) break;
-      node->parts.push_back(expression());
+      add_part(*node, expression());
       expect(":");
-      node->parts.push_back(expression());
+      add_part(*node, expression());
     }
     return node;
   }

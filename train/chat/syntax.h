@@ -41,6 +41,7 @@ struct Expression {
   };
   Kind kind;
   int line = 1;
+  int height = 1;  // of the tree below it
   std::string name;
   Value value;
   std::vector<ExpressionPtr> parts;

@@ -21,6 +21,11 @@ struct Companion {
 // absurd size.
 std::vector<Companion> read_companions(const std::string& folder);
 
+// The files by which transformers knows the tokenizer of that name (a path; empty for others), those beside it
+// among them where it has its usual name.
+std::vector<Companion> tokenizer_files(const std::string& name);
+bool is_tokenizer_file(const std::string& name);
+
 // config.json of the model's origin, in either kind of folder; null where there is none.
 nlohmann::json read_origin_config(const std::string& folder);
 

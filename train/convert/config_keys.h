@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "dropless/error.h"
 
@@ -69,6 +70,9 @@ class Keys {
   [[noreturn]] void fail(const std::string& message, const std::string& hint = {}) const {
     throw Error(ErrorKind::kInvalidArgument, where_ + ": " + message, hint);
   }
+  // For whoever reads the file, but no error.
+  void remark(const std::string& what) const { remarks_.push_back(where_ + ": " + what); }
+  const std::vector<std::string>& remarks() const { return remarks_; }
   void finish() const {
     for (const auto& [key, value] : object_.items()) {
       if (is_harmless_key(key) || value.is_null() || asked_.contains(key)) continue;
@@ -82,6 +86,7 @@ class Keys {
   const Json& object_;
   std::string where_;
   mutable std::set<std::string> asked_;
+  mutable std::vector<std::string> remarks_;
 };
 
 }  // namespace dropless::train

@@ -78,7 +78,7 @@ Source open_released(const std::string& folder, const ConvertOptions& options) {
         "another type or layout of it: convert it --to dropless first");
   }
   ReleasedFolder released = open_released_folder(folder);
-  for (const std::string& what : released.weights.oddities()) log_warning("{}", what);
+  for (const std::string& what : released.oddities) log_warning("{}", what);
   Source source{folder,
                 released.model.config,
                 yaml_of(released.model, folder),
@@ -296,6 +296,7 @@ class TensorWriter {
     }
     SafetensorsWriter writer(join_path(folder_.folder(), name), named, {{"format", "pt"}});
     std::vector<std::string> not_finite;
+    bool narrowed = false;
     for (const TensorInfo& info : writer.tensors()) {
       const Planned& tensor = *by_name.at(info.name);
       bool finite = true;
@@ -305,11 +306,15 @@ class TensorWriter {
         writer.append(part.const_data_ptr(), part.nbytes());
         count(part.nbytes());
       });
-      if (!finite) not_finite.push_back(info.name);
+      if (finite) continue;
+      not_finite.push_back(info.name);
+      narrowed = narrowed || (tensor.type == at::kHalf &&
+                              common_type(source_.weights, *tensor.tensor) != at::kHalf);
     }
     if (!not_finite.empty()) {
-      log_warning("{} of the {} tensors of {} hold values that are no finite numbers, {} first",
-                  not_finite.size(), tensors.size(), name, not_finite[0]);
+      log_warning("{} of the {} tensors of {} hold values that are no finite numbers, {} first{}",
+                  not_finite.size(), tensors.size(), name, not_finite[0],
+                  narrowed ? " (fp16 ends at 65504: --dtype bf16 has room)" : "");
     }
     return writer.finish();
   }
@@ -373,6 +378,7 @@ void convert_model(const std::string& path, const std::string& target,
   if (!path_exists(path)) {
     throw Error(ErrorKind::kInvalidArgument, fmt::format("no such model: {}", path));
   }
+  if (target.empty()) throw Error(ErrorKind::kInvalidArgument, "the target has no name");
   const Source source =
       is_released_folder(path) ? open_released(path, options) : open_ours(path, options);
   require_apart(path, target);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "dropless/error.h"
@@ -16,11 +18,23 @@ namespace {
 // In the temporary folder: the plan, and the files that are whole.
 constexpr const char* kJournal = "conversion.json";
 
+// The first thing in it is the journal, or what becomes the journal.
+bool is_of_a_conversion(const std::string& temporary) {
+  const std::vector<std::string> names = list_folder(temporary);
+  return names.empty() || std::any_of(names.begin(), names.end(), [](const std::string& name) {
+           return name.starts_with(kJournal);
+         });
+}
+
 }  // namespace
 
 FolderWriter::FolderWriter(std::string target, bool overwrite, const std::string& plan)
     : target_(std::move(target)), plan_(plan) {
   while (target_.size() > 1 && target_.ends_with('/')) target_.pop_back();
+  // What a link names is written, and the link stays.
+  if (std::filesystem::is_symlink(target_)) {
+    target_ = std::filesystem::weakly_canonical(target_).string();
+  }
   if (path_exists(target_)) {
     if (!is_folder(target_)) {
       throw Error(ErrorKind::kInvalidArgument, target_ + " is a file", "name a folder");
@@ -33,9 +47,14 @@ FolderWriter::FolderWriter(std::string target, bool overwrite, const std::string
   temporary_ = target_ + ".dropless-tmp";
   make_folders(temporary_);
   lock_.emplace(temporary_);
+  if (!is_of_a_conversion(temporary_)) {
+    throw Error(ErrorKind::kInvalidArgument,
+                temporary_ + " is where the conversion would write, and no conversion made it",
+                "move or remove it, or name another target");
+  }
   load_journal();
   for (const std::string& name : list_folder(temporary_)) {
-    if (!has(name)) remove_all(join_path(temporary_, name));
+    if (!has(name) && name != kJournal) remove_all(join_path(temporary_, name));
   }
   write_journal();
 }
@@ -107,10 +126,11 @@ void FolderWriter::add_manifest() {
 }
 
 void FolderWriter::publish() {
-  remove_all(join_path(temporary_, kJournal));
   fsync_path(temporary_);
   const std::string replaced = publish_folder(temporary_, target_, target_ + ".dropless-old");
   published_ = true;
+  // Not before: without it the folder would be nobody's, were this the end.
+  remove_all(join_path(target_, kJournal));
   if (!replaced.empty()) remove_all(replaced);
 }
 

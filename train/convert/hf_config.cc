@@ -180,6 +180,13 @@ OrderedJson dbrx_block(const Keys& keys) {
   return model;
 }
 
+// Which layers have the window, where `layer_types` does not say.
+enum class WindowedLayers {
+  kAll,           // and `layer_types` is not read
+  kFromMax,       // from max_window_layers on
+  kEvenBelowMax,  // 0, 2, 4 ... below max_window_layers
+};
+
 // What differs between the families that share Llama's names.
 struct LlamaTraits {
   double rope_theta = 10000;
@@ -187,7 +194,8 @@ struct LlamaTraits {
   const char* experts = nullptr;  // the key of their number; nullptr: dense
   const char* d_ffn = "intermediate_size";
   bool sliding_window_switch = false;  // use_sliding_window decides
-  bool qkv_bias = false;               // of queries, keys and values, but not of the output
+  WindowedLayers windowed = WindowedLayers::kAll;
+  bool qkv_bias = false;  // of queries, keys and values, but not of the output
   bool shared_expert = false;
   std::optional<std::int64_t> head_dim;  // absent: hidden_size / num_attention_heads
   const char* qk_norm = nullptr;         // our key
@@ -213,17 +221,22 @@ LlamaTraits traits_of(Family family) {
       traits.experts = "num_experts";
       traits.d_ffn = "moe_intermediate_size";
       traits.sliding_window_switch = true;
+      traits.windowed = WindowedLayers::kEvenBelowMax;
+      traits.default_window = 4096;
       traits.qkv_bias = true;
       traits.shared_expert = true;
       break;
     case Family::kQwen2:
       traits.sliding_window_switch = true;
+      traits.windowed = WindowedLayers::kFromMax;
+      traits.default_window = 4096;
       traits.qkv_bias = true;
       break;
     case Family::kQwen3Moe:
       traits.experts = "num_experts";
       traits.d_ffn = "moe_intermediate_size";
       traits.sliding_window_switch = true;
+      traits.default_window = 4096;
       traits.qk_norm = "qk_gn";
       break;
     case Family::kMistral:
@@ -231,6 +244,8 @@ LlamaTraits traits_of(Family family) {
       break;
     case Family::kQwen3:
       traits.sliding_window_switch = true;
+      traits.windowed = WindowedLayers::kFromMax;
+      traits.default_window = 4096;
       traits.head_dim = 128;
       traits.qk_norm = "qk_gn";
       break;
@@ -240,18 +255,12 @@ LlamaTraits traits_of(Family family) {
   return traits;
 }
 
-// A window of W tokens, the query's own among them, is ours of W - 1.
-void read_windows(const Keys& keys, const LlamaTraits& traits, OrderedJson& model) {
-  const bool used = !traits.sliding_window_switch || keys.get<bool>("use_sliding_window", false);
-  const auto n_layers = model["n_layers"].get<std::int64_t>();
-  std::optional<std::int64_t> window;
-  if (keys.has("sliding_window")) window = keys.get<std::int64_t>("sliding_window");
-  if (!window && !keys.is_null("sliding_window")) window = traits.default_window;
+// By max_window_layers, or layer by layer.
+std::vector<bool> windowed_layers(const Keys& keys, const LlamaTraits& traits,
+                                  std::int64_t n_layers) {
   std::vector<bool> windowed(static_cast<std::size_t>(n_layers), true);
-  if (traits.sliding_window_switch) {
-    const auto first = keys.get<std::int64_t>("max_window_layers", 28);
-    for (std::int64_t i = 0; i < n_layers; ++i) windowed[static_cast<std::size_t>(i)] = i >= first;
-  }
+  if (!traits.sliding_window_switch) return windowed;
+  const auto most = keys.get<std::int64_t>("max_window_layers", 28);
   if (keys.has("layer_types")) {
     const Json& types = keys.raw("layer_types");
     if (!types.is_array() || types.size() != windowed.size()) {
@@ -261,10 +270,36 @@ void read_windows(const Keys& keys, const LlamaTraits& traits, OrderedJson& mode
       windowed[i] = types[i] == "sliding_attention";
       keys.refuse_unless("layer_types", windowed[i] || types[i] == "full_attention");
     }
+  } else {
+    for (std::int64_t i = 0; i < n_layers; ++i) {
+      windowed[static_cast<std::size_t>(i)] =
+          traits.windowed == WindowedLayers::kEvenBelowMax ? i % 2 == 0 && i < most : i >= most;
+    }
   }
+  return windowed;
+}
+
+// A window of W tokens, the query's own among them, is ours of W - 1.
+void read_windows(const Keys& keys, const LlamaTraits& traits, OrderedJson& model) {
+  const bool used = !traits.sliding_window_switch || keys.get<bool>("use_sliding_window", false);
+  const auto n_layers = model["n_layers"].get<std::int64_t>();
+  std::optional<std::int64_t> window;
+  if (keys.has("sliding_window")) window = keys.get<std::int64_t>("sliding_window");
+  if (!window && !keys.is_null("sliding_window")) window = traits.default_window;
+  std::vector<bool> windowed = windowed_layers(keys, traits, n_layers);
   // One that no position reaches changes nothing.
   if (!used || !window || *window >= model["max_seq_len"].get<std::int64_t>()) return;
   if (*window < 1) keys.fail(fmt::format("sliding_window {} is below 1", *window));
+  // What transformers' class computes, and with it the tools around it.
+  if (traits.sliding_window_switch && traits.windowed == WindowedLayers::kAll) {
+    const bool said = keys.has("max_window_layers") || keys.has("layer_types");
+    if (said && std::count(windowed.begin(), windowed.end(), false) > 0) {
+      keys.remark(
+          "all layers have the sliding window: transformers' class of this model reads neither "
+          "max_window_layers nor layer_types");
+    }
+    windowed.assign(windowed.size(), true);
+  }
   const auto layers = std::count(windowed.begin(), windowed.end(), true);
   if (layers == 0) return;
   if (layers == n_layers) {
@@ -409,7 +444,7 @@ ReleasedModel read_hf_config(const Json& json, const std::string& path) {
   // JSON is YAML; read as a user's block is, with the same bounds.
   const std::string where = path + ", as a `model` block";
   const YamlDocument document = YamlDocument::parse(model.dump(), where).without_warnings();
-  return {family->second, ModelConfig::from_yaml(document.root()), model};
+  return {family->second, ModelConfig::from_yaml(document.root()), model, keys.remarks()};
 }
 
 // ---- writing ----
@@ -640,6 +675,10 @@ void check_attention(const ModelConfig& config, Family family) {
     if (!traits.sliding_window_switch || sizes.size() > 1) {
       inexpressible("model.block_overrides", "windows of several sizes");
     }
+    if (traits.windowed == WindowedLayers::kAll) {
+      inexpressible("model.block_overrides", "windows on some layers",
+                    family_name(family) + std::string(" has them on all or none"));
+    }
   }
   if (!config.dense_layers.empty() && family != Family::kQwen2Moe && family != Family::kQwen3Moe) {
     inexpressible("model.ffn_config.moe_layers", "some layers",
@@ -651,8 +690,12 @@ void check_attention(const ModelConfig& config, Family family) {
 
 Family hf_family_of(const ModelConfig& config, const Json& kept) {
   if (hf_mpt_config(config)) return Family::kMpt;
-  check_expressible(config);
   const AttentionConfig& attention = config.attention;
+  if (attention.alibi && attention.alibi_bias_max != kHfAlibiBiasMax) {
+    inexpressible("model.attn_config.alibi_bias_max", fmt::format("{}", attention.alibi_bias_max),
+                  fmt::format("transformers' MptForCausalLM takes {}", kHfAlibiBiasMax));
+  }
+  check_expressible(config);
   const MoELayerConfig* layer = config.moe();
   const auto* dense = std::get_if<FfnConfig>(&config.ffn);
   if (config.norm.type == NormType::kLayerNorm) {

@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "train/convert/family.h"
 #include "train/nn/model_config.h"
@@ -16,6 +17,8 @@ struct ReleasedModel {
   Family family;
   ModelConfig config;
   nlohmann::ordered_json block;  // the `model` block that gives `config`
+  // Sentences on what is not read as its author may think.
+  std::vector<std::string> oddities;
 };
 
 // `path` starts the messages. Throws Error: kInvalidArgument for a broken file, an unknown

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "train/base/yaml.h"
 #include "train/convert/config_keys.h"
@@ -25,7 +26,8 @@ OrderedJson without_nulls(const Json& json) {
 
 // What transformers' own class of these models (MptForCausalLM) leaves out where it is its default, or
 // calls otherwise than LLM Foundry's (MPTForCausalLM).
-void spell_as_foundry(const std::string& path, OrderedJson& model) {
+void spell_as_foundry(const std::string& path, OrderedJson& model,
+                      std::vector<std::string>& oddities) {
   if (!model.contains("no_bias")) model["no_bias"] = true;
   if (!model["attn_config"].is_object()) model["attn_config"] = OrderedJson::object();
   OrderedJson& attention = model["attn_config"];
@@ -34,16 +36,24 @@ void spell_as_foundry(const std::string& path, OrderedJson& model) {
     throw Error(ErrorKind::kUnsupported,
                 path + ": MptForCausalLM always has ALiBi; alibi is " + attention["alibi"].dump());
   }
-  // Which it reads nowhere.
+  // Which it reads nowhere: build_mpt_alibi_tensor() is called without the last.
   for (const char* key : {"attn_type", "kv_n_heads"}) attention.erase(key);
+  const auto bias_max = attention.find("alibi_bias_max");
+  if (bias_max != attention.end() && *bias_max != kHfAlibiBiasMax) {
+    oddities.push_back(
+        fmt::format("{}: alibi_bias_max {} is read as {}, which transformers' class always takes",
+                    path, bias_max->dump(), kHfAlibiBiasMax));
+  }
+  attention["alibi_bias_max"] = kHfAlibiBiasMax;
 }
 
-OrderedJson block_of(const Json& json, const std::string& path) {
+OrderedJson block_of(const Json& json, const std::string& path,
+                     std::vector<std::string>& oddities) {
   OrderedJson model = without_nulls(json);
   const Json architectures = json.value("architectures", Json::array());
   const bool of_transformers =
       architectures.is_array() && !architectures.empty() && architectures[0] == "MptForCausalLM";
-  if (of_transformers) spell_as_foundry(path, model);
+  if (of_transformers) spell_as_foundry(path, model, oddities);
   if (model.contains("layer_norm_epsilon")) {
     model["norm_eps"] = model["layer_norm_epsilon"];
     model.erase("layer_norm_epsilon");
@@ -52,8 +62,10 @@ OrderedJson block_of(const Json& json, const std::string& path) {
     if (attention->is_object() && attention->value("prefix_lm", Json(false)) == false) {
       attention->erase("prefix_lm");
     }
-    // transformers writes this into every part.
-    if (attention->is_object()) attention->erase("model_type");
+    // transformers writes these into every part.
+    for (const char* key : {"model_type", "dtype", "torch_dtype"}) {
+      if (attention->is_object()) attention->erase(key);
+    }
   }
   OrderedJson block{{"name", "mpt_causal_lm"}};
   for (const auto& [key, value] : model.items()) {
@@ -192,16 +204,16 @@ OrderedJson foundry_sizes(const ModelConfig& config) {
 }
 
 ReleasedModel read_mpt_config(const Json& json, const std::string& path) {
-  const OrderedJson block = block_of(json, path);
+  std::vector<std::string> oddities;
+  const OrderedJson block = block_of(json, path, oddities);
   const YamlDocument document = YamlDocument::parse(block.dump(), path).without_warnings();
-  return {Family::kMpt, ModelConfig::from_yaml(document.root()), block};
+  return {Family::kMpt, ModelConfig::from_yaml(document.root()), block, std::move(oddities)};
 }
 
 std::optional<OrderedJson> hf_mpt_config(const ModelConfig& config) {
   const AttentionConfig& attention = config.attention;
-  const OrderedJson bias_max = number(attention.alibi_bias_max);
   const bool even = attention.head_dim * config.n_heads == config.d_model;
-  if (!attention.alibi || config.moe() || !even || !bias_max.is_number_integer()) {
+  if (!attention.alibi || config.moe() || !even || attention.alibi_bias_max != kHfAlibiBiasMax) {
     return std::nullopt;
   }
   OrderedJson json = foundry_sizes(config);
@@ -210,7 +222,7 @@ std::optional<OrderedJson> hf_mpt_config(const ModelConfig& config) {
   json["learned_pos_emb"] = false;
   json["no_bias"] = true;
   json["tie_word_embeddings"] = true;
-  json["attn_config"] = {{"alibi", true}, {"alibi_bias_max", bias_max}};
+  json["attn_config"] = {{"alibi", true}, {"alibi_bias_max", kHfAlibiBiasMax}};
   if (attention.clip_qkv > 0) json["attn_config"]["clip_qkv"] = attention.clip_qkv;
   if (attention.softmax_scale) json["attn_config"]["softmax_scale"] = *attention.softmax_scale;
   // What has no key here is another model when it is read again.

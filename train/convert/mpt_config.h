@@ -10,6 +10,9 @@
 
 namespace dropless::train {
 
+// alibi_bias_max of transformers' MptForCausalLM, whatever its config says.
+inline constexpr int kHfAlibiBiasMax = 8;
+
 // The five sizes that LLM Foundry's and DBRX's config.json name alike: d_model to vocab_size.
 nlohmann::ordered_json foundry_sizes(const ModelConfig& config);
 

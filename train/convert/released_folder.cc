@@ -40,7 +40,9 @@ ReleasedFolder open_released_folder(const std::string& folder) {
   weights.check(wanted, [tied](const std::string& name) {
     return name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
   });
-  return {std::move(model), std::move(weights), std::move(map)};
+  std::vector<std::string> oddities = model.oddities;
+  oddities.insert(oddities.end(), weights.oddities().begin(), weights.oddities().end());
+  return {std::move(model), std::move(weights), std::move(map), std::move(oddities)};
 }
 
 }  // namespace dropless::train

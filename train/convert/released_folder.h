@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "train/convert/released_config.h"
 #include "train/convert/tensor_folder.h"
@@ -13,6 +14,8 @@ struct ReleasedFolder {
   ReleasedModel model;
   TensorFolder weights;
   TensorMap map;  // of the form that the folder has
+  // Sentences on what is odd in it, for whoever opens it.
+  std::vector<std::string> oddities;
 };
 // Throws Error where tensors are missing, left over or of other shapes than config.json says.
 ReleasedFolder open_released_folder(const std::string& folder);

@@ -56,8 +56,13 @@ bool gives_answer(const TaskConfig& task, std::string generated,
     return task.do_normalization ? normalize_answer(text) : text;
   };
   const std::string said = form(generated);
-  return std::any_of(answers.begin(), answers.end(),
-                     [&](const std::string& answer) { return said.starts_with(form(answer)); });
+  return std::any_of(answers.begin(), answers.end(), [&](const std::string& answer) {
+    const std::string right = form(answer);
+    if (!right.empty()) return said.starts_with(right);
+    // Nothing is left of "the" or "-", and with nothing every text begins.
+    const std::size_t start = std::min(generated.find_first_not_of(" \t\n"), generated.size());
+    return std::string_view(generated).substr(start).starts_with(answer);
+  });
 }
 
 }  // namespace dropless::train

@@ -10,6 +10,7 @@
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/base/json.h"
+#include "train/base/log.h"
 #include "train/icl/few_shot.h"
 
 namespace dropless::train {
@@ -173,6 +174,9 @@ class Builder {
     if (line.has("aliases")) {
       for (const std::string& alias : line.texts("aliases")) all.push_back(alias);
     }
+    for (const std::string& answer : all) {
+      if (strip(answer).empty()) line.fail("an answer is empty, so every text would be right");
+    }
     return all;
   }
 
@@ -282,6 +286,11 @@ std::vector<TaskRun> open_task(const TaskConfig& task, const Tokenizer& tokenize
   std::vector<TaskRun> runs;
   for (const std::int64_t shots : task.num_fewshot) {
     for (const auto& [category, members] : by_category) {
+      const auto others = static_cast<std::int64_t>(members.size()) - 1;
+      if (others < shots) {
+        log_warning("{}: {} examples are asked for, and {} has {} besides the question", task.label,
+                    shots, category.empty() ? task.dataset_uri : "category " + category, others);
+      }
       TaskRun run = Builder(task, tokenizer, members).build(shots);
       run.name = fmt::format("{}/{}-shot", task.label, shots);
       if (task.has_categories) run.name += "/" + category;

@@ -20,6 +20,7 @@
 #include "train/convert/released_folder.h"
 #include "train/run/config.h"
 #include "train/run/memory.h"
+#include "train/run/model_tokenizer.h"
 
 namespace dropless::train {
 namespace {
@@ -214,7 +215,7 @@ std::string resolve_model(const std::string& path) {
 void verify_model(const std::string& folder) {
   if (is_released_folder(folder)) {
     const ReleasedFolder released = open_released_folder(folder);
-    for (const std::string& what : released.weights.oddities()) log_warning("{}", what);
+    for (const std::string& what : released.oddities) log_warning("{}", what);
   } else {
     verify_checkpoint(folder);
   }
@@ -374,8 +375,8 @@ ModelConfig load_model_config(const std::string& folder) {
   return ModelConfig::from_yaml(document.root().map("model"));
 }
 
-std::optional<std::string> maths_difference(const std::string& checkpoint,
-                                            const ModelConfig& config) {
+std::vector<std::string> maths_differences(const std::string& checkpoint,
+                                           const ModelConfig& config) {
   const auto saved = load_model_config(checkpoint).maths(), wanted = config.maths();
   const auto value_in = [](const auto& keys, const std::string& key) -> std::string {
     for (const auto& [name, value] : keys) {
@@ -383,15 +384,18 @@ std::optional<std::string> maths_difference(const std::string& checkpoint,
     }
     return "not set";
   };
+  std::vector<std::string> differences;
+  std::set<std::string> seen;
   // Either list may have keys that the other lacks.
   for (const auto* keys : {&saved, &wanted}) {
     for (const auto& [key, value] : *keys) {
       const std::string before = value_in(saved, key), now = value_in(wanted, key);
-      if (before == now) continue;
-      return fmt::format("{} is {} in {} and {} in this config", key, before, checkpoint, now);
+      if (before == now || !seen.insert(key).second) continue;
+      differences.push_back(
+          fmt::format("{} is {} in {} and {} in this config", key, before, checkpoint, now));
     }
   }
-  return std::nullopt;
+  return differences;
 }
 
 bool same_parameters(const std::string& checkpoint, const ModelConfig& config) {
@@ -407,14 +411,6 @@ bool same_parameters(const std::string& checkpoint, const ModelConfig& config) {
 }
 
 namespace {
-
-// The first of the files that hold a tokenizer; empty where there is none.
-std::string find_tokenizer(const std::string& folder) {
-  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
-    if (path_exists(join_path(folder, name))) return join_path(folder, name);
-  }
-  return {};
-}
 
 void load_tokenizer(LoadedModel& loaded) {
   const std::string name = tokenizer_of_model(loaded.folder);
@@ -459,26 +455,6 @@ std::map<std::string, at::Tensor> add_adapter(const std::string& adapter, const 
 }
 
 }  // namespace
-
-std::string tokenizer_of_model(const std::string& folder) {
-  if (is_released_folder(folder)) return find_tokenizer(folder);
-  // A converted model brings its tokenizer's file along.
-  const YamlDocument document = load_config(folder);
-  const std::string name = tokenizer_from_yaml(document.root().map("tokenizer"));
-  const std::string beside = join_path(folder, name);
-  return path_exists(beside) ? beside : name;
-}
-
-void require_vocabulary(const std::string& folder, const ModelConfig& config,
-                        const Tokenizer& tokenizer) {
-  if (tokenizer.vocab_size() <= config.vocab_size) return;
-  const std::string path =
-      is_released_folder(folder) ? released_config_path(folder) : join_path(folder, kConfigFile);
-  throw Error(ErrorKind::kInvalidArgument,
-              fmt::format("tokenizer {} has {} ids, and the model of {} embeddings of {}",
-                          tokenizer.name(), tokenizer.vocab_size(), path, config.vocab_size),
-              "it is another model's, or has tokens that the model was not resized for");
-}
 
 LoadedModel load_model(const std::string& path, at::Device device, const std::string& adapter,
                        Precision precision) {

@@ -75,12 +75,6 @@ void load_generator(const std::string& checkpoint);                // of random 
 OptimizerType load_optimizer_type(const std::string& checkpoint);  // of the run that saved it
 nlohmann::json load_training_state(const std::string& checkpoint);
 
-// The name of the tokenizer of a folder that resolve_model() named, which need not be here; empty: none.
-std::string tokenizer_of_model(const std::string& folder);
-// Throws Error(kInvalidArgument) where the tokenizer can say ids that the folder's model has no embedding of.
-void require_vocabulary(const std::string& folder, const ModelConfig& config,
-                        const Tokenizer& tokenizer);
-
 // A model ready to run, from a checkpoint folder, a run folder (its latest) or a Hugging Face
 // folder.
 struct LoadedModel {
@@ -101,10 +95,10 @@ LoadedModel load_model(const std::string& path, at::Device device, const std::st
 
 // What config.yaml or config.json says.
 ModelConfig load_model_config(const std::string& folder);
-// The first key by which `config` computes something else than the model that was saved, with both
-// its values; nullopt where they are one function of the weights.
-std::optional<std::string> maths_difference(const std::string& checkpoint,
-                                            const ModelConfig& config);
+// The keys by which `config` computes something else than the model that was saved, each with both its
+// values; empty where they are one function of the weights.
+std::vector<std::string> maths_differences(const std::string& checkpoint,
+                                           const ModelConfig& config);
 // Whether the weights that were saved fit the model of `config` by names and shapes.
 bool same_parameters(const std::string& checkpoint, const ModelConfig& config);
 

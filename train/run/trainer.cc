@@ -2,7 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
@@ -25,6 +25,7 @@
 #include "train/run/generate.h"
 #include "train/run/memory.h"
 #include "train/run/model_files.h"
+#include "train/run/model_tokenizer.h"
 #include "train/run/summary.h"
 #include "train/run/task_evaluate.h"
 
@@ -280,9 +281,17 @@ void Trainer::restore() {
       ignored = {};  // which load_path's checkpoint was to lack
     }
   }
+  std::optional<std::string> other_tokenizer;
+  if (!checkpoint.empty() && tokenizer_) {
+    other_tokenizer = tokenizer_difference(checkpoint, *tokenizer_);
+  }
+  if (other_tokenizer) {
+    config_.source.warn("tokenizer.name",
+                        fmt::format("{} has another tokenizer: {}", checkpoint, *other_tokenizer));
+  }
+  companions_ = companions_of_run(checkpoint, tokenizer_.get(), other_tokenizer.has_value());
   if (checkpoint.empty()) return;
   started_from_ = checkpoint;
-  companions_ = read_companions(checkpoint);
   ModelConfig wanted = config_.model;
   if (wanted.lora && !load_model_config(checkpoint).lora) {
     wanted.set_lora(std::nullopt);
@@ -290,8 +299,9 @@ void Trainer::restore() {
   }
   if (weights_only || !is_of_a_run(checkpoint)) {
     load_weights(checkpoint);
-    if (const auto difference = maths_difference(checkpoint, wanted)) {
-      log_warning("the weights were trained as another model: {}", *difference);
+    const std::vector<std::string> differences = maths_differences(checkpoint, wanted);
+    if (!differences.empty()) {
+      log_warning("the weights were trained as another model: {}", fmt::join(differences, "; "));
     }
     const std::string ruined = ruined_weights(checkpoint, *model_);
     if (!ruined.empty()) log_warning("{}", ruined);
@@ -317,13 +327,16 @@ void Trainer::load_weights(const std::string& folder) {
 
 void Trainer::restore_from(const std::string& checkpoint, const IgnoredState& ignored) {
   require_resumable(checkpoint);
-  if (const auto difference = maths_difference(checkpoint, config_.model)) {
+  const std::vector<std::string> differences = maths_differences(checkpoint, config_.model);
+  if (!differences.empty()) {
     std::string hint = "the weights are of another model: give the key its former value, or ";
     hint += same_parameters(checkpoint, config_.model)
                 ? "start a new run from them alone with load_path and load_weights_only=true"
                 : "start a new run without them (another save_folder)";
     // It begins with the key.
-    config_.source.fail(difference->substr(0, difference->find(' ')), *difference, hint);
+    const std::string& first = differences.front();
+    config_.source.fail(first.substr(0, first.find(' ')),
+                        fmt::format("{}", fmt::join(differences, "; ")), hint);
   }
   load_model_weights(checkpoint, *model_);
   if (ignored.optimizer || ignored.data || ignored.rng) {

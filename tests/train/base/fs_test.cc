@@ -124,6 +124,11 @@ TEST_F(Fs, StampTellsAChangedFile) {
   times[1].tv_nsec = times[1].tv_nsec == 0 ? 1 : times[1].tv_nsec - 1;
   ASSERT_EQ(utimensat(AT_FDCWD, file.c_str(), times, 0), 0);
   EXPECT_NE(file_stamp(file), before);
+  // The size and the time put back.
+  write_new_file(file, "two");
+  times[1] = info.st_mtim;
+  ASSERT_EQ(utimensat(AT_FDCWD, file.c_str(), times, 0), 0);
+  EXPECT_NE(file_stamp(file), before);
 }
 
 TEST_F(Fs, ErrorsNameThePathAndTheReason) {

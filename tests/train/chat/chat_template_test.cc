@@ -81,6 +81,17 @@ TEST(ChatTemplateTest, BrokenTemplatesAreErrorsAndNothingElse) {
     for (int i = 0; i < 100'000; ++i) text += deep;
     EXPECT_THROW(ChatTemplate(text, "deep", {}), Error) << deep;
   }
+  // So do chains, which hold a link each.
+  for (const char* link : {"[0]", ".a", "()", "|string", " is string", " + a", " ~ a", " * a",
+                           " and a", " or a", " if a", "|default(a"}) {
+    std::string text = "{{ a";
+    for (int i = 0; i < 100'000; ++i) text += link;
+    EXPECT_THROW(ChatTemplate(text + " }}", "chain", {}), Error) << link;
+  }
+  std::string joined = "{{ 'a'";
+  for (int i = 0; i < 400; ++i) joined += " + 'a'";
+  EXPECT_EQ(ChatTemplate(joined + " }}", "long", {}).render({{"user", "x"}}),
+            std::string(401, 'a'));
   const ChatTemplate loops(
       "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}", "l", {});
   EXPECT_THROW(loops.render({{"user", "x"}}), Error);

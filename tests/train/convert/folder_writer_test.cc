@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "dropless/error.h"
 #include "train/base/fs.h"
 #include "train/checkpoint/manifest.h"
@@ -83,6 +85,30 @@ TEST_F(FolderWriterTest, TargetsThatAreTaken) {
   FolderWriter first(target_, true, "plan");
   EXPECT_THROW(FolderWriter(target_, true, "plan"), Error);  // in use
   EXPECT_EQ(read_file(target_ + "/mine"), "precious");
+}
+
+TEST_F(FolderWriterTest, LeavesWhatNoConversionMade) {
+  const std::string foreign = target_ + ".dropless-tmp";
+  make_folders(foreign);
+  write_file_durable(foreign + "/mine", "precious");
+  EXPECT_THROW(FolderWriter(target_, false, "plan"), Error);
+  EXPECT_EQ(read_file(foreign + "/mine"), "precious");
+  // What a start leaves that ends before its journal is whole.
+  remove_all(foreign + "/mine");
+  write_file_durable(foreign + "/conversion.json.tmp", "{");
+  FolderWriter writer(target_, false, "plan");
+  EXPECT_EQ(list_folder(foreign), std::vector<std::string>{"conversion.json"});
+}
+
+TEST_F(FolderWriterTest, ALinkStaysOne) {
+  make_folders(root_ + "/real");
+  write_file_durable(root_ + "/real/old", "old");
+  std::filesystem::create_symlink("real", target_);
+  FolderWriter writer(target_, true, "plan");
+  put(writer, "model.safetensors");
+  writer.publish();
+  EXPECT_TRUE(std::filesystem::is_symlink(target_));
+  EXPECT_EQ(list_folder(root_ + "/real"), std::vector<std::string>{"model.safetensors"});
 }
 
 }  // namespace

@@ -105,6 +105,24 @@ TEST(HfConfig, WindowsBiasesSharedExpertsAndDenseLayers) {
   EXPECT_EQ(read_hf_config(config, "c").config.layer_windows, (std::vector<std::int64_t>{15, -1}));
   const json windows = make_hf_config(read_hf_config(config, "c").config, "float32", config);
   EXPECT_EQ(windows["layer_types"], config["layer_types"]);
+  // As transformers' classes of the mixtures read them.
+  config = family("qwen2_moe");
+  config["num_hidden_layers"] = 4;
+  config["sliding_window"] = 16;
+  config["use_sliding_window"] = true;
+  config["max_window_layers"] = 2;
+  EXPECT_EQ(read_hf_config(config, "c").config.layer_windows,
+            (std::vector<std::int64_t>{15, -1, -1, -1}));
+  config = family("qwen3_moe");
+  config["sliding_window"] = 16;
+  config["use_sliding_window"] = true;
+  EXPECT_THAT(read_hf_config(config, "c").oddities, testing::IsEmpty());
+  config["max_window_layers"] = 1;
+  const ReleasedModel qwen3 = read_hf_config(config, "c");
+  EXPECT_EQ(qwen3.config.attention.window, 15);
+  EXPECT_THAT(qwen3.config.layer_windows, testing::IsEmpty());
+  ASSERT_THAT(qwen3.oddities, testing::SizeIs(1));
+  EXPECT_THAT(qwen3.oddities[0], HasSubstr("all layers have the sliding window"));
 
   const ModelConfig qwen2 = read_hf_config(family("qwen2_moe"), "c").config;
   EXPECT_TRUE(qwen2.attention.bias);

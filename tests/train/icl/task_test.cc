@@ -168,6 +168,9 @@ TEST_F(TaskTest, GenerationAndItsAnswers) {
   EXPECT_TRUE(gives_answer(task, "4 of them", question.answers));
   EXPECT_FALSE(gives_answer(task, "four ### five", question.answers));
   EXPECT_FALSE(gives_answer(task, "well\n\n ### 4", question.answers));
+  // Of which normalisation leaves nothing.
+  for (const char* said : {"dog", "", " "}) EXPECT_FALSE(gives_answer(task, said, {"The", "-"}));
+  EXPECT_TRUE(gives_answer(task, " The", {"The"}));
   EXPECT_EQ(normalize_answer("  The_cat, \xe2\x80\x98"
                              "an\xe2\x80\x99 A \xc3\x89t\xc3\xa9!"),
             "cat \xc3\xa9t\xc3\xa9");
