@@ -24,7 +24,7 @@
 // cache, P rows of RoPE's tables (at least C). Types: a norm's x, norms' weights, biases, tables and
 // slopes fp32; the others one of bf16 and fp16, on a CPU fp32 too. position_1 int64 [1] below C,
 // where a GPU's kernels find it when they run; pads_B int64 [B]. All contiguous. On a GPU nothing
-// waits or allocates, and a CUDA graph may hold the calls; D is a multiple of 4 up to
+// waits or allocates, and a CUDA graph may hold the calls; d is a multiple of 8, D of 4 up to
 // kDecodeMostWidth, B of a product up to kDecodeMostRows, N up to kDecodeMostColumns and K a
 // multiple of 8 up to kDecodeMostInputs; tensors begin at multiples of 16 bytes, and no op of this
 // library that is queued before writes weights. Throws Error(kInvalidArgument) naming the tensor and
@@ -41,6 +41,7 @@ namespace dropless {
 
 inline constexpr std::int64_t kDecodeMostHeadDim = 256;
 // On a GPU:
+inline constexpr std::int64_t kDecodeHeadDimMultiple = 8;
 inline constexpr std::int64_t kDecodeMostWidth = 16384;      // D
 inline constexpr std::int64_t kDecodeMostRows = 8;           // B of a product
 inline constexpr std::int64_t kDecodeMostColumns = 1 << 30;  // N

@@ -4,8 +4,9 @@
 //   add_norm    a CTA a row, which it keeps in registers
 //   attention   a CTA a head, with a long cache a cluster of up to eight, whose first puts the parts together.
 //               Each norms and rotates its own query and its group's key; a norm over all heads is summed by
-//               each of them. Warps take runs of keys in turns, with a running maximum and sum of their own
-//               (Milakov and Gimelshein 2018, arXiv:1805.02867), and are put together at the end
+//               each of them. Warps take runs of keys in turns, eight lanes a key, which have a running maximum
+//               and sum of their own (Milakov and Gimelshein 2018, arXiv:1805.02867) and are put together
+//               at the end
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -20,12 +21,15 @@
 namespace dropless::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / 32;
-constexpr int kKeys = 4;       // of a warp at a time: their loads are under way together
+constexpr int kThreads = 512;  // of a row's norm
+constexpr int kHeadThreads =
+    256;  // of a head, or of a part of one: a multiprocessor has room for two
+constexpr int kHeadWarps = kHeadThreads / 32;
+constexpr int kKeyLanes = 8;   // of a key
 constexpr int kMostParts = 8;  // of a head
 
 // Two sums over all threads, in one order.
+template <int kWarps>
 __device__ __forceinline__ float2 block_sum(float2 x) {
   __shared__ float2 parts[kWarps];
   x = make_float2(warp_sum(x.x), warp_sum(x.y));
@@ -89,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
   const float share = 1.0f / static_cast<float>(norm.width);
   float mean = 0.0f;
   if (!norm.rms) {
-    mean = block_sum(make_float2(sum, 0.0f)).x * share;
+    mean = block_sum<kThreads / 32>(make_float2(sum, 0.0f)).x * share;
     square = 0.0f;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
@@ -98,7 +102,8 @@ __global__ void __launch_bounds__(kThreads)
       square += (a * a + b * b) + (c * c + d * d);
     }
   }
-  const float factor = rsqrtf(block_sum(make_float2(square, 0.0f)).x * share + norm.eps);
+  const float factor =
+      rsqrtf(block_sum<kThreads / 32>(make_float2(square, 0.0f)).x * share + norm.eps);
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = threadIdx.x + v * kThreads;
@@ -145,7 +150,7 @@ __device__ __forceinline__ Moments moments_of(const AttentionParams& p, const El
   Moments m{make_float2(0.0f, 0.0f), make_float2(1.0f, 1.0f)};
   const auto sum_of = [&](const Element* from, int width, float mean, bool squares) {
     float sum = 0.0f;
-    for (int i = 2 * threadIdx.x; i < width; i += 2 * kThreads) {
+    for (int i = 2 * threadIdx.x; i < width; i += 2 * kHeadThreads) {
       const float2 pair = two_floats(from + i);
       const float a = clipped(pair.x, limit) - mean, b = clipped(pair.y, limit) - mean;
       sum += squares ? a * a + b * b : a + b;
@@ -155,13 +160,14 @@ __device__ __forceinline__ Moments moments_of(const AttentionParams& p, const El
   const float2 share = make_float2(1.0f / static_cast<float>(p.q_norm.width),
                                    1.0f / static_cast<float>(p.k_norm.width));
   if (!p.q_norm.rms || !p.k_norm.rms) {
-    const float2 sums = block_sum(make_float2(sum_of(from_q, p.q_norm.width, 0.0f, false),
-                                              sum_of(from_k, p.k_norm.width, 0.0f, false)));
+    const float2 sums = block_sum<kHeadWarps>(make_float2(
+        sum_of(from_q, p.q_norm.width, 0.0f, false), sum_of(from_k, p.k_norm.width, 0.0f, false)));
     if (!p.q_norm.rms) m.mean.x = sums.x * share.x;
     if (!p.k_norm.rms) m.mean.y = sums.y * share.y;
   }
-  const float2 squares = block_sum(make_float2(sum_of(from_q, p.q_norm.width, m.mean.x, true),
-                                               sum_of(from_k, p.k_norm.width, m.mean.y, true)));
+  const float2 squares =
+      block_sum<kHeadWarps>(make_float2(sum_of(from_q, p.q_norm.width, m.mean.x, true),
+                                        sum_of(from_k, p.k_norm.width, m.mean.y, true)));
   m.factor = make_float2(rsqrtf(squares.x * share.x + p.q_norm.eps),
                          rsqrtf(squares.y * share.y + p.k_norm.eps));
   return m;
@@ -177,54 +183,88 @@ __device__ __forceinline__ float normed(const AttentionParams& p, const Norm& no
   return p.clip_after_norm ? clipped(x, p.clip) : x;
 }
 
-// A running softmax: its maximum, the sum of weights, and the weighted values.
-template <int kPairs>
+// Eight elements, as they lie in memory.
+template <class Element>
+__device__ __forceinline__ void unpack(const uint4& raw, float (&x)[8]) {
+  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = two_floats(reinterpret_cast<const Element*>(&words[i]));
+    x[2 * i] = pair.x;
+    x[2 * i + 1] = pair.y;
+  }
+}
+
+// A running softmax: its maximum, the sum of weights, and the weighted values, kNumbers of them here.
+template <int kNumbers>
 struct Mixture {
   float most = -INFINITY, sum = 0.0f;
-  float2 out[kPairs] = {};
+  float out[kNumbers] = {};
 
-  // Another one's, whose maximum is not above this; -INFINITY: it saw nothing.
-  __device__ __forceinline__ void add(float other_most, float other_sum, float2 other_out) {
-    const float weight = other_most == -INFINITY ? 0.0f : __expf(other_most - most);
+  // From now on with this maximum, which is not below the one before. -INFINITY: nothing was seen.
+  __device__ __forceinline__ void raise(float highest) {
+    const float keep = most == -INFINITY ? 0.0f : __expf(most - highest);
+    most = highest;
+    sum *= keep;
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) out[i] *= keep;
+  }
+  // Another one's, whose maximum is not above this. Where it saw nothing, it has no values.
+  __device__ __forceinline__ void add(float other_most, float other_sum, const float* other_out) {
+    if (other_most == -INFINITY) return;
+    const float weight = __expf(other_most - most);
     sum = fmaf(weight, other_sum, sum);
-    out[0].x = fmaf(weight, other_out.x, out[0].x);
-    out[0].y = fmaf(weight, other_out.y, out[0].y);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) out[i] = fmaf(weight, other_out[i], out[i]);
+  }
+  // Both lanes of a pair get what both have.
+  __device__ __forceinline__ void add_lane(int distance) {
+    raise(fmaxf(most, __shfl_xor_sync(0xffffffff, most, distance)));
+    sum += __shfl_xor_sync(0xffffffff, sum, distance);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) out[i] += __shfl_xor_sync(0xffffffff, out[i], distance);
   }
 };
 
-// Pairs of kKeys places of the cache, as they lie there. A lane has kPairs pairs of a head: pair
-// lane + 32 i.
-template <int kPairs>
+// Places of the cache that a warp works on at a time: 4 kRows, of which a lane has an eighth of kRows: eights of
+// elements lane % 8 + 8 i. Their loads are under way together.
+template <int kEights>
 struct Places {
-  std::uint32_t key[kKeys][kPairs], value[kKeys][kPairs];
+  static constexpr int kRows = kEights > 2 ? 1 : 2;
+  static constexpr int kPlaces = 32 / kKeyLanes * kRows;
+  uint4 key[kRows][kEights], value[kRows][kEights];
 
   // Behind the last place: the last once more, to be left out.
   template <class Element>
   __device__ __forceinline__ void load(const Element* keys, const Element* values, int d, int first,
                                        int end) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int u = 0; u < kKeys; ++u) {
-      const std::int64_t at = static_cast<std::int64_t>(min(first + u, end - 1)) * d;
+    for (int r = 0; r < kRows; ++r) {
+      const int place = min(first + 32 / kKeyLanes * r + lane / kKeyLanes, end - 1);
+      const std::int64_t at = static_cast<std::int64_t>(place) * d;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const int pair = threadIdx.x % 32 + 32 * i;
-        const bool in = 2 * pair < d;
-        key[u][i] = in ? *reinterpret_cast<const std::uint32_t*>(keys + at + 2 * pair) : 0;
-        value[u][i] = in ? *reinterpret_cast<const std::uint32_t*>(values + at + 2 * pair) : 0;
+      for (int i = 0; i < kEights; ++i) {
+        const int element = 8 * (lane % kKeyLanes + kKeyLanes * i);
+        const bool in = element < d;
+        key[r][i] =
+            in ? *reinterpret_cast<const uint4*>(keys + at + element) : make_uint4(0, 0, 0, 0);
+        value[r][i] =
+            in ? *reinterpret_cast<const uint4*>(values + at + element) : make_uint4(0, 0, 0, 0);
       }
     }
   }
 };
 
 // kSplit: a cluster has a head.
-template <class Element, int kPairs, bool kSplit>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class Element, int kEights, bool kSplit>
+__global__ void __launch_bounds__(kHeadThreads, kEights > 2 ? 1 : 2)
     attention_kernel(AttentionParams p, const Element* qkv_BN, Element* keys_BGCI,
                      Element* values_BGCI, Element* out_BHI) {
-  constexpr int kMostDim = 64 * kPairs;
-  __shared__ float query[kMostDim], key[kMostDim], value[kMostDim];
-  __shared__ float maxima[kWarps], sums[kWarps];
-  __shared__ float2 outs[kWarps][32 * kPairs];
+  constexpr int kMostDim = 8 * kKeyLanes * kEights;
+  __shared__ alignas(16) float query[kMostDim], key[kMostDim], value[kMostDim];
+  __shared__ float maxima[kHeadWarps], sums[kHeadWarps];
+  __shared__ alignas(16) float outs[kHeadWarps][kMostDim];
   const int parts = kSplit ? cluster_size() : 1, part = kSplit ? cluster_rank() : 0;
   const int which = static_cast<int>(blockIdx.x) / parts;  // row and head
   const int row = which / p.heads, head = which % p.heads;
@@ -256,8 +296,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   int first = p.pads == nullptr ? 0 : static_cast<int>(p.pads[row]);
   if (p.window >= 0) first = max(first, position - p.window);
-  first += (part * kWarps + warp) * kKeys;  // of this warp
-  Places<kPairs> places;
+  constexpr int kPlaces = Places<kEights>::kPlaces;
+  first += (part * kHeadWarps + warp) * kPlaces;  // of this warp
+  const int stride = parts * kHeadWarps * kPlaces;
+  Places<kEights> places;
   if (first < position) places.load(keys, values, d, first, position);
 
   Moments m{};
@@ -292,90 +334,111 @@ __global__ void __launch_bounds__(kThreads, 1)
     const float s = p.softcap > 0.0f ? p.softcap * tanhf(score / p.softcap) : score;
     return s + slope * static_cast<float>(j - position);
   };
-  float2 mine[kPairs];
+  // This lane's numbers of a head; what stands behind its end meets zeros of the cache.
+  const auto load_numbers = [&](const float* head_C, float(&numbers)[8 * kEights]) {
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int pair = lane + 32 * i;
-    mine[i] =
-        pair < pairs ? make_float2(query[2 * pair], query[2 * pair + 1]) : make_float2(0.0f, 0.0f);
-  }
-  Mixture<kPairs> mix;
+    for (int i = 0; i < 2 * kEights; ++i) {
+      const int element = 8 * (lane % kKeyLanes + kKeyLanes * (i / 2)) + 4 * (i % 2);
+      const float4 four = element < d ? *reinterpret_cast<const float4*>(head_C + element)
+                                      : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      numbers[4 * i] = four.x;
+      numbers[4 * i + 1] = four.y;
+      numbers[4 * i + 2] = four.z;
+      numbers[4 * i + 3] = four.w;
+    }
+  };
+  float mine[8 * kEights];
+  load_numbers(query, mine);
+  const auto over_key = [](float x) {
+#pragma unroll
+    for (int distance = 1; distance < kKeyLanes; distance *= 2) {
+      x += __shfl_xor_sync(0xffffffff, x, distance);
+    }
+    return x;
+  };
+  Mixture<8 * kEights> mix;
   // The token itself, from here; those before it, from the cache.
   if (part == 0 && warp == 0) {
-    float dot = 0.0f;
+    float own_key[8 * kEights], dot = 0.0f;
+    load_numbers(key, own_key);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int pair = lane + 32 * i;
-      if (pair >= pairs) continue;
-      dot = fmaf(mine[i].x, key[2 * pair], fmaf(mine[i].y, key[2 * pair + 1], dot));
-      mix.out[i] = make_float2(value[2 * pair], value[2 * pair + 1]);
+    for (int i = 0; i < 8 * kEights; ++i) dot = fmaf(mine[i], own_key[i], dot);
+    dot = over_key(dot);
+    if (lane < kKeyLanes) {
+      load_numbers(value, mix.out);
+      mix.most = capped(dot, position);
+      mix.sum = 1.0f;
     }
-    mix.most = capped(warp_sum(dot), position);
-    mix.sum = 1.0f;
   }
-  const int stride = parts * kWarps * kKeys;
   for (int j = first; j < position; j += stride) {
     // On their way while these are worked on, where registers allow it.
-    Places<kPairs> next;
-    if (kPairs <= 2 && j + stride < position) next.load(keys, values, d, j + stride, position);
-    float score[kKeys];
-#pragma unroll
-    for (int u = 0; u < kKeys; ++u) {
-      float dot = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const float2 other = two_floats(reinterpret_cast<const Element*>(&places.key[u][i]));
-        dot = fmaf(mine[i].x, other.x, fmaf(mine[i].y, other.y, dot));
-      }
-      score[u] = dot;
-    }
+    Places<kEights> next;
+    if (kEights <= 2 && j + stride < position) next.load(keys, values, d, j + stride, position);
+    constexpr int kRows = Places<kEights>::kRows;
+    float score[kRows];
     float highest = mix.most;
 #pragma unroll
-    for (int u = 0; u < kKeys; ++u) {
-      const float s = capped(warp_sum(score[u]), j + u);
-      score[u] = j + u < position ? s : -INFINITY;
-      highest = fmaxf(highest, score[u]);
-    }
-    const float keep = __expf(mix.most - highest);
-    mix.most = highest;
-    mix.sum *= keep;
+    for (int r = 0; r < kRows; ++r) {
+      float dot = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      mix.out[i] = make_float2(mix.out[i].x * keep, mix.out[i].y * keep);
-    }
+      for (int i = 0; i < kEights; ++i) {
+        float other[8];
+        unpack<Element>(places.key[r][i], other);
 #pragma unroll
-    for (int u = 0; u < kKeys; ++u) {
-      const float weight = __expf(score[u] - mix.most);
+        for (int e = 0; e < 8; ++e) dot = fmaf(mine[8 * i + e], other[e], dot);
+      }
+      const int place = j + 32 / kKeyLanes * r + lane / kKeyLanes;
+      dot = over_key(dot);
+      score[r] = place < position ? capped(dot, place) : -INFINITY;
+      highest = fmaxf(highest, score[r]);
+    }
+    mix.raise(highest);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float weight = score[r] == -INFINITY ? 0.0f : __expf(score[r] - mix.most);
       mix.sum += weight;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const float2 value = two_floats(reinterpret_cast<const Element*>(&places.value[u][i]));
-        mix.out[i].x = fmaf(weight, value.x, mix.out[i].x);
-        mix.out[i].y = fmaf(weight, value.y, mix.out[i].y);
+      for (int i = 0; i < kEights; ++i) {
+        float other[8];
+        unpack<Element>(places.value[r][i], other);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          mix.out[8 * i + e] = fmaf(weight, other[e], mix.out[8 * i + e]);
+        }
       }
     }
-    if (kPairs > 2 && j + stride < position) next.load(keys, values, d, j + stride, position);
+    if (kEights > 2 && j + stride < position) next.load(keys, values, d, j + stride, position);
     places = next;
+  }
+  if (first < position) {
+#pragma unroll
+    for (int distance = kKeyLanes; distance < 32; distance *= 2) mix.add_lane(distance);
   }
   if (lane == 0) {
     maxima[warp] = mix.most;
     sums[warp] = mix.sum;
   }
+  if (lane < kKeyLanes && mix.most != -INFINITY) {
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) outs[warp][lane + 32 * i] = mix.out[i];
+    for (int i = 0; i < 2 * kEights; ++i) {
+      const int element = 8 * (lane + kKeyLanes * (i / 2)) + 4 * (i % 2);
+      *reinterpret_cast<float4*>(&outs[warp][element]) =
+          make_float4(mix.out[4 * i], mix.out[4 * i + 1], mix.out[4 * i + 2], mix.out[4 * i + 3]);
+    }
+  }
   __syncthreads();
-  Mixture<1> all;  // of this CTA, pair `own`
+  Mixture<2> all;  // of this CTA, pair `own`
   if (own < pairs) {
-    for (int w = 0; w < kWarps; ++w) all.most = fmaxf(all.most, maxima[w]);
-    for (int w = 0; w < kWarps; ++w) all.add(maxima[w], sums[w], outs[w][own]);
+    for (int w = 0; w < kHeadWarps; ++w) all.most = fmaxf(all.most, maxima[w]);
+    for (int w = 0; w < kHeadWarps; ++w) all.add(maxima[w], sums[w], &outs[w][2 * own]);
   }
   if constexpr (kSplit) {
     __shared__ float part_most[kMostParts], part_sum[kMostParts];
-    __shared__ float2 part_out[kMostParts][32 * kPairs];
+    __shared__ float part_out[kMostParts][kMostDim];
     cluster_wait();
     if (own < pairs) {
-      store_to_first(&part_out[part][own].x, all.out[0].x);
-      store_to_first(&part_out[part][own].y, all.out[0].y);
+      store_to_first(&part_out[part][2 * own], all.out[0]);
+      store_to_first(&part_out[part][2 * own + 1], all.out[1]);
     }
     if (own == 0) {
       store_to_first(&part_most[part], all.most);
@@ -387,23 +450,26 @@ __global__ void __launch_bounds__(kThreads, 1)
     all = {};
     for (int i = 0; i < parts; ++i) all.most = fmaxf(all.most, part_most[i]);
     if (own < pairs) {
-      for (int i = 0; i < parts; ++i) all.add(part_most[i], part_sum[i], part_out[i][own]);
+      for (int i = 0; i < parts; ++i) all.add(part_most[i], part_sum[i], &part_out[i][2 * own]);
     }
   }
   if (own >= pairs) return;
   Element* into = out_BHI + static_cast<std::int64_t>(which) * d + 2 * own;
-  into[0] = element<Element>(all.out[0].x / all.sum);
-  into[1] = element<Element>(all.out[0].y / all.sum);
+  into[0] = element<Element>(all.out[0] / all.sum);
+  into[1] = element<Element>(all.out[1] / all.sum);
 }
 
 // CTAs of a head: more where the cache is long and rows and heads leave multiprocessors idle. Not
 // by the position, which only the GPU knows.
 int parts_of_a_head(const DecodeAttentionArgs& args) {
-  constexpr std::int64_t kLongCache = 1024;
+  constexpr std::int64_t kLongCache = 512;
   int device = 0;
   DROPLESS_CUDA_CHECK(cudaGetDevice(&device));
   if (portable_path(device)) return 1;
-  const std::int64_t heads = args.rows * args.attention.heads, ctas = 2 * multiprocessors();
+  const std::int64_t heads = args.rows * args.attention.heads;
+  // That find room at once: two a multiprocessor, but for those that clusters of eight leave over (of 132
+  // multiprocessors twelve: a second round would take as long as the first).
+  const std::int64_t ctas = multiprocessors() * 7 / (args.attention.head_dim > 128 ? 8 : 4);
   int parts = 1;
   while (parts < kMostParts && 2 * parts * heads <= ctas) parts *= 2;
   return args.places < kLongCache ? 1 : parts;
@@ -453,7 +519,7 @@ void decode_attention(const DecodeAttentionArgs& args, Stream stream) {
     const int parts = parts_of_a_head(args);
     const auto kernel = parts > 1 ? attention_of<Element, true>(a.head_dim)
                                   : attention_of<Element, false>(a.head_dim);
-    launch_soon(kernel, args.rows * a.heads * parts, kThreads, 0, parts, stream, p,
+    launch_soon(kernel, args.rows * a.heads * parts, kHeadThreads, 0, parts, stream, p,
                 static_cast<const Element*>(args.qkv_BN), static_cast<Element*>(args.keys_BGCI),
                 static_cast<Element*>(args.values_BGCI), static_cast<Element*>(args.out_BHI));
   });

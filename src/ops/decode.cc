@@ -37,10 +37,11 @@ void expect_norm(const char* op, const char* name, const DecodeNorm& norm, std::
                           device);
 }
 
-void expect_attention(const char* op, const DecodeAttention& a) {
-  DROPLESS_CHECK(a.head_dim > 0 && a.head_dim % 2 == 0 && a.head_dim <= kDecodeMostHeadDim,
-                 concat(op, ": head_dim is ", a.head_dim, ", expected an even number up to ",
-                        kDecodeMostHeadDim));
+void expect_attention(const char* op, const DecodeAttention& a, Device device) {
+  const std::int64_t multiple = device.type == DeviceType::kCpu ? 2 : kDecodeHeadDimMultiple;
+  DROPLESS_CHECK(a.head_dim > 0 && a.head_dim % multiple == 0 && a.head_dim <= kDecodeMostHeadDim,
+                 concat(op, ": head_dim is ", a.head_dim, ", expected a multiple of ", multiple,
+                        " up to ", kDecodeMostHeadDim));
   DROPLESS_CHECK(a.groups > 0 && a.heads > 0 && a.heads % a.groups == 0,
                  concat(op, ": ", a.heads, " heads in ", a.groups, " groups"));
 }
@@ -149,7 +150,7 @@ void decode_attention(const DecodeAttention& attention, ConstTensorView qkv_BN,
                       TensorView values_BGCI, TensorView out_BHI, Stream stream) {
   const char* op = "decode_attention";
   const DecodeAttention& a = attention;
-  expect_attention(op, a);
+  expect_attention(op, a, qkv_BN.device);
   expect_decode_type(op, "qkv_BN", qkv_BN, 2);
   const Device device = qkv_BN.device;
   const DType dtype = qkv_BN.dtype;

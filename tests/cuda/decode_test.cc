@@ -192,11 +192,14 @@ TEST_P(DecodeCuda, Attention) {
       {2, 4, 4, 256, 33, 0, 1, false, true, false, false, false, 5, -1},
       {2, 6, 3, 96, 600, 577, 0, true, false, true, false, true, 0, -1},
       {1, 32, 1, 80, 5000, 4999, 2, false, true, false, false, false, 0, -1},
-      {4, 2, 1, 2, 8, 7, 0, true, false, false, false, false, 0, 0},
+      {4, 2, 1, 8, 8, 7, 0, true, false, false, false, false, 0, 0},
       // A cluster a head, with parts that see nothing.
       {1, 16, 4, 128, 4096, 3000, 2, true, true, false, false, true, 0, -1},
       {2, 8, 8, 256, 1024, 5, 1, false, true, true, false, false, 3, -1},
       {1, 4, 4, 64, 2000, 1900, 0, true, true, false, false, false, 0, 600},
+      {1, 16, 16, 128, 512, 0, 1, true, true, false, false, false, 0, -1},
+      {1, 32, 8, 128, 700, 699, 0, true, true, false, false, false, 0, -1},
+      {1, 8, 8, 136, 900, 333, 0, true, true, false, false, false, 0, -1},
   };
   for (const Case& c : cases) {
     const std::int64_t N = (c.heads + 2 * c.groups) * c.head_dim;

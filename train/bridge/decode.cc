@@ -15,8 +15,8 @@ DecodeNorm view_of(const DecodeNormTensors& norm) {
 
 bool has_decode_kernels(at::ScalarType type, at::Device device, std::int64_t d_model,
                         std::int64_t head_dim) {
-  const bool fits = d_model % 4 == 0 && d_model <= kDecodeMostWidth && head_dim % 2 == 0 &&
-                    head_dim <= kDecodeMostHeadDim;
+  const bool fits = d_model % 4 == 0 && d_model <= kDecodeMostWidth &&
+                    head_dim % kDecodeHeadDimMultiple == 0 && head_dim <= kDecodeMostHeadDim;
   return fits && device.is_cuda() && decode_unsupported(dtype_of(type), device_of(device)).empty();
 }
 

@@ -137,7 +137,8 @@ void require_file(const std::string& path) {
   // A pipe or a device has no size either.
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
-    damaged(path, "the index names this shard, but it is not a regular file");
+    damaged(path, std::string("the index names this shard, but it is ") +
+                      (is_folder(path) ? "a folder, " : "") + "not a regular file");
   }
 }
 
