@@ -20,6 +20,9 @@ function(dropless_options target)
   # No contraction to FMA behind our back: sample order and the reference kernels are exact to the bit.
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -ffp-contract=off>
+    # The compiler's own garbage collection walks the precompiled header, half a gigabyte, again and again: a tenth of
+    # a file's time, and it needs no more memory without.
+    $<$<COMPILE_LANG_AND_ID:CXX,GNU>:--param=ggc-min-heapsize=2000000>
     # GCC 12 sees overlaps in std::string that are not there (its bug 105329).
     $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${DROPLESS_WERROR}>>:-Werror>)

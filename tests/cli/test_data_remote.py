@@ -160,7 +160,8 @@ class RemoteTest(CommandTest):
         self.assertGreater((self.folder / "data/train/shard.00000.mds").stat().st_size, 70_000)
         self.server.trouble = "steady"
         url = f"http://127.0.0.1:{self.server.server_port}/data/train"
-        far = self.check_command("data", "cat", url, "--local", "near", "--download-timeout", 1, "--download-retry", 0)
+        # On a busy machine the server itself may stand still for a second; a bound on the whole would end every try.
+        far = self.check_command("data", "cat", url, "--local", "near", "--download-timeout", 1, "--download-retry", 4)
         self.assertEqual(far, self.check_command("data", "cat", "data/train"))
 
     def test_a_set_that_is_no_copy_of_the_remotes_stays_whole(self):
