@@ -99,6 +99,7 @@ NAMES = [
     ("name: cosine_with_warmup", "name: @@cosine", "scheduler.name: unknown scheduler cosine", "one of: cosine_with_warmup, "),
     ("norm_type: rmsnorm", "norm_type: @@batchnorm", "model.norm_type: unknown norm_type batchnorm", "rmsnorm"),
     ("{rope: true}", "{attn_type: @@mha}", "model.attn_config.attn_type: unknown attn_type mha", "one of: multihead_attention, "),
+    ("    ffn_type: mb_dmoe\n    mlp_type: glu", "    mlp_type: @@glu", "model.ffn_config.mlp_type: mlp_type is a mixture's, and ffn_type is mptmlp", "set ffn_type: mb_dmoe"),
     ("ffn_type: mb_dmoe", "ffn_type: @@moe", "model.ffn_config.ffn_type: unknown ffn_type moe", "mb_dmoe"),
     ("mlp_type: glu", "mlp_type: @@swiglu", "model.ffn_config.mlp_type: unknown mlp_type swiglu", "one of: mlp, glu"),
     ("{name: silu}", "@@{name: swish}", "model.ffn_config.ffn_act_fn: unknown activation swish", "silu"),
@@ -297,6 +298,10 @@ class HostileConfigTest(CommandTest):
             "10 MB scalar": ("a: " + "x" * 10_000_000, "10000003 bytes; at most 1048576"),
             "1 MB scalar": ("a: " + "x" * 1_000_000, "model: required mapping is missing"),
             "20,000 brackets": ("a: " + "[" * 20_000, "nested deeper than 100 levels"),
+            "20,000 brackets of an expression": (
+                CONFIG.replace("weight_decay: 1.0e-5", "disable_grad: ['" + "(" * 20_000 + "a" + ")" * 20_000 + "']"),
+                "is no regular expression: it has more than 1000 characters",
+            ),
             "20,000 braces": ("a: " + "{a: " * 20_000, "nested deeper than 100 levels"),
             "900 indents": ("".join(" " * i + "a:\n" for i in range(900)), "nested deeper than 100 levels"),
             "anchor bomb": (multiplied("a0: &a0 [x]\n", "a{now}: &a{now} [" + ten + "]\n"), "grows beyond 100000 values"),

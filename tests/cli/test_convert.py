@@ -109,6 +109,9 @@ class ConvertTest(CommandTest):
                     logits = model(torch.tensor(hf_models.PROMPTS)).logits[:, -1]
                 expected = torch.tensor(EXPECTED["mpt"]["logits_last"])
                 self.assertLess(((logits - expected).norm() / expected.norm()).item(), 1e-5)
+        # Its class does not read logit_scale.
+        self.write_model("mpt", folder="scaled", logit_scale=0.5)
+        self.check_figures("mpt", "scaled")
         # Its class takes 8 whatever the config says, and save_pretrained writes a dtype into the part.
         self.write_model("mpt", folder="sixteen", attn_config=dict(hf_models.CONFIGS["mpt"]["attn_config"], alibi_bias_max=16, dtype="float32"))
         self.check_figures("mpt", "sixteen")
@@ -127,6 +130,18 @@ class ConvertTest(CommandTest):
         hf_models.write_folder(self.folder / "narrow", config, tensors)
         self.check_command("convert", "narrow", "narrow-ours", "--to", "dropless")
         self.check_refused(["no family", "model.attn_config.rope"], "convert", "narrow-ours", "x", "--to", "hf")
+
+    def test_a_head_beside_tied_embeddings(self):
+        config = dict(hf_models.CONFIGS["olmoe"], tie_word_embeddings=True)
+        tensors = hf_models.weights(config)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        hf_models.write_folder(self.folder / "copy", config, tensors)
+        self.check_command("generate", "copy", "--prompt-ids", "[[1]]", "--json", "--max-new-tokens", 1)
+        tensors["lm_head.weight"][95, 47] += 1
+        hf_models.write_folder(self.folder / "own", config, tensors)
+        words = ["lm_head.weight is another matrix than model.embed_tokens.weight", "tie_word_embeddings"]
+        for command in (["generate", "own", "--prompt-ids", "[[1]]"], ["convert", "own", "ours", "--to", "dropless"]):
+            self.check_refused(words, *command)
 
     def test_stacked_and_bfloat16_come_back_bit_equal(self):
         each = self.write_model("olmoe", dtype=torch.bfloat16)

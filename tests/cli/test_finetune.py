@@ -192,11 +192,13 @@ class FinetuneTest(CommandTest):
         self.assertRegex(result.stderr, r"config.yaml:\d+.*tokenizer.name: released has another tokenizer: id 0 is .* in released/tokenizer.json")
         self.check_command("convert", "bytes", "tuned", "--to", "hf")
         self.assertEqual(sorted(path.name for path in (self.folder / "tuned").iterdir()), ["config.json", "model.safetensors"])
-        self.assertIsNone(json.loads((self.folder / "tuned/config.json").read_text())["eos_token_id"], "an id of the other one")
+        config = json.loads((self.folder / "tuned/config.json").read_text())
+        self.assertEqual((config["eos_token_id"], config["bos_token_id"]), (256, None))
         # The same file in another place is the same tokenizer; one that a new model is trained with goes along too.
         self.folder.joinpath("mine").mkdir()
         shutil.copy(tokenizers / "gpt2.json", self.folder / "mine/tokenizer.json")
-        vocab = len(json.loads((tokenizers / "gpt2.json").read_text())["model"]["vocab"]) + 1
+        ours = json.loads((tokenizers / "gpt2.json").read_text())
+        vocab, added = len(ours["model"]["vocab"]) + 1, {token["content"]: token["id"] for token in ours["added_tokens"]}
         config = dict(hf_models.CONFIGS["olmoe"], vocab_size=vocab, eos_token_id=0)
         hf_models.write_folder(self.folder / "theirs", config, hf_models.weights(config))
         shutil.copy(tokenizers / "gpt2.json", self.folder / "theirs/tokenizer.json")
@@ -209,6 +211,9 @@ class FinetuneTest(CommandTest):
             (self.folder / "away").rename(self.folder / "mine")
             self.check_command("convert", "own", "tuned", "--to", "hf", "--overwrite")
             self.assertEqual((self.folder / "tuned/tokenizer.json").read_text(), (tokenizers / "gpt2.json").read_text())
+            # Where a text ends: the tokenizer's id for a new model, and the model's own beside its own tokenizer.
+            end = json.loads((self.folder / "tuned/config.json").read_text())["eos_token_id"]
+            self.assertEqual(end, 0 if load else added["<|endoftext|>"])
 
     def test_generation_stops_at_the_folders_eos(self):
         arguments = ("--prompt-ids", "[[5, 80]]", "--json", "--temperature", 0, "--max-new-tokens", 30)

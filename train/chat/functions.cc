@@ -61,6 +61,7 @@ List split(const std::string& text, const std::string& separator, std::int64_t m
     const std::size_t at = text.find(separator, from);
     if (at == std::string::npos) break;
     parts.emplace_back(text.substr(from, at - from));
+    require_bytes(parts.size() * kElementBytes);
     from = at + separator.size();
   }
   parts.emplace_back(text.substr(from));
@@ -73,13 +74,17 @@ std::string replace(const std::string& text, const std::string& old, const std::
   std::size_t from = 0;
   for (std::size_t at; (at = text.find(old, from)) != std::string::npos; from = at + old.size()) {
     out += text.substr(from, at - from) + with;
+    require_bytes(out.size());
   }
   return out + text.substr(from);
 }
 
 std::string join(const List& list, const std::string& separator) {
   std::string text;
-  for (std::size_t i = 0; i < list.size(); ++i) text += (i > 0 ? separator : "") + to_text(list[i]);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    text += (i > 0 ? separator : "") + to_text(list[i]);
+    require_bytes(text.size());
+  }
   return text;
 }
 

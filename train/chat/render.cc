@@ -14,9 +14,9 @@ namespace {
 
 using Kind = Expression::Kind;
 
-// Each step appends; a template that never ends must.
-constexpr std::size_t kMaxBytes = 64 << 20;
+// A template that never ends takes steps, turns of a loop and bytes that are copied among them.
 constexpr std::int64_t kMaxSteps = 2'000'000;
+constexpr std::int64_t kStepBytes = 4096;
 
 class Renderer {
  public:
@@ -30,13 +30,19 @@ class Renderer {
   void run(const Block& block) {
     for (const Statement& statement : block) {
       line_ = statement.line;
-      if (++steps_ > kMaxSteps || out_.size() > kMaxBytes) unsupported("a text without an end");
+      take_steps(1);
+      if (out_.size() > kMostBytes) unsupported("a text without an end");
       run(statement);
     }
   }
 
  private:
   using Scope = std::map<std::string, Value>;
+
+  void take_steps(std::int64_t steps) {
+    steps_ += steps;
+    if (steps_ > kMaxSteps) unsupported("a text without an end");
+  }
 
   [[noreturn]] void unsupported(const std::string& what) const {
     throw Error(ErrorKind::kUnsupported,
@@ -105,6 +111,7 @@ class Renderer {
     }
     const auto n = static_cast<std::int64_t>(elements.size());
     for (std::int64_t i = 0; i < n; ++i) {
+      take_steps(1);
       const auto element = [&](std::int64_t j) {
         return j >= 0 && j < n ? elements[static_cast<std::size_t>(j)] : Value();
       };
@@ -139,7 +146,14 @@ class Renderer {
 
   Value evaluate(const Expression& node) {
     line_ = node.line;
-    if (++steps_ > kMaxSteps) unsupported("a text without an end");
+    Value value = value_of(node);
+    // Lists and mappings are shared, texts are not.
+    const std::size_t copied = value.string() ? value.string()->size() : 0;
+    take_steps(1 + static_cast<std::int64_t>(copied) / kStepBytes);
+    return value;
+  }
+
+  Value value_of(const Expression& node) {
     const auto part = [&](std::size_t i) { return evaluate(*node.parts[i]); };
     switch (node.kind) {
       case Kind::kConstant:

@@ -43,7 +43,30 @@ std::int64_t length_of(const Value& whole) {
   return static_cast<std::int64_t>(characters(*whole.string()).size());
 }
 
+void hold(Value& whole, const Value& element, std::size_t own_bytes = 0) {
+  whole.bytes += kElementBytes + own_bytes + element.bytes;
+  whole.height = std::max(whole.height, element.height + 1);
+  require_bytes(whole.bytes);
+  if (whole.height > kMostHeight) unsupported("a value so deep");
+}
+
 }  // namespace
+
+void require_bytes(std::size_t bytes) {
+  if (bytes > kMostBytes) unsupported("a value of more than 16 MB");
+}
+
+Value::Value(std::string text) : data(std::move(text)), bytes(string()->size()) {
+  require_bytes(bytes);
+}
+Value::Value(List list) {
+  for (const Value& element : list) hold(*this, element);
+  data = std::make_shared<const List>(std::move(list));
+}
+Value::Value(Dict dict) {
+  for (const auto& [key, element] : dict) hold(*this, element, key.size());
+  data = std::make_shared<const Dict>(std::move(dict));
+}
 
 const char* type_of(const Value& value) {
   static constexpr const char* kNames[] = {"undefined", "none", "bool",    "int",

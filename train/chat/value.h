@@ -1,6 +1,7 @@
 // Values of chat templates: those of Python that a Jinja template can hold, without floats.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -20,17 +21,27 @@ using List = std::vector<Value>;
 using Dict = std::vector<std::pair<std::string, Value>>;  // in the order of insertion
 using Namespace = std::map<std::string, Value>;  // Jinja's namespace(), the one that changes
 
+// What a template may build at most, counted as if nothing were shared: whatever walks or writes a value ends. Beyond
+// it the constructors throw Error(kUnsupported).
+inline constexpr std::size_t kMostBytes = 16 << 20;
+inline constexpr std::size_t kElementBytes = 64;  // of a list or mapping, beside its own
+inline constexpr int kMostHeight = 200;           // of values in each other
+void require_bytes(std::size_t bytes);
+
 struct Value {
   std::variant<Undefined, None, bool, std::int64_t, std::string, std::shared_ptr<const List>,
                std::shared_ptr<const Dict>, std::shared_ptr<Namespace>>
       data;
+  std::size_t bytes = 0;
+  int height = 0;
 
   Value() : data(Undefined{}) {}
   template <class T>
-  Value(T value) : data(std::move(value)) {}            // NOLINT(google-explicit-constructor)
-  Value(const char* text) : data(std::string(text)) {}  // NOLINT(google-explicit-constructor)
-  Value(List list) : data(std::make_shared<const List>(std::move(list))) {}  // NOLINT
-  Value(Dict dict) : data(std::make_shared<const Dict>(std::move(dict))) {}  // NOLINT
+  Value(T value) : data(std::move(value)) {}             // NOLINT(google-explicit-constructor)
+  Value(std::string text);                               // NOLINT(google-explicit-constructor)
+  Value(const char* text) : Value(std::string(text)) {}  // NOLINT(google-explicit-constructor)
+  Value(List list);                                      // NOLINT(google-explicit-constructor)
+  Value(Dict dict);                                      // NOLINT(google-explicit-constructor)
 
   template <class T>
   const T* get() const {

@@ -33,7 +33,15 @@ FolderWriter::FolderWriter(std::string target, bool overwrite, const std::string
   while (target_.size() > 1 && target_.ends_with('/')) target_.pop_back();
   // What a link names is written, and the link stays.
   if (std::filesystem::is_symlink(target_)) {
+    if (!path_exists(target_)) {
+      throw Error(ErrorKind::kInvalidArgument, target_ + " is a link to nothing",
+                  "remove it, or make the folder that it names");
+    }
     target_ = std::filesystem::weakly_canonical(target_).string();
+  }
+  if (target_ == "/") {
+    throw Error(ErrorKind::kInvalidArgument, "the target is the root of all files",
+                "name a folder");
   }
   if (path_exists(target_)) {
     if (!is_folder(target_)) {

@@ -44,8 +44,24 @@ constexpr const char* kRopeNumbers[] = {"factor",           "original_max_positi
                                         "attention_factor", "mscale",
                                         "mscale_all_dim"};
 
+// Where both are there, transformers takes rope_scaling alone and forgets what only the other says.
+void require_one_rope(const Keys& keys, double theta) {
+  if (!keys.is_part("rope_parameters") || !keys.is_part("rope_scaling")) return;
+  const auto said = [&](const char* key) {
+    Json rope = keys.raw(key);
+    if (!rope.contains("rope_type")) rope["rope_type"] = rope.value("type", Json("default"));
+    if (!rope.contains("rope_theta")) rope["rope_theta"] = keys.get<double>("rope_theta", theta);
+    rope.erase("type");
+    return rope;
+  };
+  if (said("rope_parameters") == said("rope_scaling")) return;
+  keys.fail("rope_parameters and rope_scaling say different things",
+            "keep one of them; transformers takes rope_scaling");
+}
+
 // rope_parameters (transformers 5) or rope_theta and rope_scaling (before), into `attention`.
 void read_rope(const Keys& keys, double theta, const char* max_positions, OrderedJson& attention) {
+  require_one_rope(keys, theta);
   attention["rope_theta"] = keys.get<double>("rope_theta", theta);
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     if (!keys.has(key)) continue;
@@ -124,7 +140,12 @@ OrderedJson model_block(const Keys& keys, const std::array<const char*, 4>& size
   block["name"] = "mpt_causal_lm";
   block["d_model"] = keys.get<std::int64_t>(sizes[0]);
   block["n_heads"] = keys.get<std::int64_t>(sizes[1]);
-  block["n_layers"] = keys.get<std::int64_t>(sizes[2]);
+  const auto n_layers = keys.get<std::int64_t>(sizes[2]);
+  constexpr std::int64_t kMostLayers = 10'000;  // a list of layers is made before the block is read
+  if (n_layers < 1 || n_layers > kMostLayers) {
+    keys.fail(fmt::format("{} is {}, not from 1 to {}", sizes[2], n_layers, kMostLayers));
+  }
+  block["n_layers"] = n_layers;
   block["max_seq_len"] = keys.get<std::int64_t>(sizes[3]);
   block["vocab_size"] = keys.get<std::int64_t>("vocab_size");
   block["no_bias"] = true;
@@ -193,6 +214,7 @@ struct LlamaTraits {
   double norm_eps = 1e-6;
   const char* experts = nullptr;  // the key of their number; nullptr: dense
   const char* d_ffn = "intermediate_size";
+  bool reads_window = true;
   bool sliding_window_switch = false;  // use_sliding_window decides
   WindowedLayers windowed = WindowedLayers::kAll;
   bool qkv_bias = false;  // of queries, keys and values, but not of the output
@@ -211,7 +233,11 @@ LlamaTraits traits_of(Family family) {
       traits.norm_eps = 1e-5;
       traits.experts = "num_local_experts";
       break;
+    case Family::kLlama:
+      traits.reads_window = false;
+      break;
     case Family::kOlmoe:
+      traits.reads_window = false;
       traits.norm_eps = 1e-5;
       traits.experts = "num_experts";
       traits.qk_norm = "qk_ln";
@@ -285,6 +311,10 @@ void read_windows(const Keys& keys, const LlamaTraits& traits, OrderedJson& mode
   const auto n_layers = model["n_layers"].get<std::int64_t>();
   std::optional<std::int64_t> window;
   if (keys.has("sliding_window")) window = keys.get<std::int64_t>("sliding_window");
+  if (window && !traits.reads_window) {
+    keys.remark("sliding_window is not used: transformers' class of this model does not read it");
+    return;
+  }
   if (!window && !keys.is_null("sliding_window")) window = traits.default_window;
   std::vector<bool> windowed = windowed_layers(keys, traits, n_layers);
   // One that no position reaches changes nothing.
@@ -549,10 +579,7 @@ OrderedJson dbrx_config(const ModelConfig& config) {
   return json;
 }
 
-bool knows_windows(Family family) {
-  return family == Family::kMixtral || family == Family::kMistral ||
-         traits_of(family).sliding_window_switch;
-}
+bool knows_windows(Family family) { return traits_of(family).reads_window; }
 
 void write_windows(const ModelConfig& config, Family family, OrderedJson& json) {
   if (!knows_windows(family)) return;

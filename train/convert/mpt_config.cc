@@ -45,6 +45,12 @@ void spell_as_foundry(const std::string& path, OrderedJson& model,
                     path, bias_max->dump(), kHfAlibiBiasMax));
   }
   attention["alibi_bias_max"] = kHfAlibiBiasMax;
+  if (model.contains("logit_scale")) {
+    oddities.push_back(
+        fmt::format("{}: logit_scale {} is not used: transformers' class does not read it", path,
+                    model["logit_scale"].dump()));
+    model.erase("logit_scale");
+  }
 }
 
 OrderedJson block_of(const Json& json, const std::string& path,

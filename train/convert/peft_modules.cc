@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "dropless/error.h"
+#include "train/base/regex.h"
 
 namespace dropless::train {
 namespace {
@@ -108,8 +109,8 @@ double alpha_of(const Json& json, const std::string& path, const std::string& mo
   std::optional<double> alpha;
   for (const auto& [pattern, value] : patterns->items()) {
     try {
-      if (!std::regex_match(module, std::regex("(.*\\.)?(?:" + pattern + ")"))) continue;
-    } catch (const std::regex_error&) {
+      if (!std::regex_match(module, user_regex("(.*\\.)?(?:" + pattern + ")"))) continue;
+    } catch (const Error&) {
       refuse(pattern);
     }
     // Of several that match PEFT takes the first in the file, whose order is lost here.

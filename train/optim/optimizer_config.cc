@@ -7,6 +7,7 @@
 
 #include "dropless/error.h"
 #include "train/base/log.h"
+#include "train/base/regex.h"
 
 namespace dropless::train {
 namespace {
@@ -94,16 +95,19 @@ GroupConfig read_group(const YamlMap& map, OptimizerType type, const GroupConfig
 }
 
 bool matches(const std::string& expression, const std::string& name) {
-  return std::regex_search("model." + name, std::regex(expression));
+  return std::regex_search("model." + name, user_regex(expression));
 }
 
 std::string checked_expression(const YamlMap& map, const std::string& key,
                                const std::string& text) {
   try {
-    const std::regex compiled(text);
-  } catch (const std::regex_error& error) {
+    user_regex(text);
+  } catch (const Error& error) {
+    constexpr std::size_t kShown = 100;
     map.fail(
-        key, fmt::format("'{}' is no regular expression: {}", text, error.what()),
+        key,
+        fmt::format("'{}{}' {}", text.substr(0, kShown), text.size() > kShown ? "..." : "",
+                    error.what()),
         "write \\ before a bracket or a sign that is meant as it stands; '.*' matches anything");
   }
   return text;

@@ -191,6 +191,11 @@ void read_batch_sizes(const YamlMap& root, TrainConfig& config) {
                   std::to_string(config.model.max_seq_len),
               "raise model.max_seq_len too, or lower max_seq_len");
   }
+  if (config.max_seq_len > config.model.max_seq_len) {
+    root.warn("max_seq_len",
+              fmt::format("rows of {} tokens are longer than the {} of model.max_seq_len",
+                          config.max_seq_len, config.model.max_seq_len));
+  }
   config.global_train_batch_size = count_at(root, "global_train_batch_size");
   config.device_train_microbatch_size = microbatch_at(root, "device_train_microbatch_size");
   if (config.device_train_microbatch_size > config.global_train_batch_size) {

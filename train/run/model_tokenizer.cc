@@ -87,15 +87,22 @@ std::vector<Companion> companions_of_run(const std::string& origin, const Tokeni
   if (files.empty() && !differs) return found;
   std::erase_if(found,
                 [](const Companion& companion) { return is_tokenizer_file(companion.name); });
-  if (differs) {
-    // Ids of special tokens are the other tokenizer's.
-    std::erase_if(found, [](const Companion& kept) { return kept.name == kGenerationConfig; });
-    for (Companion& kept : found) {
-      if (kept.name != kKeptConfig) continue;
-      nlohmann::json json = parse_json(kept.content, kKeptConfig);
-      for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) json.erase(key);
-      kept.content = json.dump(2) + "\n";
-    }
+  const auto kept = std::find_if(found.begin(), found.end(), [](const Companion& companion) {
+    return companion.name == kKeptConfig;
+  });
+  if (differs || kept == found.end()) {
+    // The ids of special tokens are this tokenizer's, not another's or nobody's.
+    nlohmann::json json = nlohmann::json::object();
+    if (kept != found.end()) json = parse_json(kept->content, kKeptConfig);
+    json["pad_token_id"] = nullptr;
+    json["bos_token_id"] = nullptr;
+    json["eos_token_id"] = nullptr;
+    if (tokenizer->bos_id()) json["bos_token_id"] = *tokenizer->bos_id();
+    if (tokenizer->eos_id()) json["eos_token_id"] = *tokenizer->eos_id();
+    std::erase_if(found, [](const Companion& companion) {
+      return companion.name == kGenerationConfig || companion.name == kKeptConfig;
+    });
+    found.push_back({kKeptConfig, json.dump(2) + "\n"});
   }
   for (Companion& file : files) found.push_back(std::move(file));
   return found;

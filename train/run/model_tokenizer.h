@@ -25,8 +25,8 @@ std::optional<std::string> tokenizer_difference(const std::string& folder,
                                                 const Tokenizer& tokenizer);
 
 // What the checkpoints of a run carry that starts from `origin` (empty: from drawn weights) and trains with
-// `tokenizer` (null: with stored token ids): the tokenizer's own files, and of the origin what says nothing
-// about text, or all where the tokenizer is its own (`differs` false).
+// `tokenizer` (null: with stored token ids): the tokenizer's own files and the ids of its special tokens, and of the
+// origin what says nothing about text, or all where the tokenizer is its own (`differs` false).
 std::vector<Companion> companions_of_run(const std::string& origin, const Tokenizer* tokenizer,
                                          bool differs);
 

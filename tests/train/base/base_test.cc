@@ -10,6 +10,7 @@
 #include "dropless/error.h"
 #include "train/base/hash.h"
 #include "train/base/json.h"
+#include "train/base/regex.h"
 #include "train/base/suggest.h"
 #include "train/base/time.h"
 #include "train/base/utf8.h"
@@ -18,6 +19,29 @@ namespace dropless::train {
 namespace {
 
 using ::testing::HasSubstr;
+
+// ---- regular expressions ----
+
+TEST(UserRegex, AreBounded) {
+  const std::string name(200, 'a');
+  for (const char* slow : {"(.*)*(.*)*(.*)*(.*)*x$", "(a+)+b", "(a|aa)+b", "^(([a-z])+.)+[A-Z]$"}) {
+    EXPECT_FALSE(std::regex_search(name, user_regex(slow))) << slow;
+  }
+  EXPECT_TRUE(std::regex_search("model.blocks.3.wq", user_regex("blocks\\.[0-3]\\.(?!ffn)w[qk]$")));
+  const auto refusal = [](const std::string& expression) -> std::string {
+    try {
+      user_regex(expression);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_THAT(refusal("*"), HasSubstr("nothing to repeat"));
+  EXPECT_THAT(refusal("(a"), HasSubstr("regular expression"));
+  EXPECT_THAT(refusal("(a)\\1"), HasSubstr("back-reference"));
+  EXPECT_THAT(refusal(std::string(1001, 'a')), HasSubstr("more than 1000 characters"));
+  EXPECT_EQ(refusal(std::string(490, '(') + "a" + std::string(490, ')')), "accepted");
+}
 
 // ---- time ----
 

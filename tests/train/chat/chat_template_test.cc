@@ -88,6 +88,24 @@ TEST(ChatTemplateTest, BrokenTemplatesAreErrorsAndNothingElse) {
     for (int i = 0; i < 100'000; ++i) text += link;
     EXPECT_THROW(ChatTemplate(text + " }}", "chain", {}), Error) << link;
   }
+  // And what only grows, which ends in time too.
+  for (const char* endless :
+       {"{% set n = namespace(x=[]) %}{% for i in range(99000) %}{% set n.x = [n.x] %}{% endfor %}",
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% "
+        "endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(60) %}"
+        "{% set n.x = n.x | replace('a', 'aaaa') %}{% endfor %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor "
+        "%}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor "
+        "%}"
+        "{{ n.x | tojson }}",
+        "{% set n = namespace(x='a,') %}{% for i in range(22) %}{% set n.x = n.x ~ n.x %}{% endfor "
+        "%}"
+        "{{ n.x.split(',') | join(n.x) }}",
+        "{% for i in range(99000) %}{% for j in range(99000) %}{% endfor %}{% endfor %}"}) {
+    EXPECT_THROW(ChatTemplate(endless, "endless", {}).render({{"user", "x"}}), Error) << endless;
+  }
   std::string joined = "{{ 'a'";
   for (int i = 0; i < 400; ++i) joined += " + 'a'";
   EXPECT_EQ(ChatTemplate(joined + " }}", "long", {}).render({{"user", "x"}}),

@@ -85,6 +85,20 @@ TEST(HfConfig, ReadsWhatTheKeysMean) {
   EXPECT_EQ(read_hf_config(config, "c").config.attention.rope_theta, 7.0);
 }
 
+TEST(HfConfig, TwoRopesMustAgree) {
+  json config = family("qwen3_moe");
+  config.erase("rope_theta");
+  config["rope_parameters"] = {{"rope_theta", 1e6}, {"rope_type", "default"}};
+  config["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  EXPECT_THAT(refusal(config), HasSubstr("rope_parameters and rope_scaling say different things"));
+  config["rope_parameters"] = {{"rope_theta", 1e6}, {"rope_type", "linear"}, {"factor", 4.0}};
+  EXPECT_THAT(refusal(config), HasSubstr("different things"))
+      << "the theta of rope_scaling is 10000";
+  config["rope_theta"] = 1e6;
+  EXPECT_EQ(read_hf_config(config, "c").config.attention.rope_theta, 1e6);
+  EXPECT_EQ(read_hf_config(config, "c").config.attention.rope_scaling.factor, 4.0);
+}
+
 TEST(HfConfig, WindowsBiasesSharedExpertsAndDenseLayers) {
   // A window counts the query's own token, ours what stands before it.
   json config = family("mixtral");
@@ -105,6 +119,14 @@ TEST(HfConfig, WindowsBiasesSharedExpertsAndDenseLayers) {
   EXPECT_EQ(read_hf_config(config, "c").config.layer_windows, (std::vector<std::int64_t>{15, -1}));
   const json windows = make_hf_config(read_hf_config(config, "c").config, "float32", config);
   EXPECT_EQ(windows["layer_types"], config["layer_types"]);
+  for (const char* type : {"llama", "olmoe"}) {
+    config = family(type);
+    config["sliding_window"] = 16;
+    const ReleasedModel model = read_hf_config(config, "c");
+    EXPECT_EQ(model.config.attention.window, -1);
+    ASSERT_THAT(model.oddities, testing::SizeIs(1)) << type;
+    EXPECT_THAT(model.oddities[0], HasSubstr("c: sliding_window is not used"));
+  }
   // As transformers' classes of the mixtures read them.
   config = family("qwen2_moe");
   config["num_hidden_layers"] = 4;
