@@ -220,6 +220,7 @@ Value call_function(const std::string& name, const Arguments& arguments) {
     const auto space = std::make_shared<Namespace>();
     for (const NamedValue& argument : arguments) {
       if (argument.keyword.empty()) unsupported("namespace of a value without a name");
+      require_no_namespace(argument.value);
       (*space)[argument.keyword] = argument.value;
     }
     return space;

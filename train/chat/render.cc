@@ -16,7 +16,7 @@ using Kind = Expression::Kind;
 
 // A template that never ends takes steps, turns of a loop and bytes that are copied among them.
 constexpr std::int64_t kMaxSteps = 2'000'000;
-constexpr std::int64_t kStepBytes = 4096;
+constexpr std::size_t kStepBytes = 4 << 10;
 
 class Renderer {
  public:
@@ -79,6 +79,7 @@ class Renderer {
     const Value target = find(statement.names[0]);
     const auto* space = target.get<std::shared_ptr<Namespace>>();
     if (!space) unsupported("setting an attribute of what is no namespace");
+    require_no_namespace(value);
     (**space)[statement.names[1]] = std::move(value);
   }
 
@@ -147,11 +148,18 @@ class Renderer {
   Value evaluate(const Expression& node) {
     line_ = node.line;
     Value value = value_of(node);
-    // Lists and mappings are shared, texts are not.
-    const std::size_t copied = value.string() ? value.string()->size() : 0;
-    take_steps(1 + static_cast<std::int64_t>(copied) / kStepBytes);
+    // What was there before is shared, but for texts.
+    const bool shared = node.kind == Kind::kName || node.kind == Kind::kAttribute ||
+                        node.kind == Kind::kItem || node.kind == Kind::kConstant ||
+                        node.kind == Kind::kConditional || node.kind == Kind::kAnd ||
+                        node.kind == Kind::kOr;
+    take_steps(1);
+    if (!shared || value.string()) walk(value);
     return value;
   }
+
+  // Of all the value's bytes.
+  void walk(const Value& value) { take_steps(static_cast<std::int64_t>(value.bytes / kStepBytes)); }
 
   Value value_of(const Expression& node) {
     const auto part = [&](std::size_t i) { return evaluate(*node.parts[i]); };
@@ -199,8 +207,12 @@ class Renderer {
       }
       case Kind::kBinary:
         return binary(node.name, part(0), part(1));
-      case Kind::kCompare:
-        return compare(node.name, part(0), part(1));
+      case Kind::kCompare: {
+        const Value a = part(0), b = part(1);
+        walk(a);
+        walk(b);
+        return compare(node.name, a, b);
+      }
       case Kind::kConditional:
         if (truth(part(0))) return part(1);
         return node.parts.size() > 2 ? part(2) : Value();

@@ -44,6 +44,7 @@ std::int64_t length_of(const Value& whole) {
 }
 
 void hold(Value& whole, const Value& element, std::size_t own_bytes = 0) {
+  require_no_namespace(element);
   whole.bytes += kElementBytes + own_bytes + element.bytes;
   whole.height = std::max(whole.height, element.height + 1);
   require_bytes(whole.bytes);
@@ -51,6 +52,10 @@ void hold(Value& whole, const Value& element, std::size_t own_bytes = 0) {
 }
 
 }  // namespace
+
+void require_no_namespace(const Value& element) {
+  if (element.get<std::shared_ptr<Namespace>>()) unsupported("a namespace in another value");
+}
 
 void require_bytes(std::size_t bytes) {
   if (bytes > kMostBytes) unsupported("a value of more than 16 MB");

@@ -27,6 +27,9 @@ inline constexpr std::size_t kMostBytes = 16 << 20;
 inline constexpr std::size_t kElementBytes = 64;  // of a list or mapping, beside its own
 inline constexpr int kMostHeight = 200;           // of values in each other
 void require_bytes(std::size_t bytes);
+// A namespace changes, so its size is not known: nothing holds one but a variable.
+struct Value;
+void require_no_namespace(const Value& element);
 
 struct Value {
   std::variant<Undefined, None, bool, std::int64_t, std::string, std::shared_ptr<const List>,

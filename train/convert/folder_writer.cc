@@ -39,7 +39,7 @@ FolderWriter::FolderWriter(std::string target, bool overwrite, const std::string
     }
     target_ = std::filesystem::weakly_canonical(target_).string();
   }
-  if (target_ == "/") {
+  if (std::filesystem::weakly_canonical(target_) == "/") {
     throw Error(ErrorKind::kInvalidArgument, "the target is the root of all files",
                 "name a folder");
   }

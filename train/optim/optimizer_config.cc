@@ -95,7 +95,10 @@ GroupConfig read_group(const YamlMap& map, OptimizerType type, const GroupConfig
 }
 
 bool matches(const std::string& expression, const std::string& name) {
-  return std::regex_search("model." + name, user_regex(expression));
+  // One expression is asked about all names; to compile it may take as long as to match it.
+  static thread_local std::pair<std::string, std::regex> last{"", user_regex("")};
+  if (last.first != expression) last = {expression, user_regex(expression)};
+  return std::regex_search("model." + name, last.second);
 }
 
 std::string checked_expression(const YamlMap& map, const std::string& key,

@@ -103,6 +103,15 @@ TEST(ChatTemplateTest, BrokenTemplatesAreErrorsAndNothingElse) {
         "{% set n = namespace(x='a,') %}{% for i in range(22) %}{% set n.x = n.x ~ n.x %}{% endfor "
         "%}"
         "{{ n.x.split(',') | join(n.x) }}",
+        "{% set n = namespace(x=1) %}{% for i in range(99000) %}{% set n.x = [namespace(x=n.x)] "
+        "%}{% endfor %}",
+        "{% set n = namespace(x=1) %}{% for i in range(99000) %}{% set n.x = namespace(x=n.x) %}{% "
+        "endfor %}",
+        "{% for i in range(99000) %}{% set x = range(99000) %}{% endfor %}",
+        "{% set a = range(99000) | list %}{% set b = range(99000) | list %}"
+        "{% for i in range(99000) %}{% if a == b %}{% endif %}{% endfor %}",
+        "{% set a = range(99000) | list %}{% for i in range(99000) %}{% set x = a[1:] %}{% endfor "
+        "%}",
         "{% for i in range(99000) %}{% for j in range(99000) %}{% endfor %}{% endfor %}"}) {
     EXPECT_THROW(ChatTemplate(endless, "endless", {}).render({{"user", "x"}}), Error) << endless;
   }
