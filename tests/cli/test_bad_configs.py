@@ -99,7 +99,6 @@ NAMES = [
     ("name: cosine_with_warmup", "name: @@cosine", "scheduler.name: unknown scheduler cosine", "one of: cosine_with_warmup, "),
     ("norm_type: rmsnorm", "norm_type: @@batchnorm", "model.norm_type: unknown norm_type batchnorm", "rmsnorm"),
     ("{rope: true}", "{attn_type: @@mha}", "model.attn_config.attn_type: unknown attn_type mha", "one of: multihead_attention, "),
-    ("    ffn_type: mb_dmoe\n    mlp_type: glu", "    mlp_type: @@glu", "model.ffn_config.mlp_type: mlp_type is a mixture's, and ffn_type is mptmlp", "set ffn_type: mb_dmoe"),
     ("ffn_type: mb_dmoe", "ffn_type: @@moe", "model.ffn_config.ffn_type: unknown ffn_type moe", "mb_dmoe"),
     ("mlp_type: glu", "mlp_type: @@swiglu", "model.ffn_config.mlp_type: unknown mlp_type swiglu", "one of: mlp, glu"),
     ("{name: silu}", "@@{name: swish}", "model.ffn_config.ffn_act_fn: unknown activation swish", "silu"),

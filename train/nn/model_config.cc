@@ -93,11 +93,6 @@ void read_ffn(const std::optional<YamlMap>& map, std::int64_t d_ffn, ModelConfig
     map->fail("ffn_type", "unknown ffn_type " + type,
               "one of: mptmlp, mptglu, mb_dmoe, mb_moe, torch_dmoe");
   }
-  for (const std::string& key : map->keys()) {
-    if (!key.starts_with("moe_") && key != "mlp_type" && key != "mlp_impl") continue;
-    map->fail(key, fmt::format("{} is a mixture's, and ffn_type is {}", key, type),
-              "set ffn_type: mb_dmoe (or mb_moe, torch_dmoe)");
-  }
   dense.glu = type == "mptglu";
   dense.d_ffn = map->find_positive<std::int64_t>("ffn_hidden_size").value_or(d_ffn);
   dense.activation = activation_from_yaml(*map, dense.activation);
