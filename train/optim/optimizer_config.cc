@@ -94,13 +94,6 @@ GroupConfig read_group(const YamlMap& map, OptimizerType type, const GroupConfig
   return group;
 }
 
-bool matches(const std::string& expression, const std::string& name) {
-  // One expression is asked about all names; to compile it may take as long as to match it.
-  static thread_local std::pair<std::string, std::regex> last{"", user_regex("")};
-  if (last.first != expression) last = {expression, user_regex(expression)};
-  return std::regex_search("model." + name, last.second);
-}
-
 std::string checked_expression(const YamlMap& map, const std::string& key,
                                const std::string& text) {
   try {
@@ -226,9 +219,10 @@ std::vector<int> OptimizerConfig::assign(const std::vector<std::string>& names,
   }
   // disable_grad first, then the groups, each taking from what those before it left.
   const auto take = [&](const std::string& expression, int group) {
+    const std::regex compiled = user_regex(expression);  // which may take as long as to match it
     bool any = false, left = false;
     for (std::size_t i = 0; i < names.size(); ++i) {
-      if (!matches(expression, names[i])) continue;
+      if (!std::regex_search("model." + names[i], compiled)) continue;
       any = true;
       if (group_of[i] != 0) continue;
       group_of[i] = group;
