@@ -66,24 +66,36 @@ std::size_t row_tiles_bytes(std::int64_t max_rows, std::int64_t num_experts, int
 void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, int block_m,
                      void* row_tiles, Stream stream);
 
+// A gather (above) that a product carries out beside itself, on warps that it leaves idle, or before itself where it
+// cannot: x_RD holds the rows when the product is done. It writes nothing that the product reads or writes.
+struct GatherBeside {
+  ConstTensorView x_TD;
+  const std::int32_t* rows_TK = nullptr;
+  std::int64_t top_k = 0;
+  TensorView x_RD;
+  explicit operator bool() const { return static_cast<bool>(x_RD); }
+};
+
 // out_RN = a_RK b_e^T for weights b [E, N, K], or a_RK b_e for weights b [E, K, N] (b_is_EKN).
 // For weights [E, N, K] also fp32 outputs, for [E, K, N] also a bias, added to the rows of its expert
 // before they are rounded. Rows, batches and pitches as the views say.
 // row_tiles: of config.block_m. Rows outside the experts' ranges are not written.
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
                   TensorView out_RN, const GemmConfig& config, Stream stream,
-                  ConstTensorView bias_EN = {});
+                  ConstTensorView bias_EN = {}, const GatherBeside& beside = {});
 
 // out_RN = a_RK b_e + a2_RK b2_e, rounded once.
 void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
                             ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
-                            const GemmConfig& config, Stream stream);
+                            const GemmConfig& config, Stream stream,
+                            const GatherBeside& beside = {});
 
 // out_e [M, N] = a_e^T b_e over the rows of expert e: the weight gradient. Also fp32 outputs;
 // `accumulate` adds into out (fp32 only). Experts without rows give zeros (or add nothing).
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
-                              const GemmConfig& config, Stream stream);
+                              const GemmConfig& config, Stream stream,
+                              const GatherBeside& beside = {});
 
 // Up projection with its activation: gate = x w1^T, up = x v1^T, act = activation(gate) * up;
 // without v1 act = activation(gate). gate and up may be absent (nothing is saved for backward).

@@ -1,6 +1,7 @@
 // Tensor maps of the matrix products' operands, as the main loop's tiles read and write them.
 #pragma once
 
+#include "src/common/math.h"
 #include "src/cuda/device/gemm.cuh"
 #include "src/cuda/element.h"
 #include "src/cuda/kernels.h"
@@ -26,6 +27,26 @@ inline Operands gathered(const ConstTensorView& rows, const std::int32_t* list,
           .rows = static_cast<const uint4*>(rows.data),
           .list = list,
           .vectors = static_cast<int>(vectors)};
+}
+
+// What a kernel does beside its product; what it cannot is done at once.
+inline GatherJob job_beside(const GatherBeside& beside, cudaStream_t stream) {
+  if (!beside) return {};
+  const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(beside.x_RD.dtype));
+  const std::int64_t tokens = beside.x_TD.shape[0], bytes = beside.x_RD.shape[1] * element;
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  if (bytes % 16 != 0 || beside.top_k > kBesideMostTopK ||
+      tokens * ceil_div(bytes, std::int64_t{kBesidePieceBytes}) > kMost || bytes > kMost) {
+    gather(beside.x_TD, beside.rows_TK, beside.top_k, beside.x_RD, stream);
+    return {};
+  }
+  return {.from = static_cast<const char*>(beside.x_TD.data),
+          .to = static_cast<char*>(beside.x_RD.data),
+          .rows_TK = beside.rows_TK,
+          .pitch = beside.x_TD.stride[0] * element,
+          .bytes = static_cast<int>(bytes),
+          .tokens = static_cast<int>(tokens),
+          .top_k = static_cast<int>(beside.top_k)};
 }
 
 // A [rows, k], K-major.

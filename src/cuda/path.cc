@@ -3,26 +3,43 @@
 
 namespace dropless::cuda {
 
+void gather_before(const GatherBeside& job, Stream stream) {
+  if (job) gather(job.x_TD, job.rows_TK, job.top_k, job.x_RD, stream);
+}
+
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
                   TensorView out_RN, const GemmConfig& config, Stream stream,
-                  ConstTensorView bias_EN) {
-  const auto product = portable_path() ? mma::grouped_gemm : sm90::grouped_gemm;
-  product(a_RK, b, b_is_EKN, row_tiles, out_RN, config, stream, bias_EN);
+                  ConstTensorView bias_EN, const GatherBeside& beside) {
+  if (!portable_path()) {
+    sm90::grouped_gemm(a_RK, b, b_is_EKN, row_tiles, out_RN, config, stream, bias_EN, beside);
+    return;
+  }
+  gather_before(beside, stream);
+  mma::grouped_gemm(a_RK, b, b_is_EKN, row_tiles, out_RN, config, stream, bias_EN);
 }
 
 void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
                             ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
-                            const GemmConfig& config, Stream stream) {
-  const auto product = portable_path() ? mma::grouped_gemm_two_terms : sm90::grouped_gemm_two_terms;
-  product(a_RK, b_EKN, a2_RK, b2_EKN, row_tiles, out_RN, config, stream);
+                            const GemmConfig& config, Stream stream, const GatherBeside& beside) {
+  if (!portable_path()) {
+    sm90::grouped_gemm_two_terms(a_RK, b_EKN, a2_RK, b2_EKN, row_tiles, out_RN, config, stream,
+                                 beside);
+    return;
+  }
+  gather_before(beside, stream);
+  mma::grouped_gemm_two_terms(a_RK, b_EKN, a2_RK, b2_EKN, row_tiles, out_RN, config, stream);
 }
 
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
-                              const GemmConfig& config, Stream stream) {
-  const auto product =
-      portable_path() ? mma::grouped_gemm_weight_grad : sm90::grouped_gemm_weight_grad;
-  product(a_RM, b_RN, offsets_E1, out_EMN, accumulate, config, stream);
+                              const GemmConfig& config, Stream stream, const GatherBeside& beside) {
+  if (!portable_path()) {
+    sm90::grouped_gemm_weight_grad(a_RM, b_RN, offsets_E1, out_EMN, accumulate, config, stream,
+                                   beside);
+    return;
+  }
+  gather_before(beside, stream);
+  mma::grouped_gemm_weight_grad(a_RM, b_RN, offsets_E1, out_EMN, accumulate, config, stream);
 }
 
 void grouped_gemm_activation(Activation activation, ConstTensorView x, const std::int32_t* list_R,

@@ -24,6 +24,9 @@ inline bool asks_for_portable(const char* value) {
               "unset it to let the GPU decide", __FILE__, __LINE__);
 }
 
+// For products that have no idle warps, and for none at all.
+void gather_before(const GatherBeside& job, Stream stream);
+
 namespace sm90 {
 decltype(cuda::grouped_gemm) grouped_gemm;
 decltype(cuda::grouped_gemm_two_terms) grouped_gemm_two_terms;
@@ -33,9 +36,15 @@ decltype(cuda::grouped_gemm_activation_grad) grouped_gemm_activation_grad;
 }  // namespace sm90
 
 namespace mma {
-decltype(cuda::grouped_gemm) grouped_gemm;
-decltype(cuda::grouped_gemm_two_terms) grouped_gemm_two_terms;
-decltype(cuda::grouped_gemm_weight_grad) grouped_gemm_weight_grad;
+void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
+                  TensorView out_RN, const GemmConfig& config, Stream stream,
+                  ConstTensorView bias_EN);
+void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
+                            ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
+                            const GemmConfig& config, Stream stream);
+void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
+                              const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
+                              const GemmConfig& config, Stream stream);
 decltype(cuda::grouped_gemm_activation) grouped_gemm_activation;
 decltype(cuda::grouped_gemm_activation_grad) grouped_gemm_activation_grad;
 }  // namespace mma

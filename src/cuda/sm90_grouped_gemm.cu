@@ -6,7 +6,7 @@ namespace dropless::cuda::sm90 {
 namespace {
 
 void run(const sm90_grouped_gemm::Arguments& x) {
-  if (x.out_RN.numel() == 0) return;
+  if (x.out_RN.numel() == 0) return gather_before(x.beside, x.stream);
   if (x.out_RN.dtype == DType::kFloat32 && x.b_is_EKN) {
     throw Error(ErrorKind::kInternal, "float32 products take weights [E, N, K] only", "", __FILE__,
                 __LINE__);
@@ -23,7 +23,7 @@ void run(const sm90_grouped_gemm::Arguments& x) {
 
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
                   TensorView out_RN, const GemmConfig& config, Stream stream,
-                  ConstTensorView bias_EN) {
+                  ConstTensorView bias_EN, const GatherBeside& beside) {
   run({a_RK,
        b,
        b_is_EKN,
@@ -33,12 +33,13 @@ void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const 
        out_RN,
        config,
        static_cast<cudaStream_t>(stream),
-       bias_EN});
+       bias_EN,
+       beside});
 }
 
 void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
                             ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
-                            const GemmConfig& config, Stream stream) {
+                            const GemmConfig& config, Stream stream, const GatherBeside& beside) {
   run({a_RK,
        b_EKN,
        true,
@@ -48,7 +49,8 @@ void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTe
        out_RN,
        config,
        static_cast<cudaStream_t>(stream),
-       {}});
+       {},
+       beside});
 }
 
 }  // namespace dropless::cuda::sm90

@@ -23,6 +23,7 @@ struct Arguments {
   const GemmConfig& config;
   cudaStream_t stream;
   ConstTensorView bias_EN;  // or absent
+  const GatherBeside& beside;
 };
 
 template <class Tile, class Element, bool kBias = false>
@@ -35,6 +36,7 @@ void launch(const Arguments& x) {
     operands.a[1] = row_operand<Tile>(x.a2_RK);
     operands.b[1] = weight_operand<Tile>(x.b2);
   }
+  operands.beside = job_beside(x.beside, x.stream);
   typename Epilogue::Params epilogue{};
   epilogue.out = row_output<Element>(x.out_RN);
   if constexpr (kBias) epilogue.bias[0] = expert_bias<Element>(x.bias_EN);

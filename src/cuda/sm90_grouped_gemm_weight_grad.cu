@@ -6,7 +6,8 @@ namespace dropless::cuda::sm90 {
 
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
-                              const GemmConfig& config, Stream stream) {
+                              const GemmConfig& config, Stream stream, const GatherBeside& beside) {
+  if (out_EMN.numel() == 0 || a_RM.shape[0] == 0) gather_before(beside, stream);
   if (out_EMN.numel() == 0) return;
   if (accumulate && out_EMN.dtype != DType::kFloat32) {
     throw Error(ErrorKind::kInvalidArgument, "weight gradients accumulate in float32 only",
@@ -24,7 +25,8 @@ void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
     return;
   }
   const sm90_weight_grad::Arguments x{
-      a_RM, b_RN, offsets_E1, out_EMN, accumulate, config, static_cast<cudaStream_t>(stream)};
+      a_RM,  b_RN, offsets_E1, out_EMN, accumulate, config, static_cast<cudaStream_t>(stream),
+      beside};
   for_16_bit(a_RM.dtype, "grouped_gemm_weight_grad",
              [&](auto element) { sm90_weight_grad::run<decltype(element)>(x); });
 }

@@ -23,6 +23,7 @@ struct Arguments {
   bool accumulate;
   const GemmConfig& config;
   cudaStream_t stream;
+  const GatherBeside& beside;
 };
 
 template <class Tile, class Element, StoreMode kMode>
@@ -58,8 +59,10 @@ void launch(const Arguments& x) {
                                            tiles_n, x.config.raster_width};
   const long long clusters = experts * ((tiles_m + Tile::kClusterM - 1) / Tile::kClusterM) *
                              ((tiles_n + Tile::kClusterN - 1) / Tile::kClusterN);
+  Operands operands = one_term(map_a, map_b);
+  operands.beside = job_beside(x.beside, x.stream);
   launch_persistent(gemm_kernel<Tile, Schedule, Epilogue>, kGemmThreads, Tile::kSharedBytes,
-                    Tile::kCluster, clusters, x.stream, one_term(map_a, map_b), schedule, epilogue);
+                    Tile::kCluster, clusters, x.stream, operands, schedule, epilogue);
 }
 
 template <class Element, std::size_t kIndex>

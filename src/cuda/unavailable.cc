@@ -53,15 +53,16 @@ void build_row_tiles(const std::int64_t*, std::int64_t, int, void*, Stream) {
   unavailable("row_tiles");
 }
 void grouped_gemm(ConstTensorView, ConstTensorView, bool, const void*, TensorView,
-                  const GemmConfig&, Stream, ConstTensorView) {
+                  const GemmConfig&, Stream, ConstTensorView, const GatherBeside&) {
   unavailable("grouped_gemm");
 }
 void grouped_gemm_two_terms(ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView,
-                            const void*, TensorView, const GemmConfig&, Stream) {
+                            const void*, TensorView, const GemmConfig&, Stream,
+                            const GatherBeside&) {
   unavailable("grouped_gemm_two_terms");
 }
 void grouped_gemm_weight_grad(ConstTensorView, ConstTensorView, const std::int64_t*, TensorView,
-                              bool, const GemmConfig&, Stream) {
+                              bool, const GemmConfig&, Stream, const GatherBeside&) {
   unavailable("grouped_gemm_weight_grad");
 }
 

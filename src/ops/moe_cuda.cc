@@ -10,10 +10,13 @@
 //   with g[r] = W2_e d_out[t(r)], in one kernel, rows gathered there:
 //     gate <- d_gate, up <- d_up, scaled_h = s h, d_s = <g, h>
 //   d_s -> d_logits -> dWr, and the router's part of d_x
-//   a slab of columns at a time:
+//   a slab of columns at a time (moe_slabs.h):
 //     d_out_RD[r] = d_out[t(r)];  dW2 = scaled_h^T d_out_RD
-//     x_RD[r] = x[t(r)] (over d_out_RD);  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
+//   and then, again in slabs:
+//     x_RD[r] = x[t(r)];  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
 //     d_x_RD = d_gate W1_e + d_up V1_e (over x_RD);  d_x += combine(d_x_RD)
+//   A slab's rows are gathered beside the product before, into another space: of d_out's, dW1 before it is
+//   written, of x's, scaled_h when it is done with.
 //
 // Biases are added in the products' epilogues. Their gradients are sums of d_gate, d_up and
 // s d_out_RD over an expert's rows; <b2_e, d_out[t]>, the logits of a router b2, is b2's part of d_s.
@@ -36,6 +39,7 @@
 #include "src/cuda/kernels.h"
 #include "src/cuda/small_batch.h"
 #include "src/ops/moe_sizes.h"
+#include "src/ops/moe_slabs.h"
 #include "src/ops/observed.h"
 
 namespace dropless {
@@ -120,7 +124,7 @@ struct BackwardBuffers {
   std::int32_t *tokens_R, *tokens_per_expert_E;
   void *router_space, *row_tiles;
   void* scaled_h_RF;
-  void* rows_RC;     // a slab of d_out_RD, then of x_RD, then of d_x_RD
+  void* rows_RC;     // a slab of d_out_RD, later of x_RD and d_x_RD
   void* bias_space;  // with expert biases
 };
 
@@ -356,41 +360,83 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                         buffers.router_space, stream);
   told.part("d_router", 4.0 * s.T * s.D * s.E, 2.0 * (s.T + s.E) * s.D + 2.0 * s.T * s.P);
 
-  for_each_slab(config, [&](std::int64_t begin, std::int64_t width) {
-    const TensorView rows_RC(buffers.rows_RC, x_TD.dtype, {s.R, width}, x_TD.device);
-    const auto weight_gradient = [&](const char* name, const TensorView& a_RF,
-                                     const TensorView& out_EFD) {
-      cuda::grouped_gemm_weight_grad(a_RF, rows_RC, offsets_E1, columns(out_EFD, begin, width),
-                                     false, cuda::choose_weight_grad(width), stream);
-      told.product(name, s.F, width);  // the same three operands as the down's
-    };
-    const auto gather = [&](const ConstTensorView& from_TD) {
-      cuda::gather(columns(from_TD, begin, width), rows_TK, s.K, rows_RC, stream);
-      told.moved("gather", static_cast<double>(s.T + s.R) * width);
-    };
-    const ConstTensorView w1_EFC = columns(weights.w1_EFD, begin, width);
-    gather(d_out_TD);
-    weight_gradient("d_w2", scaled_h_RF, grads.w2_EFD);
+  const DType type = x_TD.dtype;
+  const auto rows_of = [&](void* space, const Slab& slab) {
+    return TensorView(space, type, {s.R, slab.width}, x_TD.device);
+  };
+  const auto job_of = [&](const ConstTensorView& from_TD, void* space, const Slab& slab) {
+    return cuda::GatherBeside{columns(from_TD, slab.begin, slab.width), rows_TK, s.K,
+                              rows_of(space, slab)};
+  };
+  const auto gather = [&](const cuda::GatherBeside& job) {
+    if (!job) return;
+    cuda::gather(job.x_TD, rows_TK, s.K, job.x_RD, stream);
+    told.moved("gather", static_cast<double>(s.T + s.R) * static_cast<double>(job.x_RD.shape[1]));
+  };
+  const auto beside_elements = [&](const cuda::GatherBeside& job) {
+    return job ? static_cast<double>(s.T + s.R) * static_cast<double>(job.x_RD.shape[1]) : 0;
+  };
+  const auto weight_gradient =
+      [&](const char* name, const TensorView& a_RF, const TensorView& rows_RC, const Slab& slab,
+          const TensorView& out_EFD, const cuda::GatherBeside& beside = {}) {
+        cuda::grouped_gemm_weight_grad(a_RF, rows_RC, offsets_E1,
+                                       columns(out_EFD, slab.begin, slab.width), false,
+                                       cuda::choose_weight_grad(slab.width), stream, beside);
+        // The same three operands as the down's.
+        told.product(name, s.F, static_cast<double>(slab.width), beside_elements(beside));
+      };
+
+  // Columns of R rows that fit into dW1.
+  const std::int64_t spare = grads.w1_EFD.contiguous() && s.R > 0 ? s.E * s.F * s.D / s.R : 0;
+  const Slabs d_out_slabs = cut_slabs(s.D, {s.C, spare}, /*ends_in_second=*/true, kColumnTile);
+  const Slabs x_slabs = cut_slabs(s.D, {s.C, s.F}, /*ends_in_second=*/false, kColumnTile);
+  void* const d_out_spaces[] = {buffers.rows_RC, grads.w1_EFD.data};
+  void* const x_spaces[] = {buffers.rows_RC, buffers.scaled_h_RF};
+
+  gather(job_of(d_out_TD, d_out_spaces[d_out_slabs[0].space], d_out_slabs[0]));
+  for (int i = 0; i < d_out_slabs.count; ++i) {
+    const Slab& slab = d_out_slabs[i];
+    const TensorView rows_RC = rows_of(d_out_spaces[slab.space], slab);
+    const bool last = i + 1 == d_out_slabs.count;
+    const cuda::GatherBeside next =
+        last ? job_of(x_TD, x_spaces[0], x_slabs[0])
+             : job_of(d_out_TD, d_out_spaces[d_out_slabs[i + 1].space], d_out_slabs[i + 1]);
+    const bool apart = last ? slab.space == 1 : d_out_slabs.apart(i);
+    weight_gradient("d_w2", scaled_h_RF, rows_RC, slab, grads.w2_EFD,
+                    apart ? next : cuda::GatherBeside{});
     if (config.expert_bias) {
-      bias_gradient(rows_RC, buffers.weights_R, columns(grads.b2_ED, begin, width));
-      told.moved("d_bias", static_cast<double>(s.R) * width);
+      bias_gradient(rows_RC, buffers.weights_R, columns(grads.b2_ED, slab.begin, slab.width));
+      told.moved("d_bias", static_cast<double>(s.R) * static_cast<double>(slab.width));
     }
-    gather(x_TD);
-    weight_gradient("d_w1", saved.gate_RF, grads.w1_EFD);
+    if (!apart) gather(next);
+  }
+  for (int i = 0; i < x_slabs.count; ++i) {
+    const Slab& slab = x_slabs[i];
+    const TensorView rows_RC = rows_of(x_spaces[slab.space], slab);
+    const bool apart = x_slabs.apart(i);
+    const cuda::GatherBeside next =
+        i + 1 == x_slabs.count ? cuda::GatherBeside{}
+                               : job_of(x_TD, x_spaces[x_slabs[i + 1].space], x_slabs[i + 1]);
+    const cuda::GatherBeside beside = apart ? next : cuda::GatherBeside{};
+    const ConstTensorView w1_EFC = columns(weights.w1_EFD, slab.begin, slab.width);
+    const cuda::GemmConfig tile = cuda::choose_grouped_gemm(slab.width);
+    weight_gradient("d_w1", saved.gate_RF, rows_RC, slab, grads.w1_EFD);
     if (config.glu) {
-      weight_gradient("d_v1", saved.up_RF, grads.v1_EFD);
+      weight_gradient("d_v1", saved.up_RF, rows_RC, slab, grads.v1_EFD);
       cuda::grouped_gemm_two_terms(saved.gate_RF, w1_EFC, saved.up_RF,
-                                   columns(weights.v1_EFD, begin, width), buffers.row_tiles,
-                                   rows_RC, cuda::choose_grouped_gemm(width), stream);
+                                   columns(weights.v1_EFD, slab.begin, slab.width),
+                                   buffers.row_tiles, rows_RC, tile, stream, beside);
     } else {
-      cuda::grouped_gemm(saved.gate_RF, w1_EFC, true, buffers.row_tiles, rows_RC,
-                         cuda::choose_grouped_gemm(width), stream);
+      cuda::grouped_gemm(saved.gate_RF, w1_EFC, true, buffers.row_tiles, rows_RC, tile, stream, {},
+                         beside);
     }
-    told.product("d_x", told.planes() * s.F, width);
-    cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, begin, width), stream,
-                  drops(config));
-    told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * width);
-  });
+    told.product("d_x", told.planes() * s.F, static_cast<double>(slab.width),
+                 beside_elements(beside));
+    cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, slab.begin, slab.width),
+                  stream, drops(config));
+    told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * static_cast<double>(slab.width));
+    if (!apart) gather(next);
+  }
 }
 
 }  // namespace dropless

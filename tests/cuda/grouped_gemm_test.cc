@@ -2,6 +2,7 @@
 // weight layouts, ragged, skewed and empty experts, tails in every dimension, poisoned outputs.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <random>
 #include <string>
@@ -229,6 +230,78 @@ TEST_F(GroupedWgradCuda, NoRowsAtAllGiveZeros) {
   out.upload(std::vector<float>(2 * 16 * 24, 3.0f));
   weight_grad(true);
   EXPECT_EQ(out.download<float>(2 * 16 * 24), std::vector<float>(2 * 16 * 24, 3.0f));
+}
+
+// Rows that a product gathers beside itself are those of a gather alone, and its own result is what it is without.
+TEST_F(GroupedGemmCuda, GathersBeside) {
+  struct Job {
+    std::int64_t tokens, top_k, width, pitch;
+  };
+  const std::int64_t m = 136, n = 328;
+  const std::vector<std::int64_t> offsets{0, 130, 130, 500, 701};
+  const std::int64_t rows = offsets.back(), experts = 4;
+  DeviceBuffer offsets_E1(offsets.size() * 8), a(rows * m * 2), a2(rows * m * 2), b(rows * n * 2),
+      w(experts * m * n * 2), w2(experts * m * n * 2), tiles(row_tiles_bytes(rows, experts, 128));
+  offsets_E1.upload(offsets);
+  build_row_tiles(offsets_E1.as<std::int64_t>(), experts, 128, tiles.get(), nullptr);
+  const DType bf16 = DType::kBFloat16;
+  int seed = 0;
+  for (const DeviceBuffer* buffer : {&a, &a2, &b, &w, &w2}) {
+    dropless::testing::fill_random_bf16(buffer->get(),
+                                        static_cast<std::int64_t>(buffer->bytes() / 2), ++seed, 1);
+  }
+  const ConstTensorView a_v(a.get(), bf16, {rows, m}, kGpu), a2_v(a2.get(), bf16, {rows, m}, kGpu),
+      b_v(b.get(), bf16, {rows, n}, kGpu), w_v(w.get(), bf16, {experts, m, n}, kGpu),
+      w2_v(w2.get(), bf16, {experts, m, n}, kGpu);
+  const auto product = [&](int which, const DeviceBuffer& out, const GatherBeside& beside) {
+    const TensorView out_RN(out.get(), bf16, {rows, n}, kGpu);
+    if (which == 0) {
+      grouped_gemm(a_v, w_v, true, tiles.get(), out_RN, choose_grouped_gemm(n), nullptr, {},
+                   beside);
+    } else if (which == 1) {
+      grouped_gemm_two_terms(a_v, w_v, a2_v, w2_v, tiles.get(), out_RN, choose_grouped_gemm(n),
+                             nullptr, beside);
+    } else {
+      grouped_gemm_weight_grad(a_v, b_v, offsets_E1.as<std::int64_t>(),
+                               {out.get(), bf16, {experts, m, n}, kGpu}, false,
+                               choose_weight_grad(n), nullptr, beside);
+    }
+    dropless::testing::synchronize();
+  };
+  std::mt19937 random(3);
+  for (const Job& job : {Job{1, 1, 8, 8},
+                         {1000, 8, 768, 2048},
+                         {333, 3, 320, 328},
+                         {77, 32, 328, 336},
+                         {50, 40, 16, 24},
+                         {5000, 2, 1000, 1000},
+                         {0, 2, 64, 64}}) {
+    const std::int64_t R = job.tokens * job.top_k;
+    std::vector<std::int32_t> places(R);
+    std::iota(places.begin(), places.end(), 0);
+    std::shuffle(places.begin(), places.end(), random);
+    for (std::size_t i = 0; i < places.size(); i += 7) places[i] = -1;  // and without a row
+    DeviceBuffer rows_TK(R * 4 + 16), x(job.tokens * job.pitch * 2 + 16);
+    rows_TK.upload(places);
+    dropless::testing::fill_random_bf16(x.get(), job.tokens * job.pitch, 9, 1);
+    ConstTensorView x_TD(x.get(), bf16, {job.tokens, job.pitch}, kGpu);
+    x_TD.shape[1] = job.width;
+    for (int which = 0; which < 3; ++which) {
+      const std::size_t count = static_cast<std::size_t>(std::max(rows, experts * m) * n);
+      DeviceBuffer out(count * 2), with(count * 2);
+      DeviceBuffer expected(R * job.width * 2 + 16), got(R * job.width * 2 + 16);
+      const TensorView expected_RD(expected.get(), bf16, {R, job.width}, kGpu);
+      const TensorView got_RD(got.get(), bf16, {R, job.width}, kGpu);
+      gather(x_TD, rows_TK.as<std::int32_t>(), job.top_k, expected_RD, nullptr);
+      product(which, out, {});
+      product(which, with, {x_TD, rows_TK.as<std::int32_t>(), job.top_k, got_RD});
+      const auto all = [](const DeviceBuffer& buffer) {
+        return buffer.download<std::uint16_t>(buffer.bytes() / 2);
+      };
+      EXPECT_EQ(all(got), all(expected)) << which << ", " << job.tokens << " x " << job.width;
+      EXPECT_EQ(all(with), all(out)) << which << ", " << job.tokens << " x " << job.width;
+    }
+  }
 }
 
 // Nothing inside waits or allocates, so the calls can be captured; the graph follows new offsets.

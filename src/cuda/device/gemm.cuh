@@ -21,7 +21,8 @@ struct Operands {
   // With Tile::kGathersA, in place of `a`: row m of A is row list[m] of `rows`.
   const uint4* rows = nullptr;
   const int* list = nullptr;
-  int vectors = 0;  // of 16 bytes in a row
+  int vectors = 0;        // of 16 bytes in a row
+  GatherJob beside = {};  // with Tile::kGathersBeside
 };
 
 // The loading thread: one stage after another, across tile borders.
@@ -319,6 +320,10 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0) % 4;
   const int lane = threadIdx.x % 32;
   const int rank = Tile::kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
+  constexpr bool kTakesJob = Tile::kGathersBeside && requires { operands.beside; };
+  const auto beside = [=](int i) {
+    return GatherBesideWarp(shared + Tile::kBesideOffset + i * kBesideRingBytes);
+  };
 
   if (threadIdx.x == 0) {
     if (!Tile::kGathersA) ptx::prefetch_tensor_map(&operands.a[0]);
@@ -326,6 +331,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     works.init(kConsumerWarps + 1 + (Tile::kGathersA ? kGatherWarps : 0));
     for (int i = 0; Epilogue::kFetches && i < kConsumerWarps; ++i) {
       ptx::mbarrier_init(shared + Tile::kFetchOffset + 8 * i, 1);
+    }
+    if constexpr (kTakesJob) {
+      for (int i = 0; i < kBesideWarps; ++i) beside(i).init();
     }
     pipeline.init();
   }
@@ -344,6 +352,11 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     } else if constexpr (Tile::kGathersA) {
       if (warp >= 4 - kGatherWarps) {
         gather<Tile>(pipeline, works, operands, warp - (4 - kGatherWarps), lane);
+      }
+    } else if constexpr (kTakesJob) {
+      if (const int i = warp - (4 - kBesideWarps); i >= 0) {
+        beside(i).run(operands.beside, kBesideWarps * blockIdx.x + i, kBesideWarps * gridDim.x,
+                      lane);
       }
     }
     __syncwarp();

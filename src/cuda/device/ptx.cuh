@@ -157,6 +157,22 @@ __device__ __forceinline__ void tma_reduce_add(const CUtensorMap* map, std::uint
       : "memory");
 }
 
+// Bytes in a row; addresses and `bytes` are multiples of 16. The load adds to what `barrier` expects, the store
+// belongs to this thread's group.
+__device__ __forceinline__ void bulk_load(std::uint32_t barrier, std::uint32_t destination,
+                                          const void* source, int bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_store(void* destination, std::uint32_t source, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination),
+               "r"(source), "r"(bytes)
+               : "memory");
+}
+
 __device__ __forceinline__ void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

@@ -5,6 +5,7 @@
 // warps.
 #pragma once
 
+#include "gather_beside.cuh"
 #include "ptx.cuh"
 #include "wgmma.cuh"
 
@@ -63,10 +64,13 @@ struct Tile {
   static constexpr int kBarriersOffset = kSlotsOffset + kConsumerWarps * kSlots * kSlotBytes;
   static constexpr int kWorkOffset = kBarriersOffset + 2 * kStages * 8;
   static constexpr int kFetchOffset = kWorkOffset + kWorkBytes;  // a barrier of each consumer warp
-  static constexpr int kSharedBytes = kFetchOffset + kConsumerWarps * 8;
+  // Whether two warps of the loading warpgroup are idle: gather_beside.cuh.
+  static constexpr bool kGathersBeside = !kGathersA && kPlanes == 1;
+  static constexpr int kBesideOffset = kFetchOffset + kConsumerWarps * 8;
+  static constexpr int kSharedBytes = kBesideOffset + (kGathersBeside ? kBesideBytes : 0);
 
   static_assert(kBlockM % (64 * kConsumers) == 0 && kBlockN % 64 == 0);
-  static_assert(kSharedBytes <= kMaxSharedBytes);
+  static_assert(kSharedBytes <= kMaxSharedBytes && kBesideOffset % 16 == 0);
   static_assert(kCluster <= 2);
   static_assert(kPlanes == 1 || (kClusterM == 2 && kMajorB == Major::kK));
   static_assert(kPlanes == 1 || kTerms == 1);
