@@ -18,6 +18,14 @@ nlohmann::json read_json(const std::string& path) {
   return parse_json(read_file(path, kMaxBytes), path);
 }
 
+const std::string& valid_utf8(const std::string& text, const std::string& name) {
+  if (const std::size_t at = find_invalid_utf8(text); at != std::string::npos) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: not valid UTF-8 at byte {}", name, at));
+  }
+  return text;
+}
+
 // A text, or an object with one.
 std::optional<std::string> token_text(const nlohmann::json& token) {
   if (token.is_string()) return token.get<std::string>();
@@ -99,15 +107,13 @@ std::optional<ChatTemplate> ChatTemplate::find(const std::string& folder) {
 ChatTemplate::ChatTemplate(const std::string& source, const std::string& name,
                            chat::Dict special_tokens)
     : name_(name),
-      block_(chat::parse_template(source, name)),
+      block_(chat::parse_template(valid_utf8(source, name), name)),
       special_tokens_(std::move(special_tokens)) {}
 
 std::string ChatTemplate::render(const std::vector<ChatMessage>& messages) const {
   chat::List list;
   for (const ChatMessage& message : messages) {
-    if (find_invalid_utf8(message.role + message.content) != std::string::npos) {
-      throw Error(ErrorKind::kInvalidArgument, "a message is not valid UTF-8");
-    }
+    valid_utf8(message.role + message.content, "a message");
     list.emplace_back(chat::Dict{{"role", message.role}, {"content", message.content}});
   }
   chat::Dict variables{{"messages", std::move(list)},

@@ -58,7 +58,7 @@ List split(const std::string& text, const std::string& separator, std::int64_t m
   List parts;
   std::size_t from = 0;
   while (most < 0 || static_cast<std::int64_t>(parts.size()) < most) {
-    const std::size_t at = text.find(separator, from);
+    const std::size_t at = find_text(text, separator, from);
     if (at == std::string::npos) break;
     parts.emplace_back(text.substr(from, at - from));
     require_bytes(parts.size() * kElementBytes);
@@ -72,11 +72,12 @@ std::string replace(const std::string& text, const std::string& old, const std::
   if (old.empty()) unsupported("replace of an empty text");
   std::string out;
   std::size_t from = 0;
-  for (std::size_t at; (at = text.find(old, from)) != std::string::npos; from = at + old.size()) {
-    out += text.substr(from, at - from) + with;
+  for (std::size_t at; (at = find_text(text, old, from)) != std::string::npos;
+       from = at + old.size()) {
+    out.append(text, from, at - from) += with;
     require_bytes(out.size());
   }
-  return out + text.substr(from);
+  return out.append(text, from);
 }
 
 std::string join(const List& list, const std::string& separator) {
@@ -93,7 +94,9 @@ Value range(const std::vector<Value>& bounds) {
   const std::int64_t first = bounds.size() > 1 ? at(0) : 0, end = bounds.size() > 1 ? at(1) : at(0);
   const std::int64_t step = bounds.size() > 2 ? at(2) : 1;
   constexpr std::int64_t kMost = 100'000;  // as in Jinja's sandbox
-  if (step == 0 || std::abs(end - first) > kMost) unsupported("such a range");
+  if (step == 0 || std::abs(end - first) > kMost || std::abs(step) > kMost) {
+    unsupported("such a range");
+  }
   List list;
   for (std::int64_t i = first; step > 0 ? i < end : i > end; i += step) list.emplace_back(i);
   return list;
@@ -211,7 +214,12 @@ List iterate(const Value& whole) {
     return elements;
   }
   if (!whole.string()) unsupported(fmt::format("going through a {}", type_of(whole)));
-  for (std::string& letter : characters(*whole.string())) elements.emplace_back(std::move(letter));
+  const std::string& text = *whole.string();
+  const std::vector<std::uint32_t> places = character_places(text);
+  require_bytes((places.size() - 1) * kElementBytes);
+  for (std::size_t i = 0; i + 1 < places.size(); ++i) {
+    elements.emplace_back(text.substr(places[i], places[i + 1] - places[i]));
+  }
   return elements;
 }
 
@@ -272,11 +280,13 @@ Value apply_filter(const std::string& name, const Value& value, const Arguments&
   }
   if (name == "list") return iterate(value);
   if (name == "items" && value.dict()) return dict_method(*value.dict(), name, {});
-  if (name == "length" || name == "count") return static_cast<std::int64_t>(iterate(value).size());
+  if (name == "length" || name == "count") return length_of(value);
   if (name == "first" || name == "last") {
-    const List list = iterate(value);
-    if (list.empty()) return Undefined{name};
-    return name == "first" ? list.front() : list.back();
+    if (length_of(value) == 0) return Undefined(name);
+    if (const Dict* dict = value.dict()) {
+      return name == "first" ? dict->front().first : dict->back().first;
+    }
+    return item(value, std::int64_t{name == "first" ? 0 : -1});
   }
   unsupported("the filter " + name);
 }

@@ -14,9 +14,10 @@ namespace {
 
 using Kind = Expression::Kind;
 
-// A template that never ends takes steps, turns of a loop and bytes that are copied among them.
+// A template that never ends takes steps: statements, expressions, turns of a loop, and bytes made or gone through.
+// That bounds its memory too: 1 GB.
 constexpr std::int64_t kMaxSteps = 2'000'000;
-constexpr std::size_t kStepBytes = 4 << 10;
+constexpr std::size_t kStepBytes = 512;
 
 class Renderer {
  public:
@@ -99,6 +100,7 @@ class Renderer {
   // What is set within a turn of the loop ends with it, as in Jinja.
   void loop(const Statement& statement) {
     const Value whole = evaluate(*statement.expressions[0]);
+    go_through(whole.own_bytes());
     List elements = whole.undefined() ? List() : iterate(whole);
     if (statement.expressions.size() > 1) {
       List kept;
@@ -142,24 +144,23 @@ class Renderer {
       const auto found = scope->find(name);
       if (found != scope->end()) return found->second;
     }
-    return Undefined{name};
+    return Undefined(name);
   }
 
   Value evaluate(const Expression& node) {
     line_ = node.line;
     Value value = value_of(node);
-    // What was there before is shared, but for texts.
+    // What was there before is shared.
     const bool shared = node.kind == Kind::kName || node.kind == Kind::kAttribute ||
                         node.kind == Kind::kItem || node.kind == Kind::kConstant ||
                         node.kind == Kind::kConditional || node.kind == Kind::kAnd ||
                         node.kind == Kind::kOr;
     take_steps(1);
-    if (!shared || value.string()) walk(value);
+    if (!shared) go_through(value.own_bytes());
     return value;
   }
 
-  // Of all the value's bytes.
-  void walk(const Value& value) { take_steps(static_cast<std::int64_t>(value.bytes / kStepBytes)); }
+  void go_through(std::size_t bytes) { take_steps(static_cast<std::int64_t>(bytes / kStepBytes)); }
 
   Value value_of(const Expression& node) {
     const auto part = [&](std::size_t i) { return evaluate(*node.parts[i]); };
@@ -178,16 +179,31 @@ class Renderer {
         return dict(node);
       case Kind::kAttribute:
         return attribute(part(0), node.name);
-      case Kind::kItem:
-        return item(part(0), part(1));
+      case Kind::kItem: {
+        const Value whole = part(0);
+        if (!whole.list()) go_through(whole.own_bytes());  // characters or keys before it
+        return item(whole, part(1));
+      }
       case Kind::kSlice: {
         const auto bound = [&](std::size_t i) { return node.parts[i] ? part(i) : Value(None{}); };
-        return slice(part(0), bound(1), bound(2), bound(3));
+        const Value whole = part(0);
+        if (whole.string()) go_through((node.parts[3] ? 4 : 1) * whole.bytes);
+        return slice(whole, bound(1), bound(2), bound(3));
       }
       case Kind::kCall:
         return call(node);
-      case Kind::kFilter:
-        return apply_filter(node.name, part(0), arguments(node));
+      case Kind::kFilter: {
+        const Value value = part(0);
+        const Arguments all = arguments(node);
+        const bool of_elements = value.list() || value.dict();
+        if (!of_elements || goes_through_elements(node.name)) go_through(value.own_bytes());
+        if (node.name == "tojson") go_through(4 * value.bytes);  // slow
+        // Each element may be compared with the last argument.
+        if (of_elements && all.size() > 2) {
+          go_through(static_cast<std::size_t>(length_of(value)) * all[2].value.bytes);
+        }
+        return apply_filter(node.name, value, all);
+      }
       case Kind::kTest:
         return test(node);
       case Kind::kNot:
@@ -209,8 +225,8 @@ class Renderer {
         return binary(node.name, part(0), part(1));
       case Kind::kCompare: {
         const Value a = part(0), b = part(1);
-        walk(a);
-        walk(b);
+        go_through(a.bytes);
+        go_through(b.bytes);
         return compare(node.name, a, b);
       }
       case Kind::kConditional:
@@ -224,6 +240,7 @@ class Renderer {
     Dict dict;
     for (std::size_t i = 0; i < node.parts.size(); i += 2) {
       const Value key = evaluate(*node.parts[i]);
+      go_through(dict.size() * kElementBytes);
       if (!key.string()) unsupported(fmt::format("a mapping by {}", type_of(key)));
       const auto same = [&](const auto& entry) { return entry.first == *key.string(); };
       const auto found = std::find_if(dict.begin(), dict.end(), same);
@@ -238,7 +255,8 @@ class Renderer {
   }
 
   // Jinja asks for a mapping's own attributes before its keys.
-  Value attribute(const Value& whole, const std::string& name) const {
+  Value attribute(const Value& whole, const std::string& name) {
+    if (whole.dict()) go_through(whole.own_bytes());
     if (whole.dict() && is_method(name)) unsupported("the method " + name + " as a value");
     if (whole.dict() || whole.get<std::shared_ptr<Namespace>>()) return item(whole, name);
     unsupported(fmt::format(
@@ -258,7 +276,10 @@ class Renderer {
     const Expression& callee = *node.parts[0];
     if (callee.kind == Kind::kAttribute) {
       const Value whole = evaluate(*callee.parts[0]);
-      return call_method(whole, callee.name, arguments(node));
+      const Arguments all = arguments(node);
+      go_through(whole.own_bytes());
+      for (const NamedValue& argument : all) go_through(argument.value.own_bytes());
+      return call_method(whole, callee.name, all);
     }
     if (callee.kind != Kind::kName || !is_function(callee.name)) {
       unsupported(callee.kind == Kind::kName ? "the function " + callee.name : "a call of a value");
@@ -272,14 +293,28 @@ class Renderer {
     if (asks_for_name && subject.kind == Kind::kName && is_function(subject.name)) {
       return node.name == "defined";
     }
-    return apply_test(node.name, evaluate(subject), arguments(node));
+    const Value value = evaluate(subject);
+    const Arguments all = arguments(node);
+    for (const NamedValue& argument : all) go_through(value.bytes + argument.value.bytes);
+    return apply_test(node.name, value, all);
+  }
+
+  static bool goes_through_elements(const std::string& filter) {
+    return filter != "length" && filter != "count" && filter != "first" && filter != "last" &&
+           filter != "default" && filter != "d";
+  }
+
+  // Far from what 64 bits hold: the sum and the difference of two fit.
+  Value integer(std::int64_t value) const {
+    if (value <= -kMostInteger || value >= kMostInteger) unsupported("such an integer");
+    return value;
   }
 
   Value binary(const std::string& op, const Value& a, const Value& b) const {
     if (op == "~") return to_text(a) + to_text(b);
     const auto *x = a.get<std::int64_t>(), *y = b.get<std::int64_t>();
     if (op == "+") {
-      if (x && y) return *x + *y;
+      if (x && y) return integer(*x + *y);
       if (a.string() && b.string()) return *a.string() + *b.string();
       if (a.list() && b.list()) {
         List sum = *a.list();
@@ -287,9 +322,10 @@ class Renderer {
         return sum;
       }
     } else if (x && y && op == "-") {
-      return *x - *y;
-    } else if (x && y && op == "*" && std::abs(*x) < (1LL << 31) && std::abs(*y) < (1LL << 31)) {
-      return *x * *y;
+      return integer(*x - *y);
+    } else if (std::int64_t product;
+               x && y && op == "*" && !__builtin_mul_overflow(*x, *y, &product)) {
+      return integer(product);
     } else if (x && y && *y != 0 && (op == "//" || op == "%")) {
       // Python rounds down.
       std::int64_t quotient = *x / *y;

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -13,7 +14,9 @@
 namespace dropless::train::chat {
 
 struct Undefined {
-  std::string name;  // what was asked for, for messages
+  std::string name;  // what was asked for, for messages: its first 100 bytes
+  Undefined() = default;
+  explicit Undefined(std::string_view asked_for) : name(asked_for.substr(0, 100)) {}
 };
 struct None {};
 struct Value;
@@ -26,14 +29,16 @@ using Namespace = std::map<std::string, Value>;  // Jinja's namespace(), the one
 inline constexpr std::size_t kMostBytes = 16 << 20;
 inline constexpr std::size_t kElementBytes = 64;  // of a list or mapping, beside its own
 inline constexpr int kMostHeight = 200;           // of values in each other
+inline constexpr std::int64_t kMostInteger = std::int64_t{1} << 62;
 void require_bytes(std::size_t bytes);
 // A namespace changes, so its size is not known: nothing holds one but a variable.
 struct Value;
 void require_no_namespace(const Value& element);
 
+// A copy shares what is held.
 struct Value {
-  std::variant<Undefined, None, bool, std::int64_t, std::string, std::shared_ptr<const List>,
-               std::shared_ptr<const Dict>, std::shared_ptr<Namespace>>
+  std::variant<Undefined, None, bool, std::int64_t, std::shared_ptr<const std::string>,
+               std::shared_ptr<const List>, std::shared_ptr<const Dict>, std::shared_ptr<Namespace>>
       data;
   std::size_t bytes = 0;
   int height = 0;
@@ -50,7 +55,10 @@ struct Value {
   const T* get() const {
     return std::get_if<T>(&data);
   }
-  const std::string* string() const { return get<std::string>(); }
+  const std::string* string() const {
+    const auto* pointer = get<std::shared_ptr<const std::string>>();
+    return pointer ? pointer->get() : nullptr;
+  }
   const List* list() const {
     const auto* pointer = get<std::shared_ptr<const List>>();
     return pointer ? pointer->get() : nullptr;
@@ -60,6 +68,12 @@ struct Value {
     return pointer ? pointer->get() : nullptr;
   }
   bool undefined() const { return get<Undefined>() != nullptr; }
+
+  // Of a text, or of the elements without what they hold: what making this took, and what going through it once takes.
+  std::size_t own_bytes() const {
+    if (string()) return bytes;
+    return kElementBytes * (list() ? list()->size() : dict() ? dict()->size() : 0);
+  }
 };
 
 // As Python has them. Where its rule would need what is not here (a list as text, "a" < 1), they throw
@@ -68,6 +82,7 @@ bool truth(const Value& value);
 bool equal(const Value& a, const Value& b);
 bool less(const Value& a, const Value& b);
 bool contains(const Value& whole, const Value& part);  // part in whole
+std::int64_t length_of(const Value& whole);            // len(whole)
 std::string to_text(const Value& value);               // str(value)
 std::string to_json(const Value& value);               // json.dumps(value, ensure_ascii=False)
 const char* type_of(const Value& value);
@@ -76,8 +91,11 @@ const char* type_of(const Value& value);
 Value item(const Value& whole, const Value& key);
 Value slice(const Value& whole, const Value& begin, const Value& end, const Value& step);
 
-// The characters of valid UTF-8.
-std::vector<std::string> characters(const std::string& text);
+// The characters of valid UTF-8: their number, and the place of each and of the end, in bytes.
+std::size_t count_characters(std::string_view text);
+std::vector<std::uint32_t> character_places(std::string_view text);
+// Where `part` is first found in `text` at or after `from`, or npos; in time that grows with the two sizes' sum.
+std::size_t find_text(std::string_view text, std::string_view part, std::size_t from = 0);
 // str.strip, lstrip, rstrip of Python's white space, or of the characters of `*set`.
 std::string strip(const std::string& text, bool left, bool right, const std::string* set);
 

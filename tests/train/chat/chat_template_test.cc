@@ -112,9 +112,54 @@ TEST(ChatTemplateTest, BrokenTemplatesAreErrorsAndNothingElse) {
         "{% for i in range(99000) %}{% if a == b %}{% endif %}{% endfor %}",
         "{% set a = range(99000) | list %}{% for i in range(99000) %}{% set x = a[1:] %}{% endfor "
         "%}",
-        "{% for i in range(99000) %}{% for j in range(99000) %}{% endfor %}{% endfor %}"}) {
+        "{% for i in range(99000) %}{% for j in range(99000) %}{% endfor %}{% endfor %}",
+        "{% set a = range(99000) | list %}{% for i in range(99000) %}{% set x = a | join %}{% "
+        "endfor "
+        "%}",
+        "{% set n = namespace(x=[]) %}{% for i in range(99000) %}{% set n.x = n.x + [1] %}{% "
+        "endfor "
+        "%}",
+        "{% set n = namespace(x=4611686018427) %}{% for i in range(9) %}{% set n.x = n.x * 9999999 "
+        "%}{% endfor %}",
+        "{% set n = namespace(x=4611686018427) %}{% for i in range(99) %}{% set n.x = n.x + n.x "
+        "%}{% "
+        "endfor %}",
+        "{{ range(0, 5, 999999999999999) }}"}) {
     EXPECT_THROW(ChatTemplate(endless, "endless", {}).render({{"user", "x"}}), Error) << endless;
   }
+  // So does whatever goes through a long text, time after time.
+  const std::string long_text =
+      "{% set n = namespace(x='ab') %}{% for i in range(22) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+      "{% set t = n.x %}{% for i in range(99000) %}";
+  for (const char* use : {"t[1:5]",
+                          "t[::-2]",
+                          "t[5]",
+                          "t[-1]",
+                          "t | length",
+                          "t | first",
+                          "t.strip('c')",
+                          "t | trim",
+                          "t.split('x')",
+                          "t.replace('x', 'y')",
+                          "t | upper",
+                          "'abx' in t",
+                          "t == t ~ ''",
+                          "t ~ 'a'",
+                          "t.startswith('b')",
+                          "t is in [t]",
+                          "[t] | tojson",
+                          "t.rstrip(t)",
+                          "'x'.replace(t, t)",
+                          "[t, t] | join",
+                          "{'a': t}.items() | list | tojson",
+                          "(t ~ 'x') in t",
+                          "t | string | safe"}) {
+    const std::string looped = long_text + "{% set x = " + use + " %}{% endfor %}";
+    EXPECT_THROW(ChatTemplate(looped, "long", {}).render({{"user", "x"}}), Error) << use;
+  }
+  EXPECT_EQ(
+      ChatTemplate(long_text + "{% endfor %}{{ t | length }}", "long", {}).render({{"user", "x"}}),
+      "8388608");
   std::string joined = "{{ 'a'";
   for (int i = 0; i < 400; ++i) joined += " + 'a'";
   EXPECT_EQ(ChatTemplate(joined + " }}", "long", {}).render({{"user", "x"}}),
@@ -164,6 +209,7 @@ TEST(ChatTemplateTest, Messages) {
     EXPECT_THROW(messages_from_json(nlohmann::json::parse(bad), "m"), Error) << bad;
   }
   EXPECT_THROW(ChatTemplate("x", "t", {}).render({{"user", "\xff"}}), Error);
+  EXPECT_THROW(ChatTemplate("{{ 'a'.strip('\xf7\xbf\xbf\xbf') }}", "t", {}), Error);
 }
 
 }  // namespace
