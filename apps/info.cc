@@ -12,6 +12,7 @@
 #include "apps/verbs.h"
 #include "dropless/error.h"
 #include "train/base/fs.h"
+#include "train/base/log.h"
 #include "train/base/signals.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/convert/released_folder.h"
@@ -73,7 +74,9 @@ nlohmann::ordered_json describe_checkpoint(const std::string& path) {
 nlohmann::ordered_json describe_released(const std::string& folder) {
   nlohmann::ordered_json json = describe(read_released_config(folder).config);
   if (has_weight_files(folder)) {
-    json["tensors"] = list_tensors(open_released_folder(folder).weights);
+    const ReleasedFolder released = open_released_folder(folder);
+    for (const std::string& what : released.oddities) log_warning("{}", what);
+    json["tensors"] = list_tensors(released.weights);
   }
   return json;
 }

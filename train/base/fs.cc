@@ -118,9 +118,11 @@ std::uint64_t file_bytes(const std::string& path) {
 std::string file_stamp(const std::string& path) {
   struct stat info;
   if (::stat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return path;
-  // Whoever puts a file's time of change back cannot put back that of its inode.
-  return fmt::format("{} {} {}{:09} {}{:09}", path, info.st_size, info.st_mtim.tv_sec,
-                     info.st_mtim.tv_nsec, info.st_ctim.tv_sec, info.st_ctim.tv_nsec);
+  // Whoever puts a file's time of change back cannot put back that of its inode; and clocks tick too slowly for a file
+  // that another takes the place of at once.
+  return fmt::format("{} {} {} {}{:09} {}{:09}", path, info.st_size, info.st_ino,
+                     info.st_mtim.tv_sec, info.st_mtim.tv_nsec, info.st_ctim.tv_sec,
+                     info.st_ctim.tv_nsec);
 }
 
 FileReader::FileReader(std::string path) : path_(std::move(path)) {

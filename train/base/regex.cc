@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #include "dropless/error.h"
 
 namespace dropless::train {
@@ -14,6 +17,29 @@ constexpr auto kSyntax = std::regex::ECMAScript
 #endif
     ;
 
+constexpr std::uint64_t kMostRepetition = 1000;
+
+// By how much counted repetitions ("{20}", "{2,5}") may lengthen an expression: each is a copy of what it repeats.
+std::uint64_t repetition(const std::string& expression) {
+  std::uint64_t product = 1;
+  for (std::size_t i = 0; i < expression.size() && product <= kMostRepetition; ++i) {
+    if (expression[i] == '\\') {
+      ++i;
+    } else if (expression[i] == '{') {
+      std::uint64_t most = 0, count = 0;
+      for (++i; i < expression.size() && expression[i] != '}'; ++i) {
+        const char c = expression[i];
+        count = c >= '0' && c <= '9' ? std::min(count * 10 + static_cast<std::uint64_t>(c - '0'),
+                                                kMostRepetition + 1)
+                                     : 0;
+        most = std::max(most, count);
+      }
+      product *= std::max<std::uint64_t>(most, 1);
+    }
+  }
+  return product;
+}
+
 }  // namespace
 
 std::regex user_regex(const std::string& expression) {
@@ -23,6 +49,9 @@ std::regex user_regex(const std::string& expression) {
   };
   if (expression.size() > kMostCharacters) {
     refuse(fmt::format("it has more than {} characters", kMostCharacters));
+  }
+  if (repetition(expression) > kMostRepetition) {
+    refuse(fmt::format("its counts repeat more than {} times", kMostRepetition));
   }
   if (expression.find_first_of("*+?") == 0) refuse("there is nothing to repeat");
   try {

@@ -176,7 +176,9 @@ Source open_ours(const std::string& path, const ConvertOptions& options) {
 // A target inside its own source, or the other way round, would be read while it is replaced.
 void require_apart(const std::string& source, const std::string& target) {
   const auto real = [](const std::string& path) {
-    return std::filesystem::weakly_canonical(path).string() + "/";
+    std::error_code error;  // then the path as it is: whoever opens it will say what is wrong
+    const auto canonical = std::filesystem::weakly_canonical(path, error);
+    return (error ? path : canonical.string()) + "/";
   };
   const std::string a = real(source), b = real(target);
   if (a.starts_with(b) || b.starts_with(a)) {

@@ -31,15 +31,22 @@ bool is_of_a_conversion(const std::string& temporary) {
 FolderWriter::FolderWriter(std::string target, bool overwrite, const std::string& plan)
     : target_(std::move(target)), plan_(plan) {
   while (target_.size() > 1 && target_.ends_with('/')) target_.pop_back();
-  // What a link names is written, and the link stays.
-  if (std::filesystem::is_symlink(target_)) {
-    if (!path_exists(target_)) {
-      throw Error(ErrorKind::kInvalidArgument, target_ + " is a link to nothing",
-                  "remove it, or make the folder that it names");
-    }
-    target_ = std::filesystem::weakly_canonical(target_).string();
+  // What a link names is written, and the link stays. "." and ".." have no name that another folder could take.
+  const std::string last = base_name(target_);
+  std::error_code error;
+  const bool link = std::filesystem::is_symlink(target_, error);
+  if (link && !path_exists(target_)) {
+    throw Error(ErrorKind::kInvalidArgument, target_ + " is a link to nothing",
+                "remove it, or make the folder that it names");
   }
-  if (std::filesystem::weakly_canonical(target_) == "/") {
+  const auto real = std::filesystem::weakly_canonical(target_, error);
+  if (error) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("cannot write {}: {}", target_, error.message()),
+                "name another folder");
+  }
+  if (link || last == "." || last == "..") target_ = real.string();
+  if (real == "/") {
     throw Error(ErrorKind::kInvalidArgument, "the target is the root of all files",
                 "name a folder");
   }
@@ -93,8 +100,8 @@ void FolderWriter::load_journal() {
     for (const auto& [name, file] : journal.at("files").items()) {
       const WrittenFile written{file.at("bytes").get<std::uint64_t>(),
                                 file.at("xxh3").get<std::string>()};
-      const std::string tensors = join_path(temporary_, name);
-      if (path_exists(tensors) && file_bytes(tensors) == written.bytes) finished_[name] = written;
+      const std::string stamp = file_stamp(join_path(temporary_, name));
+      if (file.at("stamp").get<std::string>() == stamp) finished_[name] = written;
     }
   } catch (const std::exception& error) {
     log_warning("{} cannot be read, starting anew: {}", path, error.what());
@@ -105,7 +112,8 @@ void FolderWriter::load_journal() {
 void FolderWriter::write_journal() const {
   nlohmann::json journal{{"plan", plan_}, {"files", nlohmann::json::object()}};
   for (const auto& [name, file] : finished_) {
-    journal["files"][name] = {{"bytes", file.bytes}, {"xxh3", file.xxh3}};
+    const std::string stamp = file_stamp(join_path(temporary_, name));
+    journal["files"][name] = {{"bytes", file.bytes}, {"xxh3", file.xxh3}, {"stamp", stamp}};
   }
   write_file_durable(join_path(temporary_, kJournal), journal.dump(2) + "\n");
 }

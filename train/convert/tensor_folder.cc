@@ -169,7 +169,12 @@ void TensorFolder::check(const std::vector<TensorShape>& wanted,
   if (!missing.empty()) problems.push_back("it lacks " + list_names(missing));
   if (!extra.empty()) problems.push_back("it has no place for " + list_names(extra));
   if (!wrong.empty()) problems.push_back("of another shape: " + list_names(wrong));
-  if (problems.empty()) return;
+  if (problems.empty()) {
+    for (const std::string& name : known) {
+      if (tensors_.at(name).file != nullptr) type_of(tensors_.at(name));  // throws for integers
+    }
+    return;
+  }
   throw Error(ErrorKind::kInvalidArgument,
               fmt::format("{}: the tensors are not those of its config: {}", folder_,
                           fmt::join(problems, "; ")));

@@ -187,7 +187,15 @@ std::string strip_slashes(std::string text) {
 
 class HttpRemote : public Remote {
  public:
-  HttpRemote(const std::string& url, const RemoteOptions& options) : Remote(url, options) {}
+  HttpRemote(const std::string& url, const RemoteOptions& options) : Remote(url, options) {
+    if (url.find_first_of("?#") == std::string::npos) return;
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        fmt::format("{}: files of the set have addresses of their own, to which what follows "
+                    "the {} does not apply",
+                    url, url[url.find_first_of("?#")]),
+        "name the set's folder alone; a signed address opens one file");
+  }
 
  protected:
   Request request(const std::string& name) const override {

@@ -66,12 +66,19 @@ TEST_F(FolderWriterTest, GoesOnFromFinishedFilesOfTheSamePlan) {
 
 TEST_F(FolderWriterTest, DoesNotTrustWhatChanged) {
   const std::string left = target_ + ".dropless-tmp";
-  for (const bool journal : {false, true}) {
+  for (const std::string name : {"one.safetensors", "conversion.json", "same size"}) {
     {
       FolderWriter writer(target_, false, "plan");
       put(writer, "one.safetensors");
     }
-    write_file_durable(join_path(left, journal ? "conversion.json" : "one.safetensors"), "{}");
+    const std::string tensors = join_path(left, "one.safetensors");
+    if (name == "same size") {
+      std::string bytes = read_file(tensors);
+      bytes.back() ^= 1;
+      write_file_durable(tensors, bytes);
+    } else {
+      write_file_durable(join_path(left, name), "{}");
+    }
     FolderWriter writer(target_, false, "plan");
     EXPECT_FALSE(writer.has("one.safetensors"));
   }
@@ -98,6 +105,25 @@ TEST_F(FolderWriterTest, LeavesWhatNoConversionMade) {
   write_file_durable(foreign + "/conversion.json.tmp", "{");
   FolderWriter writer(target_, false, "plan");
   EXPECT_EQ(list_folder(foreign), std::vector<std::string>{"conversion.json"});
+}
+
+TEST_F(FolderWriterTest, DotsNameTheFolder) {
+  make_folders(target_ + "/below");
+  for (const std::string& path : {target_ + "/.", target_ + "/./", target_ + "/below/.."}) {
+    FolderWriter writer(path, true, "plan");
+    put(writer, "model.safetensors");
+    writer.publish();
+    EXPECT_EQ(list_folder(target_), std::vector<std::string>{"model.safetensors"}) << path;
+    make_folders(target_ + "/below");
+  }
+  EXPECT_EQ(list_folder(root_), std::vector<std::string>{"model"});
+}
+
+TEST_F(FolderWriterTest, ALinkToItselfIsRefused) {
+  std::filesystem::create_symlink("model", target_);
+  for (const std::string& path : {target_, target_ + "/below"}) {
+    EXPECT_THROW(FolderWriter(path, true, "plan"), Error) << path;
+  }
 }
 
 TEST_F(FolderWriterTest, ALinkStaysOne) {

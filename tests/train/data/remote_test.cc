@@ -52,6 +52,14 @@ TEST(Remote, RefusesOtherSchemesAndS3WithoutABucket) {
 }
 
 // What botocore 1.44 reads of the same text.
+TEST(Remote, RefusesAddressesOfOneFile) {
+  for (const char* url : {"http://host/set?signature=1", "https://host/set#part"}) {
+    EXPECT_THROW(Remote::open(url, {}), Error) << url;
+  }
+  EXPECT_NO_THROW(Remote::open("http://host/set/", {}));
+  EXPECT_NO_THROW(Remote::open("s3://bucket/what?", {}));  // a character of a name there
+}
+
 TEST(Remote, ReadsAwsFilesAsBotocoreDoes) {
   ScratchFolder scratch;
   const auto read = [&](const std::string& text, const std::string& section = "default") {
