@@ -1,5 +1,7 @@
 #include "apps/bench_moe_rivals.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
 namespace dropless::apps {
 namespace {
 

@@ -47,10 +47,10 @@ configure() {  # configure PRESET ARG...
   cd "$root" && "$venv/bin/cmake" --preset "$preset" "$@"
 }
 
-ensure_configured() {
-  local preset=$1 stamp=$root/build/$1/.dev-configured nvcc torch
+configure_args() {  # configure_args PRESET: into the caller's array `args`
+  local preset=$1 nvcc torch
   torch=$(torch_dir)
-  local args=("-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DPython3_EXECUTABLE=$venv/bin/python"
+  args=("-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja" "-DPython3_EXECUTABLE=$venv/bin/python"
     "-DDROPLESS_TORCH_DIR=$torch" -DDROPLESS_BENCHMARKS=ON)
   command -v ccache >/dev/null && args+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
   # A cross compiler does not look for it among the programs of this machine.
@@ -59,6 +59,11 @@ ensure_configured() {
     nvcc=$(find_nvcc)
     args+=("-DCMAKE_CUDA_COMPILER=$nvcc")
   fi
+}
+
+ensure_configured() {
+  local preset=$1 stamp=$root/build/$1/.dev-configured args
+  configure_args "$preset"
   [[ ! -f $root/build/$preset/build.ninja || ! -f $stamp || $(<"$stamp") != "${args[*]}" ]] || return 0
   stage "configure" "after changing compilers or tools: ./dev clean, then again" \
     configure "$preset" "${args[@]}"

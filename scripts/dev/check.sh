@@ -105,10 +105,14 @@ changed_sources() {
 check_format() { cd "$root" && tracked_sources | xargs -r "$venv/bin/clang-format" --dry-run -Werror; }
 check_layers() { "$venv/bin/python" "$root/scripts/check_layers.py"; }
 check_spelling() { cd "$root" && git ls-files -- '*.h' '*.cc' '*.cu' '*.cuh' '*.md' '*.py' '*.sh' dev | xargs -r "$venv/bin/codespell" -L "$(<scripts/codespell-ignore.txt)"; }
-# Without g++'s precompiled headers, which clang does not read.
+# With a command for each file, and without g++'s precompiled headers, which clang does not read.
+ensure_lint_commands() {  # ensure_lint_commands PRESET
+  local args commands=$root/build/lint/compile_commands.json
+  configure_args "$1"
+  configure "$1" -B "$root/build/lint" "${args[@]}" -DDROPLESS_BATCHES=OFF >/dev/null
+  sed -E -i 's/ -Winvalid-pch -include [^ ]*cmake_pch\.hxx//' "$commands"
+}
 check_tidy() {
-  mkdir -p "$root/build/lint"
-  sed -E 's/ -Winvalid-pch -include [^ ]*cmake_pch\.hxx//' "$root/build/$1/compile_commands.json" >"$root/build/lint/compile_commands.json"
   (cd "$root" && xargs -r -n 1 -P "$(nproc)" clang-tidy --quiet -p build/lint)
 }
 
@@ -149,9 +153,10 @@ tracked_cc() { git -C "$root" ls-files -- '*.cc'; }
 # Only what this preset compiles: others have no compile command.
 lint() {
   local preset=$1 files=$2 file
+  ensure_lint_commands "$preset"
   for file in $("$files"); do
-    grep -qF "\"$root/$file\"" "$root/build/$preset/compile_commands.json" && printf '%s\n' "$file"
-  done | check_tidy "$preset"
+    grep -qF "\"$root/$file\"" "$root/build/lint/compile_commands.json" && printf '%s\n' "$file"
+  done | check_tidy
 }
 
 verb_format() {

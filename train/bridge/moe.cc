@@ -1,5 +1,7 @@
 #include "train/bridge/moe.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
 #include <utility>
 
 #include "dropless/error.h"

@@ -92,7 +92,7 @@ FinetuningConfig FinetuningConfig::from_yaml(const YamlMap& dataset) {
   return config;
 }
 
-std::vector<ChatMessage> read_chat(std::string_view text) {
+std::vector<DialogueTurn> read_chat(std::string_view text) {
   const auto damaged = [](const std::string& what) {
     throw Error(ErrorKind::kDamaged, what,
                 "a chat is [{\"role\": \"user\", \"content\": \"...\"}, ...]");
@@ -100,7 +100,7 @@ std::vector<ChatMessage> read_chat(std::string_view text) {
   const nlohmann::json messages = parse_json(text, "messages", ErrorKind::kDamaged);
   if (!messages.is_array()) damaged("'messages' is no list of messages");
   if (messages.empty()) damaged("'messages' is empty");
-  std::vector<ChatMessage> out;
+  std::vector<DialogueTurn> out;
   for (const auto& message : messages) {
     const bool whole = message.is_object() && message.contains("role") &&
                        message["role"].is_string() && message.contains("content") &&
@@ -133,11 +133,11 @@ std::vector<ChatMessage> read_chat(std::string_view text) {
 }
 
 FinetuningReader::FinetuningReader(MdsReader reader, std::shared_ptr<const Tokenizer> tokenizer,
-                                   const FinetuningConfig& config, std::int64_t max_tokens,
+                                   FinetuningConfig config, std::int64_t max_tokens,
                                    std::int64_t vocab_size)
     : reader_(std::move(reader)),
       tokenizer_(std::move(tokenizer)),
-      config_(config),
+      config_(std::move(config)),
       max_tokens_(static_cast<std::size_t>(max_tokens)),
       vocab_size_(vocab_size) {
   if (!tokenizer_) {
@@ -194,7 +194,7 @@ void FinetuningReader::append_turn(const std::vector<TokenId>& prompt,
 }
 
 void FinetuningReader::append_chat(std::string_view text, TokenRow& row) const {
-  const std::vector<ChatMessage> messages = read_chat(text);
+  const std::vector<DialogueTurn> messages = read_chat(text);
   std::string prompt;
   bool begun = false;
   for (std::size_t i = 0; i < messages.size(); ++i) {

@@ -36,19 +36,18 @@ struct FinetuningConfig {
   static FinetuningConfig from_yaml(const YamlMap& dataset);
 };
 
-struct ChatMessage {
+struct DialogueTurn {
   std::string role, content;
 };
 // The value of `messages`: two or more, their roles as LLM Foundry takes them (system, user, assistant,
 // tool, none twice in a row), the last an answer of the assistant. Throws Error(kDamaged).
-std::vector<ChatMessage> read_chat(std::string_view json);
+std::vector<DialogueTurn> read_chat(std::string_view json);
 
 class FinetuningReader : public SampleReader {
  public:
   // Checks the columns of every shard. Throws Error(kInvalidArgument).
   FinetuningReader(MdsReader reader, std::shared_ptr<const Tokenizer> tokenizer,
-                   const FinetuningConfig& config, std::int64_t max_tokens,
-                   std::int64_t vocab_size);
+                   FinetuningConfig config, std::int64_t max_tokens, std::int64_t vocab_size);
 
   void append(std::int64_t sample, TokenRow& row) override;
   const MdsReader& reader() const override { return reader_; }

@@ -187,7 +187,7 @@ std::string strip_slashes(std::string text) {
 
 class HttpRemote : public Remote {
  public:
-  HttpRemote(const std::string& url, const RemoteOptions& options) : Remote(url, options) {
+  HttpRemote(const std::string& url, RemoteOptions options) : Remote(url, std::move(options)) {
     if (url.find_first_of("?#") == std::string::npos) return;
     throw Error(
         ErrorKind::kInvalidArgument,
@@ -205,8 +205,8 @@ class HttpRemote : public Remote {
 
 class S3Remote : public Remote {
  public:
-  S3Remote(const std::string& url, const RemoteOptions& options)
-      : Remote(url, options), credentials_(find_credentials()), region_(find_region()) {
+  S3Remote(const std::string& url, RemoteOptions options)
+      : Remote(url, std::move(options)), credentials_(find_credentials()), region_(find_region()) {
     const std::string rest = url.substr(std::string("s3://").size());
     const std::size_t slash = std::min(rest.find('/'), rest.size());
     const std::string bucket = rest.substr(0, slash);

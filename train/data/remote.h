@@ -58,7 +58,8 @@ class Remote {
     std::string headers;  // "Name: value\n"...
     bool redirects = false;
   };
-  Remote(std::string url, const RemoteOptions& options) : url_(std::move(url)), options_(options) {}
+  Remote(std::string url, RemoteOptions options)
+      : url_(std::move(url)), options_(std::move(options)) {}
   virtual Request request(const std::string& name) const = 0;
   virtual std::string denied_hint() const { return "check the address"; }
 

@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -118,7 +119,7 @@ at::Tensor rope_frequencies(std::int64_t head_dim, double theta, const RopeScali
         static_cast<double>(positions) / static_cast<double>(scaling.original_max_seq_len);
     theta *= std::pow(scaling.factor * longer - (scaling.factor - 1), d / (d - 2));
   }
-  const at::Tensor f = at::pow(theta, at::arange(head_dim / 2, at::kDouble) * (-2 / d));
+  at::Tensor f = at::pow(theta, at::arange(head_dim / 2, at::kDouble) * (-2 / d));
   switch (scaling.type) {
     case RopeScaling::Type::kLinear:
       return f / scaling.factor;

@@ -93,13 +93,15 @@ TEST(Stepper, TheCutDoesNotChangeTheStep) {
   EXPECT_GT(a.grad_norm, 0);
 }
 
+constexpr const char* kMixture =
+    "model.ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, moe_top_k: 2, ";
+
 // Microbatches of 1 to all rows, uneven ones too, of a mixture: in fp64 nothing is left but what the
 // cut does. With SGD at rate 1 the update is the gradient.
 TEST(Stepper, GradientsDoNotDependOnTheCut) {
   const auto gradients = [](const Batch& batch, int rows) {
     Training run({"precision=fp64", "optimizer=null", "optimizer={name: sgd, lr: 1}",
-                  "model.ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, "
-                  "moe_top_k: 2, moe_loss_weight: 0}",
+                  std::string(kMixture) + "moe_loss_weight: 0}",
                   "global_train_batch_size=" + std::to_string(batch.batch),
                   "device_train_microbatch_size=" + std::to_string(rows)});
     std::vector<at::Tensor> before;
@@ -130,9 +132,7 @@ TEST(Stepper, PrecisionsOfAGpuLearnAlike) {
   if (!cuda_available()) GTEST_SKIP() << "no GPU";
   const auto losses = [](const std::string& precision, at::Device device) {
     Training run({"precision=" + precision, "global_train_batch_size=48", "model.d_model=64",
-                  "optimizer.lr=3e-3",
-                  "model.ffn_config={ffn_type: mb_dmoe, mlp_type: glu, moe_num_experts: 4, "
-                  "moe_top_k: 2, ffn_hidden_size: 64}",
+                  "optimizer.lr=3e-3", std::string(kMixture) + "ffn_hidden_size: 64}",
                   "device_train_microbatch_size=24"},
                  device);
     std::vector<double> all;
@@ -209,6 +209,8 @@ class LimitedMemory : public c10::Allocator {
     std::memcpy(to, from, bytes);
   }
 
+  void uninstall() { c10::SetCPUAllocator(before_, 255); }
+
   std::size_t limit = SIZE_MAX, peak = 0;
 
  private:
@@ -221,6 +223,7 @@ class LimitedMemory : public c10::Allocator {
     std::free(front);
   }
   static inline LimitedMemory* current = nullptr;
+  c10::Allocator* before_ = c10::GetCPUAllocator();
   std::size_t in_use_ = 0;
 };
 
@@ -252,7 +255,7 @@ TEST(Stepper, AutoMicrobatchGoesDownToWhatFits) {
   memory.limit = (half + whole) / 2;
   const StepResult result = automatic.stepper->step(batch, 1, 1.0);
   EXPECT_THROW(fixed.stepper->step(batch, 1, 1.0), c10::Error) << "a size that was asked for";
-  memory.limit = SIZE_MAX;
+  memory.uninstall();
   EXPECT_EQ(automatic.stepper->microbatch(), 32);
   EXPECT_EQ(result.cross_entropy, half_result.cross_entropy);
   EXPECT_EQ(result.grad_norm, half_result.grad_norm);
