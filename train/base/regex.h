@@ -7,8 +7,8 @@
 
 namespace dropless::train {
 
-// Throws Error(kInvalidArgument) saying why it is none: a mistake, more than 1,000 characters, counts as in "{20}" whose
-// product is above 1,000, or a back-reference (which has no such bound).
+// Throws Error(kInvalidArgument) saying why it is none: a mistake, more than 1,000 characters, more than 2,000 parts once
+// counts as in "{20}" are written out, or a back-reference (which has no such bound).
 std::regex user_regex(const std::string& expression);
 
 }  // namespace dropless::train

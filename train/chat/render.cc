@@ -32,7 +32,7 @@ class Renderer {
     for (const Statement& statement : block) {
       line_ = statement.line;
       take_steps(1);
-      if (out_.size() > kMostBytes) unsupported("a text without an end");
+      if (out_.size() > kMostBytes) unsupported("a text of more than 16 MB");
       run(statement);
     }
   }
@@ -42,7 +42,8 @@ class Renderer {
 
   void take_steps(std::int64_t steps) {
     steps_ += steps;
-    if (steps_ > kMaxSteps) unsupported("a text without an end");
+    if (steps_ > kMaxSteps)
+      unsupported("a text of more than 2 million steps (a loop without end?)");
   }
 
   [[noreturn]] void unsupported(const std::string& what) const {

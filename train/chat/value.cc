@@ -153,7 +153,7 @@ bool less(const Value& a, const Value& b) {
   const auto x = number(a), y = number(b);
   if (x && y) return *x < *y;
   if (a.string() && b.string()) return *a.string() < *b.string();
-  unsupported(fmt::format("{} and {} are not ordered", type_of(a), type_of(b)));
+  unsupported(fmt::format("an order of {} and {}", type_of(a), type_of(b)));
 }
 
 bool contains(const Value& whole, const Value& part) {

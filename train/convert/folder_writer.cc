@@ -20,10 +20,19 @@ constexpr const char* kJournal = "conversion.json";
 
 // The first thing in it is the journal, or what becomes the journal.
 bool is_of_a_conversion(const std::string& temporary) {
+  const std::string journal = join_path(temporary, kJournal);
+  if (path_exists(journal)) {
+    try {
+      const nlohmann::json read = parse_json(read_file(journal), journal);
+      return read.contains("plan") && read.contains("files");
+    } catch (const Error&) {
+      return false;
+    }
+  }
   const std::vector<std::string> names = list_folder(temporary);
-  return names.empty() || std::any_of(names.begin(), names.end(), [](const std::string& name) {
-           return name.starts_with(kJournal);
-         });
+  return std::all_of(names.begin(), names.end(), [](const std::string& name) {
+    return name.starts_with(std::string(kJournal) + ".");
+  });
 }
 
 }  // namespace
@@ -60,9 +69,12 @@ FolderWriter::FolderWriter(std::string target, bool overwrite, const std::string
     }
   }
   temporary_ = target_ + ".dropless-tmp";
-  make_folders(temporary_);
-  lock_.emplace(temporary_);
-  if (!is_of_a_conversion(temporary_)) {
+  const bool leads_away = std::filesystem::is_symlink(temporary_, error);
+  if (!leads_away) {
+    make_folders(temporary_);
+    lock_.emplace(temporary_);
+  }
+  if (leads_away || !is_of_a_conversion(temporary_)) {
     throw Error(ErrorKind::kInvalidArgument,
                 temporary_ + " is where the conversion would write, and no conversion made it",
                 "move or remove it, or name another target");

@@ -59,6 +59,14 @@ void require_one_rope(const Keys& keys, double theta) {
             "keep one of them; transformers takes rope_scaling");
 }
 
+// As transformers: what rope_parameters or rope_scaling says counts, and another number beside it does not.
+void remark_other_theta(const Keys& keys, const std::string& name, double said, double taken) {
+  if (said == taken) return;
+  keys.remark(
+      fmt::format("{} {} is not used, as in transformers: rope_parameters or rope_scaling says {}",
+                  name, said, taken));
+}
+
 // rope_parameters (transformers 5) or rope_theta and rope_scaling (before), into `attention`.
 void read_rope(const Keys& keys, double theta, const char* max_positions, OrderedJson& attention) {
   require_one_rope(keys, theta);
@@ -88,6 +96,10 @@ void read_rope(const Keys& keys, double theta, const char* max_positions, Ordere
     if (type == "linear" || type == "dynamic") scaling.erase("original_max_position_embeddings");
     attention["rope_impl"] = "hf";
     attention["rope_hf_config"] = scaling;
+  }
+  if (keys.has("rope_theta")) {
+    remark_other_theta(keys, "rope_theta", keys.get<double>("rope_theta"),
+                       attention["rope_theta"].get<double>());
   }
 }
 
@@ -174,6 +186,10 @@ OrderedJson dbrx_block(const Keys& keys) {
   model["attn_config"] = attention_block(n_heads, kv_heads);
   read_rope(keys, attention.get<double>("rope_theta", 10000.0), "max_seq_len",
             model["attn_config"]);
+  if (attention.has("rope_theta")) {  // and transformers 5 writes its default beside it
+    remark_other_theta(keys, "attn_config.rope_theta", attention.get<double>("rope_theta"),
+                       model["attn_config"]["rope_theta"].get<double>());
+  }
   if (attention.has("clip_qkv")) {
     model["attn_config"]["clip_qkv"] = attention.get<double>("clip_qkv");
   }

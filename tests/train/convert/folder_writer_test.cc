@@ -66,7 +66,7 @@ TEST_F(FolderWriterTest, GoesOnFromFinishedFilesOfTheSamePlan) {
 
 TEST_F(FolderWriterTest, DoesNotTrustWhatChanged) {
   const std::string left = target_ + ".dropless-tmp";
-  for (const std::string name : {"one.safetensors", "conversion.json", "same size"}) {
+  for (const std::string name : {"one.safetensors", "same size"}) {
     {
       FolderWriter writer(target_, false, "plan");
       put(writer, "one.safetensors");
@@ -100,8 +100,16 @@ TEST_F(FolderWriterTest, LeavesWhatNoConversionMade) {
   write_file_durable(foreign + "/mine", "precious");
   EXPECT_THROW(FolderWriter(target_, false, "plan"), Error);
   EXPECT_EQ(read_file(foreign + "/mine"), "precious");
+  // Nor is what has the journal's name a journal, or a link that leads elsewhere.
+  write_file_durable(foreign + "/conversion.json", R"({"my": "data"})");
+  EXPECT_THROW(FolderWriter(target_, false, "plan"), Error);
+  EXPECT_EQ(read_file(foreign + "/mine"), "precious");
+  make_folders(root_ + "/elsewhere");
+  std::filesystem::create_symlink("elsewhere", root_ + "/linked.dropless-tmp");
+  EXPECT_THROW(FolderWriter(root_ + "/linked", false, "plan"), Error);
   // What a start leaves that ends before its journal is whole.
   remove_all(foreign + "/mine");
+  remove_all(foreign + "/conversion.json");
   write_file_durable(foreign + "/conversion.json.tmp", "{");
   FolderWriter writer(target_, false, "plan");
   EXPECT_EQ(list_folder(foreign), std::vector<std::string>{"conversion.json"});

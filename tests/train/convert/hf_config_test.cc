@@ -99,6 +99,21 @@ TEST(HfConfig, TwoRopesMustAgree) {
   EXPECT_EQ(read_hf_config(config, "c").config.attention.rope_scaling.factor, 4.0);
 }
 
+TEST(HfConfig, AnotherThetaIsRemarkedUpon) {
+  for (const char* type : {"dbrx", "llama"}) {
+    nlohmann::json config = family(type);
+    config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 10000.0}};
+    nlohmann::json& place = type == std::string("dbrx") ? config["attn_config"] : config;
+    place["rope_theta"] = 10000.0;
+    EXPECT_THAT(read_hf_config(config, "c").oddities, testing::IsEmpty()) << type;
+    place["rope_theta"] = 500000.0;
+    const ReleasedModel model = read_hf_config(config, "c");
+    EXPECT_EQ(model.config.attention.rope_theta, 10000);
+    ASSERT_THAT(model.oddities, testing::SizeIs(1)) << type;
+    EXPECT_THAT(model.oddities[0], HasSubstr("rope_theta 500000 is not used"));
+  }
+}
+
 TEST(HfConfig, WindowsBiasesSharedExpertsAndDenseLayers) {
   // A window counts the query's own token, ours what stands before it.
   json config = family("mixtral");
