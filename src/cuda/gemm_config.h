@@ -29,7 +29,8 @@ inline constexpr GemmConfig kGroupedGemmVariants[] = {
     {.block_n = 128, .stages = 6},
 };
 inline constexpr GemmConfig kWeightGradVariants[] = {
-    {.block_n = 256, .stages = 4},
+    // One store slot, which is enough for so rare stores, leaves room to gather beside.
+    {.block_n = 256, .stages = 4, .slots = 1},
     {.block_n = 128, .stages = 6},
 };
 

@@ -36,7 +36,7 @@ inline GatherJob job_beside(const GatherBeside& beside, cudaStream_t stream) {
   const std::int64_t tokens = beside.x_TD.shape[0], bytes = beside.x_RD.shape[1] * element;
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   if (bytes % 16 != 0 || beside.top_k > kBesideMostTopK ||
-      tokens * ceil_div(bytes, std::int64_t{kBesidePieceBytes}) > kMost || bytes > kMost) {
+      tokens * ceil_div(bytes, std::int64_t{16}) > kMost) {
     gather(beside.x_TD, beside.rows_TK, beside.top_k, beside.x_RD, stream);
     return {};
   }

@@ -25,15 +25,15 @@ struct GatherJob {
 inline constexpr int kBesideWarps = 2;
 inline constexpr int kBesideMostTopK = 32;  // a lane each
 inline constexpr int kBesidePieces = 2;
-// What fits beside the product's stages. Larger pieces are better: one costs about as much whatever its size.
-inline constexpr int kBesidePieceBytes = 640;
-inline constexpr int kBesideRingBytes = kBesidePieces * (kBesidePieceBytes + 8);
-inline constexpr int kBesideBytes = kBesideWarps * kBesideRingBytes;
-static_assert(kBesidePieceBytes % 16 == 0 && kBesideRingBytes % 16 == 0);
 
-// One warp's. `shared`: its ring, aligned to 16 bytes.
+// One warp's. `shared`: its ring, aligned to 16 bytes. kPieceBytes: a multiple of 16; larger ones are better, since one
+// costs about as much whatever its size.
+template <int kPieceBytes>
 class GatherBesideWarp {
  public:
+  static constexpr int kRingBytes = kBesidePieces * (kPieceBytes + 8);
+  static_assert(kPieceBytes >= 16 && kPieceBytes % 16 == 0 && kRingBytes % 16 == 0);
+
   __device__ __forceinline__ explicit GatherBesideWarp(std::uint32_t shared) : pieces_(shared) {}
 
   // By one thread, before the CTA synchronises.
@@ -44,14 +44,14 @@ class GatherBesideWarp {
   // Pieces worker, worker + workers, ... of all rows.
   __device__ __forceinline__ void run(const GatherJob& job, unsigned worker, unsigned workers,
                                       int lane) const {
-    const unsigned row_pieces = (job.bytes + kBesidePieceBytes - 1) / kBesidePieceBytes;
+    const unsigned row_pieces = (job.bytes + kPieceBytes - 1) / kPieceBytes;
     const unsigned total = row_pieces * job.tokens;
     if (worker < total && lane == 0) load(job, row_pieces, worker, 0);
     int slot = 0;
     unsigned phase = 0;
     for (unsigned index = worker; index < total; index += workers) {
       const unsigned token = index / row_pieces;
-      const unsigned begin = (index - token * row_pieces) * kBesidePieceBytes;
+      const unsigned begin = (index - token * row_pieces) * kPieceBytes;
       const int row =
           lane < job.top_k ? __ldg(job.rows_TK + std::int64_t{token} * job.top_k + lane) : -1;
       ptx::mbarrier_wait(full(slot), phase);
@@ -73,18 +73,18 @@ class GatherBesideWarp {
   static_assert(kBesidePieces == 2);
 
   __device__ __forceinline__ std::uint32_t piece(int slot) const {
-    return pieces_ + slot * kBesidePieceBytes;
+    return pieces_ + slot * kPieceBytes;
   }
   __device__ __forceinline__ std::uint32_t full(int slot) const {
-    return pieces_ + kBesidePieces * kBesidePieceBytes + 8 * slot;
+    return pieces_ + kBesidePieces * kPieceBytes + 8 * slot;
   }
   static __device__ __forceinline__ int piece_bytes(const GatherJob& job, unsigned begin) {
-    return min(kBesidePieceBytes, job.bytes - static_cast<int>(begin));
+    return min(kPieceBytes, job.bytes - static_cast<int>(begin));
   }
   __device__ __forceinline__ void load(const GatherJob& job, unsigned row_pieces, unsigned index,
                                        int slot) const {
     const unsigned token = index / row_pieces;
-    const unsigned begin = (index - token * row_pieces) * kBesidePieceBytes;
+    const unsigned begin = (index - token * row_pieces) * kPieceBytes;
     const int bytes = piece_bytes(job, begin);
     ptx::mbarrier_arrive_expect_bytes(full(slot), bytes);
     ptx::bulk_load(full(slot), piece(slot), job.from + token * job.pitch + begin, bytes);

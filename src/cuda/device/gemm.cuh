@@ -322,7 +322,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   const int rank = Tile::kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
   constexpr bool kTakesJob = Tile::kGathersBeside && requires { operands.beside; };
   const auto beside = [=](int i) {
-    return GatherBesideWarp(shared + Tile::kBesideOffset + i * kBesideRingBytes);
+    using Warp = typename Tile::GatherBeside;
+    return Warp(shared + Tile::kBesideOffset + i * Warp::kRingBytes);
   };
 
   if (threadIdx.x == 0) {

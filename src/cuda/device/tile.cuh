@@ -5,6 +5,8 @@
 // warps.
 #pragma once
 
+#include <algorithm>
+
 #include "gather_beside.cuh"
 #include "ptx.cuh"
 #include "wgmma.cuh"
@@ -67,7 +69,12 @@ struct Tile {
   // Whether two warps of the loading warpgroup are idle: gather_beside.cuh.
   static constexpr bool kGathersBeside = !kGathersA && kPlanes == 1;
   static constexpr int kBesideOffset = kFetchOffset + kConsumerWarps * 8;
-  static constexpr int kSharedBytes = kBesideOffset + (kGathersBeside ? kBesideBytes : 0);
+  // What is left, up to the size from which more brought nothing.
+  static constexpr int kBesidePieceBytes = std::clamp(
+      ((kMaxSharedBytes - kBesideOffset) / (kBesideWarps * kBesidePieces) - 8) / 16 * 16, 16, 2048);
+  using GatherBeside = GatherBesideWarp<kBesidePieceBytes>;
+  static constexpr int kSharedBytes =
+      kBesideOffset + (kGathersBeside ? kBesideWarps * GatherBeside::kRingBytes : 0);
 
   static_assert(kBlockM % (64 * kConsumers) == 0 && kBlockN % 64 == 0);
   static_assert(kSharedBytes <= kMaxSharedBytes && kBesideOffset % 16 == 0);
