@@ -16,6 +16,22 @@ using nlohmann::json;
 constexpr const char* kGpt2 =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
+// Digits go by Rust's own table, of Unicode 17.0: what it has beyond 16.0 is named.
+constexpr const char* kDigits = R"([\p{N}\x{11de0}-\x{11de9}\x{16ff4}-\x{16ff6}])";
+
+// Punctuation goes by a table of Unicode 8.0: without what became punctuation later, with two that
+// no longer are. The first lookahead spares what is no punctuation at all the long list.
+constexpr const char* kPunctuation =
+    R"([!-/:-@\[-`{-~\u166d\x{111c9}]|(?=\p{P})(?![)"
+    R"(\x{61d}\x{9fd}\x{a76}\x{c77}\x{c84}\x{1b4e}-\x{1b4f}\x{1b7d}-\x{1b7f})"
+    R"(\x{2e43}-\x{2e4f}\x{2e52}-\x{2e5d}\x{10d6e}\x{10ead}\x{10f55}-\x{10f59})"
+    R"(\x{10f86}-\x{10f89}\x{113d4}-\x{113d5}\x{113d7}-\x{113d8}\x{1144b}-\x{1144f})"
+    R"(\x{1145a}-\x{1145b}\x{1145d}\x{11660}-\x{1166c}\x{116b9}\x{1183b}\x{11944}-\x{11946})"
+    R"(\x{119e2}\x{11a3f}-\x{11a46}\x{11a9a}-\x{11a9c}\x{11a9e}-\x{11aa2}\x{11b00}-\x{11b09})"
+    R"(\x{11be1}\x{11c41}-\x{11c45}\x{11c70}-\x{11c71}\x{11ef7}-\x{11ef8}\x{11f43}-\x{11f4f})"
+    R"(\x{11fff}\x{12ff1}-\x{12ff2}\x{16d6d}-\x{16d6f}\x{16e97}-\x{16e9a}\x{16fe2}\x{1e5ff})"
+    R"(\x{1e95e}-\x{1e95f}])\p{P})";
+
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(ErrorKind::kInvalidArgument, "pre_tokenizer: " + message);
 }
@@ -108,9 +124,9 @@ void add_steps(const json& json, SplitSteps& out) {
                 json.value("invert", false));
   } else if (type == "Digits") {
     const bool each = json.value("individual_digits", false);
-    add_pattern(R"(\p{N})", each ? SplitBehavior::kIsolated : SplitBehavior::kContiguous);
+    add_pattern(kDigits, each ? SplitBehavior::kIsolated : SplitBehavior::kContiguous);
   } else if (type == "Punctuation") {
-    add_pattern(R"([!-/:-@\[-`{-~\p{P}])", behavior_named(json.value("behavior", "Isolated")));
+    add_pattern(kPunctuation, behavior_named(json.value("behavior", "Isolated")));
   } else if (type == "Whitespace") {
     // With the joiners: this one is run by Rust's regex, those of Split by Oniguruma.
     add_pattern(R"([\w\u200c\u200d]+|[^\w\u200c\u200d\s]+)", SplitBehavior::kRemoved,
@@ -119,7 +135,7 @@ void add_steps(const json& json, SplitSteps& out) {
     add_pattern(R"(\s)", SplitBehavior::kRemoved);
   } else if (type == "BertPreTokenizer") {
     add_pattern(R"(\s)", SplitBehavior::kRemoved);
-    add_pattern(R"([!-/:-@\[-`{-~\p{P}])", SplitBehavior::kIsolated);
+    add_pattern(kPunctuation, SplitBehavior::kIsolated);
   } else if (type == "CharDelimiterSplit") {
     add_pattern(quoted(json.at("delimiter").get<std::string>()), SplitBehavior::kRemoved);
   } else if (type == "Metaspace") {

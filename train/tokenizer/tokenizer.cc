@@ -46,13 +46,26 @@ class BytesTokenizer : public Tokenizer {
   }
 };
 
+// *.model, or *.model.v1 as mistral-common names its files (.v3, .v7m1).
+bool is_model_name(std::string_view path) {
+  if (path.ends_with(".model")) return true;
+  constexpr std::string_view kVersion = ".model.v";
+  const std::size_t at = path.rfind(kVersion);
+  if (at == std::string_view::npos) return false;
+  const std::string_view version = path.substr(at + kVersion.size());
+  const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+  return !version.empty() && digit(version[0]) &&
+         std::all_of(version.begin(), version.end(),
+                     [&](char c) { return digit(c) || (c >= 'a' && c <= 'z'); });
+}
+
 std::string file_in_folder(const std::string& folder) {
   for (const char* name : {"tokenizer.json", "tokenizer.model", "tekken.json"}) {
     if (path_exists(join_path(folder, name))) return join_path(folder, name);
   }
   std::string found;
   for (const std::string& name : list_folder(folder)) {
-    if (!name.ends_with(".tiktoken") && !name.ends_with(".model")) continue;
+    if (!name.ends_with(".tiktoken") && !is_model_name(name)) continue;
     if (!found.empty()) {
       throw Error(ErrorKind::kInvalidArgument,
                   fmt::format("{} holds {} and {}", folder, found, name), "name one of the files");
@@ -104,7 +117,7 @@ std::shared_ptr<const Tokenizer> make_tokenizer(const std::string& name) {
   // Llama 3's tokenizer.model holds ranks.
   if (path.ends_with(".tiktoken") || looks_like_ranks(bytes))
     return read_rank_tokenizer(name, path, bytes);
-  if (path.ends_with(".model")) return read_sentencepiece(name, path, bytes);
+  if (is_model_name(path)) return read_sentencepiece(name, path, bytes);
   throw Error(ErrorKind::kInvalidArgument, fmt::format("{} is no tokenizer that is known", path),
               "name a tokenizer.json, a .model or a .tiktoken file");
 }

@@ -2,6 +2,7 @@
 
 #include <utf8proc.h>
 
+#include <bit>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -9,6 +10,7 @@
 
 #include "dropless/error.h"
 #include "train/base/utf8.h"
+#include "train/tokenizer/unicode_since_15.h"
 
 namespace dropless::train {
 namespace {
@@ -45,6 +47,11 @@ std::vector<std::uint8_t> make_table() {
                : is_symbol_letter(c) ? 31
                                      : static_cast<std::uint8_t>(property.category);
     if (may_change(c, property)) table[c] |= kMayChange;
+  }
+  for (const auto& [first, last, category] : kSince15) {
+    for (char32_t c = first; c <= last; ++c) {
+      table[c] = static_cast<std::uint8_t>((table[c] & kMayChange) | std::countr_zero(category));
+    }
   }
   return table;
 }
@@ -172,7 +179,10 @@ std::string strip_accents(std::string_view text) {
   std::string out;
   for (std::size_t at = 0; at < text.size();) {
     const CodePoint c = code_point_at(text, at);
-    if (!(category_of(c.value) & kMarks)) out += text.substr(at, c.bytes);
+    const auto category = utf8proc_category(static_cast<std::int32_t>(c.value));
+    const bool mark = category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC ||
+                      category == UTF8PROC_CATEGORY_ME;
+    if (!mark) out += text.substr(at, c.bytes);
     at += c.bytes;
   }
   return out;

@@ -1,5 +1,5 @@
-// Code points: UTF-8 both ways, general categories, normal forms. The tables are utf8proc's
-// (Unicode 15.0).
+// Code points: UTF-8 both ways, general categories, normal forms. Categories are those of Unicode
+// 16.0, which the packages cut text by; normal forms and cases are utf8proc's (15.0 of Debian 12).
 #pragma once
 
 #include <cstdint>
@@ -72,7 +72,7 @@ enum class NormalForm { kC, kD, kKC, kKD };
 // `text` must be valid UTF-8, and so of those below.
 std::string normalize(NormalForm form, std::string_view text);
 std::string lowercase(std::string_view text);
-// Without marks.
+// Without the marks that utf8proc knows: here the package's table is older, not newer.
 std::string strip_accents(std::string_view text);
 
 }  // namespace dropless::train

@@ -31,6 +31,24 @@ TEST(Tokenizer, UnknownNamesAreRefused) {
   expect_error(ErrorKind::kInvalidArgument, {"gpt2"}, [] { make_tokenizer("gpt2"); });
 }
 
+// mistral-common's files end in their versions: tokenizer.model.v1, ....model.v7m1.
+TEST(Tokenizer, ModelFilesMayEndInAVersion) {
+  const std::string model = slurp(fixture_path("tokenizer/bpe.model"));
+  const auto want = make_tokenizer(fixture_path("tokenizer/bpe.model"))->encode("Hello world");
+  for (const char* name : {"tokenizer.model.v1", "a.model.v7m1", "t.model.v15"}) {
+    ScratchFolder scratch;
+    spill(scratch / name, model);
+    EXPECT_EQ(make_tokenizer(scratch / name)->encode("Hello world"), want) << name;
+    EXPECT_EQ(make_tokenizer(scratch / "")->encode("Hello world"), want) << name;
+  }
+  for (const char* name : {"t.model.v", "t.model.vx", "t.model.v1.zip", "t.v1", "t.model.v1 (2)"}) {
+    ScratchFolder scratch;
+    spill(scratch / name, model);
+    expect_error(ErrorKind::kInvalidArgument, {name, "no tokenizer that is known"},
+                 [&] { make_tokenizer(scratch / name); });
+  }
+}
+
 // A tokenizer.json of single characters, with the members that `change` alters.
 std::shared_ptr<const Tokenizer> tokenizer_of(const std::function<void(nlohmann::json&)>& change) {
   ScratchFolder scratch;
