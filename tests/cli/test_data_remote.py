@@ -190,6 +190,34 @@ class RemoteTest(CommandTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertLess(sum(path.stat().st_size for path in (self.folder / "copy/train").glob("*.mds")), 30_000)
 
+    def test_a_limited_cache_keeps_what_is_needed_next(self):
+        """Of 32 shards, in any order: each sample needs one of them."""
+        (self.folder / "mine.txt").write_text(text(3, 40000))
+        self.check_command("data", "text", "mine.txt", "--out", "mine/train", "--concat-tokens", 32, "--size-limit", "5kb")
+        index = json.loads((self.folder / "mine/train/index.json").read_text())
+        shards, samples = len(index["shards"]), sum(shard["samples"] for shard in index["shards"])
+        self.assertGreater(shards, 24)
+        self.server.trouble = "counted"
+        losses, counts, warned = [], [], []
+        for limit in (5 * shards // 2, 20, 10 * shards):  # in kb: half of the shards, four of them, all
+            self.server.asked.clear()
+            remote = f"remote: 'http://127.0.0.1:{self.server.server_port}/mine', cache_limit: {limit}kb"
+            content = CONFIG.replace("local: data", f"local: cache-{limit}, {remote}", 1).replace("40ba", f"{samples // 8}ba")
+            self.write_config(content=content)
+            result = self.run_command("train", "config.yaml", f"save_folder=run-{limit}", "save_interval=1ep", "eval_interval=0")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            warned.append(result.stderr.count("raise cache_limit to"))
+            losses.append([line["loss/train/total"] for line in self.metrics(f"run-{limit}") if "loss/train/total" in line])
+            counts.append(len(self.server.asked))
+        self.assertEqual(losses[0], losses[1])
+        self.assertEqual(losses[0], losses[2])
+        read = 8 * len(losses[0])
+        # Kept by the last use, half of the samples would find their shard gone; kept by the next use, about a third.
+        self.assertLess(counts[0], 0.42 * read, counts)
+        self.assertLess(counts[1], 0.95 * read, counts)
+        self.assertEqual(counts[2], shards)
+        self.assertEqual(warned, [0, 1, 0])  # where not even the shards of one batch fit
+
     def test_what_a_killed_download_left_is_removed(self):
         (self.folder / "near").mkdir()
         old, new = (self.folder / "near" / f"shard.00000.mds.tmp-{pid}-0" for pid in (2**22 + 1, 2**22 + 2))

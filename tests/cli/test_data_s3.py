@@ -151,10 +151,13 @@ class S3Test(CommandTest):
         result = self.run_command("data", "cat", "s3://sets/dropless-set ä/train", "--local", "c1", env=wrong)
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("access is denied", result.stderr)
-        for place in ["s3://sets/nothing", "s3://no-such-bucket/train"]:
+        for place, said in [
+            ("s3://sets/nothing", "s3://sets/nothing/index.json is absent"),
+            ("s3://no-such-bucket/train", "s3://no-such-bucket/train: there is no bucket of that name"),
+        ]:
             result = self.run_command("data", "cat", place, "--local", "c2")
             self.assertEqual(result.returncode, 2, result.stderr)
-            self.assertIn(f"{place}/index.json is absent", result.stderr)
+            self.assertIn(said, result.stderr)
         self.client.delete_object(Bucket="sets", Key="dropless-set ä/train/shard.00000.mds")
         result = self.run_command("data", "cat", "s3://sets/dropless-set ä/train", "--local", "c3")
         self.assertEqual(result.returncode, 1, result.stderr)

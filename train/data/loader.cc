@@ -10,6 +10,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 #include <thread>
 
 #include "dropless/error.h"
@@ -205,28 +206,60 @@ struct TextLoader::Impl {
 
   // ---- the threads that bring shards ----
 
-  // The samples that they look at: of the epoch's order, up to `predownload` ahead of the reading
-  // thread.
+  // The store of the shard that is needed first, of those that are to be made now.
+  ShardStore* find_first_missing() const {
+    ShardStore* first = nullptr;
+    std::uint64_t place = 0;
+    for (const auto& tokens : tokens_) {
+      ShardStore& store = tokens->reader().store();
+      const auto next = store.next_ahead();
+      if (!next || (first != nullptr && *next >= place)) continue;
+      first = &store;
+      place = *next;
+    }
+    return first;
+  }
+
   void make_shards_ahead() {
-    const std::size_t reach =
-        static_cast<std::size_t>(config_.predownload.value_or(8 * batch_size_));
     std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [&] {
-        return stopping_ || finished_ || (ahead_ < end_ && ahead_ < reading_ + reach);
-      });
-      if (stopping_ || finished_) return;
-      const std::int64_t sample = order_[ahead_++];
-      const std::size_t stream = stream_of(sample);
-      const MdsReader& reader = tokens_[stream]->reader();
-      const std::size_t shard = reader.shard_of(sample - first_samples_[stream]);
+    while (!stopping_ && !finished_) {
+      const std::uint64_t seen = advances_;
       lock.unlock();
-      const bool made = reader.store().make_ahead(shard);
+      ShardStore* store = find_first_missing();
+      const bool made = store != nullptr && store->make_next();
       lock.lock();
       if (made) continue;
-      // A full cache: when samples have been read, there may be room.
-      const std::size_t seen = reading_;
-      changed_.wait(lock, [&] { return stopping_ || finished_ || reading_ != seen; });
+      // Where something was missing, there may be room when samples have been read.
+      advanced_.wait(lock, [&] { return stopping_ || finished_ || advances_ != seen; });
+    }
+  }
+
+  // Called before the sample at `place` is read: tells the stores of those that follow.
+  void look_ahead(std::size_t place) {
+    const auto reach = static_cast<std::size_t>(config_.predownload.value_or(8 * batch_size_));
+    for (; known_ < order_.size() && known_ - place < reach; ++known_) {
+      const std::size_t stream = stream_of(order_[known_]);
+      const MdsReader& reader = tokens_[stream]->reader();
+      reader.store().expect(reader.shard_of(order_[known_] - first_samples_[stream]), known_);
+    }
+    tokens_[stream_of(order_[place])]->reader().store().pass(place);
+    {
+      const std::lock_guard lock(mutex_);
+      ++advances_;
+    }
+    // Most samples need nothing new: then nobody is woken.
+    if (find_first_missing() != nullptr) advanced_.notify_all();
+  }
+
+  // Of one batch.
+  void warn_of_small_caches(std::span<const std::int64_t> samples) {
+    std::vector<std::set<std::size_t>> shards(tokens_.size());
+    for (const std::int64_t sample : samples) {
+      const std::size_t stream = stream_of(sample);
+      shards[stream].insert(tokens_[stream]->reader().shard_of(sample - first_samples_[stream]));
+    }
+    for (std::size_t stream = 0; stream < tokens_.size(); ++stream) {
+      tokens_[stream]->reader().store().warn_if_short(shards[stream]);
     }
   }
 
@@ -241,12 +274,12 @@ struct TextLoader::Impl {
     stopping_ = finished_ = false;
     error_ = nullptr;
     ready_.clear();
-    ahead_ = reading_ = end_ = 0;
+    brings_ = brings_shards();
     for (const auto& tokens : tokens_) tokens->reader().store().resume();
     thread_ =
         std::thread([this, epoch = epoch_, from = sample_in_epoch_] { read_epoch(epoch, from); });
     constexpr int kMakers = 4;  // they wait for disks and networks more than they compute
-    for (int i = 0; brings_shards() && i < kMakers; ++i) {
+    for (int i = 0; brings_ && i < kMakers; ++i) {
       makers_.emplace_back([this] { make_shards_ahead(); });
     }
   }
@@ -258,6 +291,7 @@ struct TextLoader::Impl {
       stopping_ = true;
     }
     changed_.notify_all();
+    advanced_.notify_all();
     for (const auto& tokens : tokens_) tokens->reader().store().cancel();
     thread_.join();
     for (std::thread& maker : makers_) maker.join();
@@ -271,21 +305,16 @@ struct TextLoader::Impl {
       // refuses to go beyond N + 1, though an epoch with repeats is longer.
       order_an_epoch(epoch);
       std::size_t at = static_cast<std::size_t>(from);
-      {
-        const std::lock_guard lock(mutex_);
-        end_ = order_.size();
-        ahead_ = reading_ = std::min(at, end_);
-      }
-      changed_.notify_all();
-      std::int64_t left = static_cast<std::int64_t>(end_ - reading_);
+      known_ = at;
+      std::int64_t left =
+          std::max<std::int64_t>(static_cast<std::int64_t>(order_.size()) - from, 0);
+      if (brings_) warn_of_small_caches(order_.slice(at, static_cast<std::size_t>(batch_size_)));
       while (left > 0 && !(config_.drop_last && left < batch_size_)) {
         const std::int64_t rows = std::min(left, batch_size_);
-        Batch batch = read_batch(order_.slice(at, static_cast<std::size_t>(rows)));
+        Batch batch = read_batch(order_.slice(at, static_cast<std::size_t>(rows)), at);
         at += static_cast<std::size_t>(rows);
         left -= rows;
         std::unique_lock lock(mutex_);
-        reading_ = at;
-        changed_.notify_all();
         changed_.wait(lock, [&] {
           return stopping_ || static_cast<std::int64_t>(ready_.size()) < config_.prefetch_batches;
         });
@@ -301,12 +330,16 @@ struct TextLoader::Impl {
     finished_ = true;
     error_ = error;
     changed_.notify_all();
+    advanced_.notify_all();
   }
 
-  // The samples' tokens one after another, and how many each has.
-  std::vector<std::int64_t> read_samples(std::span<const std::int64_t> samples, TokenRow& tokens) {
+  // The samples' tokens one after another, and how many each has. `place`: where they begin in the
+  // order that is being read; else nothing is brought ahead.
+  std::vector<std::int64_t> read_samples(std::span<const std::int64_t> samples, TokenRow& tokens,
+                                         std::optional<std::size_t> place = std::nullopt) {
     std::vector<std::int64_t> lengths;
     for (const std::int64_t sample : samples) {
+      if (place && brings_) look_ahead((*place)++);
       const std::size_t begin = tokens.ids.size(), stream = stream_of(sample);
       tokens_[stream]->append(sample - first_samples_[stream], tokens);
       lengths.push_back(static_cast<std::int64_t>(tokens.ids.size() - begin));
@@ -314,9 +347,9 @@ struct TextLoader::Impl {
     return lengths;
   }
 
-  Batch read_batch(std::span<const std::int64_t> samples) {
+  Batch read_batch(std::span<const std::int64_t> samples, std::size_t place) {
     TokenRow tokens;
-    const std::vector<std::int64_t> lengths = read_samples(samples, tokens);
+    const std::vector<std::int64_t> lengths = read_samples(samples, tokens, place);
     Batch batch;
     batch.samples = std::ssize(samples);
     batch.separator = config_.separator;
@@ -452,11 +485,14 @@ struct TextLoader::Impl {
   std::vector<std::thread> makers_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::condition_variable advanced_;  // for the threads that bring shards
+  std::uint64_t advances_ = 0;        // samples that the reading thread came to
   std::deque<Batch> ready_;
   std::exception_ptr error_;
   SampleIds order_;  // of ordered_epoch_; set by the reading thread, under mutex_
   std::optional<std::int64_t> ordered_epoch_;
-  std::size_t reading_ = 0, ahead_ = 0, end_ = 0;  // places in it; end_: 0 until it is this epoch's
+  std::size_t known_ = 0;  // the reading thread's: places below it are told to the stores
+  bool brings_ = false;    // set before the threads start
   bool stopping_ = false;
   bool finished_ = false;
 };

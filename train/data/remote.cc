@@ -81,6 +81,7 @@ struct Transfer {
   const std::atomic<bool>* cancelled = nullptr;
   CURL* handle = nullptr;
   std::uint64_t written = 0, skipped = 0;
+  std::string page;  // the beginning of what comes with an error
   bool too_long = false;
   std::exception_ptr error;  // exceptions must not pass through libcurl
 };
@@ -91,6 +92,8 @@ std::size_t on_body(char* data, std::size_t, std::size_t bytes, void* user) {
   curl().getinfo(transfer.handle, CURLINFO_RESPONSE_CODE, &status);
   if (status != 200) {  // the page that comes with an error is not the file
     constexpr std::uint64_t kLongestPage = 1 << 20;
+    constexpr std::size_t kTellingBytes = 4096;
+    transfer.page.append(data, std::min(bytes, kTellingBytes - transfer.page.size()));
     transfer.skipped += bytes;
     return transfer.skipped > kLongestPage ? 0 : bytes;
   }
@@ -469,6 +472,11 @@ Remote::Outcome Remote::try_once(const std::string& name, const std::string& pat
   if (code != CURLE_OK && !(code == CURLE_WRITE_ERROR && status != 200)) {
     trouble = reason[0] != '\0' ? reason : library.strerror(code);
     return Outcome::kRetry;
+  }
+  if (status == 404 && transfer.page.find("<Code>NoSuchBucket</Code>") != std::string::npos) {
+    throw Error(ErrorKind::kInvalidArgument,
+                fmt::format("{}: there is no bucket of that name", url_),
+                "check the address, and the endpoint where one is set");
   }
   if (status == 404) return Outcome::kAbsent;
   if (status == 401 || status == 403) {

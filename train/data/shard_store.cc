@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <set>
 
 #include "dropless/error.h"
@@ -203,8 +204,8 @@ ShardStore::ShardStore(std::string source, std::string cache, const ShardStoreOp
   }
   if (!options_.cache_limit) return;
   std::uint64_t largest = 0;
-  for (const MdsShard& shard : index_.shards) {
-    largest = std::max(largest, shard.raw.bytes + (shard.zip ? shard.zip->bytes : 0));
+  for (std::size_t number = 0; number < slots_.size(); ++number) {
+    largest = std::max(largest, bytes_to_make(number));
   }
   if (*options_.cache_limit < 4 * largest) {
     throw Error(ErrorKind::kInvalidArgument,
@@ -263,6 +264,12 @@ void ShardStore::cancel() {
 }
 void ShardStore::resume() {
   if (remote_) remote_->resume();
+  const std::lock_guard lock(mutex_);
+  expected_.clear();
+  all_there_ = true;
+  for (Slot& slot : slots_) {
+    if (slot.state == State::kFailed) slot = Slot{};
+  }
 }
 
 void ShardStore::check_files() const {
@@ -335,7 +342,10 @@ ShardBytes ShardStore::open(std::size_t number) {
   constexpr int kTries = 10;
   for (int attempt = 1;; ++attempt) {
     std::optional<FileReader> made;
-    make(number, false, &made);
+    {
+      std::unique_lock lock(mutex_);
+      make_locked(lock, number, false, &made);
+    }
     if (made) return ShardBytes(path, std::move(*made));
     try {
       return open_file(shard, path);
@@ -347,7 +357,67 @@ ShardBytes ShardStore::open(std::size_t number) {
   }
 }
 
-bool ShardStore::make_ahead(std::size_t number) { return !caches() || make(number, true, nullptr); }
+// ---- what is made ahead ----
+
+void ShardStore::expect(std::size_t number, std::uint64_t place) {
+  if (!caches()) return;
+  const std::lock_guard lock(mutex_);
+  if (slots_[number].state == State::kUnknown) all_there_ = false;
+  if (!expected_.empty() && expected_.back().number == number) {
+    expected_.back().last = place;
+  } else {
+    expected_.push_back({number, place, place});
+  }
+}
+
+void ShardStore::pass(std::uint64_t place) {
+  const std::lock_guard lock(mutex_);
+  while (!expected_.empty() && expected_.front().last < place) expected_.pop_front();
+}
+
+// With mutex_ held.
+const ShardStore::Expected* ShardStore::find_next() {
+  if (all_there_) return nullptr;
+  std::uint64_t ahead = 0;
+  ++walks_;
+  for (const Expected& expected : expected_) {
+    Slot& slot = slots_[expected.number];
+    if (slot.walk == walks_) continue;
+    slot.walk = walks_;
+    if (evicts() && &expected != &expected_.front()) {
+      ahead += bytes_to_make(expected.number);
+      if (ahead > *options_.cache_limit / 2) return nullptr;
+    }
+    if (slot.state == State::kUnknown) return &expected;
+  }
+  all_there_ = true;
+  return nullptr;
+}
+
+std::optional<std::uint64_t> ShardStore::next_ahead() {
+  const std::lock_guard lock(mutex_);
+  const Expected* next = find_next();
+  return next == nullptr ? std::nullopt : std::optional(next->first);
+}
+
+bool ShardStore::make_next() {
+  std::unique_lock lock(mutex_);
+  const Expected* next = find_next();
+  return next != nullptr && make_locked(lock, next->number, true, nullptr);
+}
+
+void ShardStore::warn_if_short(const std::set<std::size_t>& numbers) {
+  const std::lock_guard lock(mutex_);
+  if (warned_ || !evicts()) return;
+  std::uint64_t bytes = 0;
+  for (const std::size_t number : numbers) bytes += bytes_to_make(number);
+  if (bytes <= *options_.cache_limit) return;
+  warned_ = true;
+  log_warning(
+      "{}: one batch reads {} shards of {} bytes, more than the cache_limit of {} holds, so that "
+      "shards are fetched again and again; raise cache_limit to {} or more",
+      source_, numbers.size(), bytes, *options_.cache_limit, 2 * bytes);
+}
 
 bool ShardStore::makes_shards() const {
   if (!caches()) return false;
@@ -374,8 +444,10 @@ bool ShardStore::is_copy(const MdsFile& file) const {
          !same_place(join_path(source_, file.basename), join_path(cache_, file.basename));
 }
 
-bool ShardStore::make(std::size_t number, bool ahead, std::optional<FileReader>* made) {
-  std::unique_lock lock(mutex_);
+// Under `lock` but while the file is made. `made`: where to open the shard while nobody else can
+// evict it, if this call makes it; or null.
+bool ShardStore::make_locked(std::unique_lock<std::mutex>& lock, std::size_t number, bool ahead,
+                             std::optional<FileReader>* made) {
   Slot& slot = slots_[number];
   changed_.wait(lock, [&] { return slot.state != State::kMaking; });
   if (slot.state == State::kFailed) {
@@ -389,6 +461,7 @@ bool ShardStore::make(std::size_t number, bool ahead, std::optional<FileReader>*
     try {
       if (!make_room(number, ahead)) {
         slot.state = State::kUnknown;
+        changed_.notify_all();
         return false;
       }
       lock.unlock();
@@ -397,14 +470,12 @@ bool ShardStore::make(std::size_t number, bool ahead, std::optional<FileReader>*
       error = std::current_exception();
     }
     if (!lock.owns_lock()) lock.lock();
-    slot.opened = false;
     slot.state = !error ? State::kLocal : ahead ? State::kFailed : State::kUnknown;
     changed_.notify_all();
     if (error && !ahead) std::rethrow_exception(error);
     slot.error = error;
   }
   slot.last_use = ++uses_;
-  slot.opened = slot.opened || !ahead;
   return true;
 }
 
@@ -509,9 +580,20 @@ void ShardStore::make_file(const MdsShard& shard, std::optional<FileReader>* mad
 
 // ---- the limit of the cache ----
 
+std::uint64_t ShardStore::bytes_to_make(std::size_t number) const {
+  const MdsShard& shard = index_.shards[number];
+  return shard.raw.bytes + (shard.zip ? shard.zip->bytes : 0);
+}
+
+// With those that are being made, whose files do not have their names yet. With mutex_ held.
 std::uint64_t ShardStore::usage() const {
   std::uint64_t total = 0;
-  for (const MdsShard& shard : index_.shards) {
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].state == State::kMaking) {
+      total += bytes_to_make(i);
+      continue;
+    }
+    const MdsShard& shard = index_.shards[i];
     for (const MdsFile* file : {&shard.raw, shard.zip ? &*shard.zip : nullptr}) {
       if (file == nullptr) continue;
       const auto bytes = size_if_there(join_path(cache_, file->basename));
@@ -530,31 +612,42 @@ void ShardStore::check_remote_index() {
   if (!remote_holds_set_) another_set(cache_, source_);
 }
 
-// With mutex_ held. Removes the shards whose last use lies furthest back; never a file that is the
-// only copy, which it is where the cache is the source.
+// With mutex_ held. The last place for a shard that is not expected.
+void ShardStore::find_next_uses() {
+  for (Slot& slot : slots_) slot.next_use = std::numeric_limits<std::uint64_t>::max();
+  for (auto expected = expected_.rbegin(); expected != expected_.rend(); ++expected) {
+    slots_[expected->number].next_use = expected->first;
+  }
+}
+
+// With mutex_ held and `number` marked as being made. Removes the shards whose next use lies
+// furthest ahead, of those that are not expected the ones whose last use lies furthest back; never a
+// file that is the only copy, which it is where the cache is the source.
 bool ShardStore::make_room(std::size_t number, bool ahead) {
-  if (!options_.cache_limit || cache_ == source_) return true;
-  const MdsShard& shard = index_.shards[number];
-  if (has_whole_raw(shard)) return true;
-  const std::uint64_t needed = shard.raw.bytes + (shard.zip ? shard.zip->bytes : 0);
-  std::uint64_t used = usage();
-  while (used + needed > *options_.cache_limit) {
-    std::size_t oldest = slots_.size();
+  if (!evicts() || has_whole_raw(index_.shards[number])) return true;
+  if (usage() <= *options_.cache_limit) return true;
+  find_next_uses();
+  const auto goes_before = [](const Slot& a, const Slot& b) {
+    return a.next_use != b.next_use ? a.next_use > b.next_use : a.last_use < b.last_use;
+  };
+  do {
+    std::size_t farthest = slots_.size();
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      if (i == number || slots_[i].state == State::kMaking) continue;
+      if (slots_[i].state == State::kMaking) continue;
       if (!has_whole_raw(index_.shards[i]) || !is_copy(index_.shards[i].raw)) continue;
-      if (oldest == slots_.size() || slots_[i].last_use < slots_[oldest].last_use) oldest = i;
+      if (farthest == slots_.size() || goes_before(slots_[i], slots_[farthest])) farthest = i;
     }
-    if (oldest == slots_.size()) return true;  // what is left is being made right now
-    Slot& slot = slots_[oldest];
-    if (ahead && slot.state == State::kLocal && !slot.opened) return false;
+    // What is left is being made right now.
+    if (farthest == slots_.size()) return !ahead;
+    Slot& slot = slots_[farthest];
+    if (ahead && slot.next_use < slots_[number].next_use) return false;
     if (remote_ && !remote_holds_set_) check_remote_index();
-    const MdsShard& old = index_.shards[oldest];
+    const MdsShard& old = index_.shards[farthest];
     ::unlink(join_path(cache_, old.raw.basename).c_str());
     if (old.zip && is_copy(*old.zip)) ::unlink(join_path(cache_, old.zip->basename).c_str());
     slot.state = State::kUnknown;
-    used = usage();
-  }
+    all_there_ = false;
+  } while (usage() > *options_.cache_limit);
   return true;
 }
 

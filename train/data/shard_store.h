@@ -9,10 +9,12 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -68,10 +70,24 @@ class ShardStore {
   // The shard, its size checked, and its hash where asked. Makes it first where needed. Throws
   // Error(kDamaged) naming the file and why; kResource where the disk or the network fails.
   ShardBytes open(std::size_t number);
-  // Makes the shard in the cache ahead of its use; what fails is thrown by open(). False, and
-  // nothing done, when room could only come from shards that were made ahead and not yet opened.
-  bool make_ahead(std::size_t number);
-  // Ends downloads that run, until resume(): for threads that make shards ahead and are to stop.
+
+  // What will be read: of this shard, at this place of an order; places come ascending. A limited
+  // cache keeps what is needed soonest.
+  void expect(std::size_t number, std::uint64_t place);
+  // The reading stands at this place, all before it is read.
+  void pass(std::uint64_t place);
+  // The first place whose shard is to be made ahead now. In a limited cache the shards ahead of the
+  // one being read may take half of the limit: the other half is for those that come again soon,
+  // which would have to make room otherwise, and be made again.
+  std::optional<std::uint64_t> next_ahead();
+  // Makes that shard; what fails is thrown by open(). False, and nothing done, where there is none,
+  // or when room could only come from shards that are needed sooner.
+  bool make_next();
+  // Warns, once, when shards that one batch reads do not fit the limit together.
+  void warn_if_short(const std::set<std::size_t>& numbers);
+
+  // Ends downloads that run, until resume(), which also forgets what was expected and what failed:
+  // for threads that make shards ahead and are to stop.
   void cancel();
   void resume();
   // Whether shards have to be downloaded or decompressed before they can be read.
@@ -83,14 +99,23 @@ class ShardStore {
   enum class State : std::uint8_t { kUnknown, kMaking, kLocal, kFailed };
   struct Slot {
     State state = State::kUnknown;
-    bool opened = false;  // since it was made
     std::uint64_t last_use = 0;
+    std::uint64_t walk = 0;      // find_next()'s last that met it
+    std::uint64_t next_use = 0;  // as find_next_uses() left it
     std::exception_ptr error;
+  };
+  struct Expected {
+    std::size_t number;
+    std::uint64_t first, last;  // places, all of this shard
   };
 
   bool caches() const { return !cache_.empty(); }
-  // `made`: where to open the shard while nobody else can evict it, if this call makes it; or null.
-  bool make(std::size_t number, bool ahead, std::optional<FileReader>* made);
+  bool evicts() const { return options_.cache_limit && caches() && cache_ != source_; }
+  std::uint64_t bytes_to_make(std::size_t number) const;
+  const Expected* find_next();
+  void find_next_uses();
+  bool make_locked(std::unique_lock<std::mutex>& lock, std::size_t number, bool ahead,
+                   std::optional<FileReader>* made);
   void make_file(const MdsShard& shard, std::optional<FileReader>* made);
   std::string obtain_zip(const MdsShard& shard);
   std::string unpack_zip(const MdsShard& shard);
@@ -114,7 +139,10 @@ class ShardStore {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Slot> slots_;
-  std::uint64_t uses_ = 0;
+  std::uint64_t uses_ = 0, walks_ = 0;
+  std::deque<Expected> expected_;
+  bool all_there_ = true;  // no shard of expected_ is missing; false: unknown
+  bool warned_ = false;
 };
 
 // Throws Error(kDamaged) unless the file has the hash that `entry` gives under this name.

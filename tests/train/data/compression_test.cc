@@ -308,13 +308,6 @@ TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
     }
     ASSERT_LE(used, *options.cache_limit);
   }
-  // Shards made ahead are not thrown out for more of them; those that are needed now come in.
-  const auto ahead = std::make_shared<ShardStore>(scratch / "set", scratch / "cache2", options);
-  std::size_t made = 0;
-  while (made < 10 && ahead->make_ahead(made)) ++made;
-  EXPECT_GE(made, 4u);
-  EXPECT_LT(made, 10u);
-  EXPECT_EQ(ahead->open(9).bytes(), ahead->index().shards[9].raw.bytes);
   // Where the cache is the source, nothing is ever removed.
   const auto before = names_in(scratch / "set");
   const auto same = std::make_shared<ShardStore>(scratch / "set", scratch / "set", options);
@@ -324,6 +317,51 @@ TEST(ShardStore, KeepsToTheLimitAndToTheOnlyCopy) {
   options.cache_limit = 7000;
   expect_error(ErrorKind::kInvalidArgument, {"7000"},
                [&] { ShardStore(scratch / "set", scratch / "cache", options); });
+}
+
+std::string cached_shards(const std::string& cache, std::size_t count) {
+  std::string out;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (fs::exists(cache + fmt::format("/shard.{:05}.mds", i))) out += fmt::format("{} ", i);
+  }
+  return out;
+}
+
+TEST(ShardStore, KeepsWhatIsNeededSoonest) {
+  ScratchFolder scratch;
+  write_ids(scratch / "set");
+  ShardStoreOptions options;
+  options.cache_limit = 6 * 2000;
+  ShardStore store(scratch / "set", scratch / "cache", options);
+  ASSERT_GT(store.index().shards.size(), 10u);
+  const auto make_all = [&] {
+    while (store.make_next()) {
+    }
+    return cached_shards(scratch / "cache", store.index().shards.size());
+  };
+  const std::vector<std::size_t> order = {0, 1, 2, 0, 3, 4, 5, 1, 6, 7, 0, 8, 9};
+  for (std::size_t place = 0; place < order.size(); ++place) store.expect(order[place], place);
+  // The shard that is read, and half of the limit ahead of it.
+  EXPECT_EQ(make_all(), "0 1 2 3 ");
+  EXPECT_EQ(store.next_ahead(), std::nullopt);
+  store.open(0);
+  store.pass(4);
+  EXPECT_EQ(make_all(), "0 1 2 3 4 5 ");  // 0 is none of those ahead, but there is room for it
+  store.pass(6);
+  EXPECT_EQ(make_all(), "0 1 4 5 6 7 ");  // 2 and 3 do not come again
+  // What is needed now comes in, in the place of what is needed last.
+  store.open(9);
+  EXPECT_EQ(cached_shards(scratch / "cache", 10), "0 1 5 6 7 9 ");
+  store.open(3);
+  EXPECT_EQ(cached_shards(scratch / "cache", 10), "0 1 3 5 6 7 ");
+  store.pass(9);
+  EXPECT_EQ(store.next_ahead(), 11u);
+  EXPECT_EQ(make_all(), "0 3 6 7 8 9 ");
+  // With what was expected forgotten, the longest unused goes.
+  store.resume();
+  EXPECT_EQ(store.next_ahead(), std::nullopt);
+  store.open(2);
+  EXPECT_EQ(cached_shards(scratch / "cache", 10), "2 3 6 7 8 9 ");
 }
 
 // A cache that is the source by another name is no copy of it, and nothing in it is removed; nor where only a folder
@@ -466,7 +504,9 @@ TEST(ShardStore, WhatFailsAheadIsSaidWhenOpened) {
   fs::copy(zip_set("gz-5"), scratch / "set");
   fs::remove(scratch / "set/shard.00001.mds.gz");
   ShardStore store(scratch / "set", scratch / "cache");
-  EXPECT_TRUE(store.make_ahead(1));
+  store.expect(1, 0);
+  EXPECT_TRUE(store.make_next());
+  EXPECT_FALSE(store.make_next());  // tried once
   EXPECT_FALSE(store.is_ready(1));
   expect_error(ErrorKind::kDamaged, {"shard.00001.mds.gz", "missing"}, [&] { store.open(1); });
   fs::copy(zip_set("gz-5") + "/shard.00001.mds.gz", scratch / "set/shard.00001.mds.gz");
