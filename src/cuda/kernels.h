@@ -147,7 +147,7 @@ void transpose_topology(const BlockTopology& topology, Stream stream);
 // Floats from one token's logits to the next's: the matrix products store whole 16 bytes.
 constexpr std::int64_t router_pitch(std::int64_t num_experts) { return (num_experts + 7) / 8 * 8; }
 
-// Of router_logits and router_backward alike.
+// Of router_logits and router_backward alike, on any GPU.
 std::size_t router_workspace_bytes(std::int64_t num_tokens, std::int64_t d_model,
                                    std::int64_t num_experts);
 

@@ -1,4 +1,4 @@
-// Launches a persistent kernel: one CTA an SM, in clusters.
+// Launches kernels that fill the GPU with one CTA an SM, and those that start while the one before ends.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,26 +15,6 @@ inline int multiprocessors() {
   DROPLESS_CUDA_CHECK(cudaGetDevice(&device));
   DROPLESS_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
-}
-
-// `max_clusters`: no more than there is work for.
-template <class Kernel, class... Args>
-void launch_persistent(Kernel kernel, int threads, int shared_bytes, int cluster,
-                       long long max_clusters, cudaStream_t stream, const Args&... args) {
-  DROPLESS_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  const long long clusters = std::min<long long>(multiprocessors() / cluster, max_clusters);
-  config.gridDim = dim3(static_cast<unsigned>(clusters * cluster));
-  DROPLESS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
 }
 
 // Launches a kernel that may start while the one before it in the stream ends: it calls
@@ -57,6 +37,15 @@ void launch_dependent(void (*kernel)(Parameters...), int ctas, int threads, int 
   config.attrs = attributes;
   config.numAttrs = cluster > 1 ? 2 : 1;
   DROPLESS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+// One CTA an SM. `max_clusters`: no more than there is work for.
+template <class... Parameters, class... Args>
+void launch_persistent(void (*kernel)(Parameters...), int threads, int shared_bytes, int cluster,
+                       long long max_clusters, cudaStream_t stream, const Args&... args) {
+  const long long clusters = std::min<long long>(multiprocessors() / cluster, max_clusters);
+  launch_dependent(kernel, static_cast<int>(clusters * cluster), threads, shared_bytes, cluster,
+                   stream, args...);
 }
 
 }  // namespace dropless::cuda

@@ -33,6 +33,15 @@ decltype(cuda::grouped_gemm_two_terms) grouped_gemm_two_terms;
 decltype(cuda::grouped_gemm_weight_grad) grouped_gemm_weight_grad;
 decltype(cuda::grouped_gemm_activation) grouped_gemm_activation;
 decltype(cuda::grouped_gemm_activation_grad) grouped_gemm_activation_grad;
+
+// Both products of router_backward in one pass over x, for at most kMostRouterExperts. split_T2P: [hi | lo] of d_logits
+// in x's type, P = router_pitch(E); partials_SPD: fp32, d_router of each of `chunks` chunks of `chunk` tokens, a multiple of 64.
+inline constexpr std::int64_t kMostRouterExperts = 128;
+std::int64_t router_gradient_chunks(std::int64_t num_tokens, std::int64_t d_model,
+                                    std::int64_t num_experts);
+void router_gradients(ConstTensorView x_TD, ConstTensorView router_ED, const void* split_T2P,
+                      std::int64_t chunk, std::int64_t chunks, TensorView d_x_TD,
+                      float* partials_SPD, Stream stream);
 }  // namespace sm90
 
 namespace mma {

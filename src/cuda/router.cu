@@ -5,8 +5,10 @@
 // by side along the experts' axis: [T, 2 P] with P the padded number of experts.
 //
 //   d_x       = [hi | lo] [Wr; Wr]                      k runs over 2 P
-//   d_router  = sum over chunks of tokens, in order, of (hi^T x + lo^T x): one expert would give
-//               too few tiles, so the tokens are cut into chunks that pose as experts
+//   d_router  = sum over chunks of tokens, in order, of (hi^T x + lo^T x)
+//
+// Hopper has one kernel for both (device/router_gradients.cuh) as long as the experts fit it. Elsewhere the chunks of tokens
+// pose as experts of the main loop, since one expert would give too few tiles.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -17,6 +19,7 @@
 #include "src/cuda/device/scheduler.cuh"
 #include "src/cuda/element.h"
 #include "src/cuda/kernels.h"
+#include "src/cuda/path.h"
 
 namespace dropless::cuda {
 namespace {
@@ -66,17 +69,16 @@ __global__ void __launch_bounds__(kThreads)
   stacked_2PD[i + static_cast<std::int64_t>(pitch) * vectors] = value;
 }
 
+// `parts` of `part` elements each, of which the first `elements` count.
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
-    sum_chunks_kernel(const float* partials_S2PD, int chunks, int experts, int pitch, int width,
-                      Element* out_ED) {
+    sum_parts_kernel(const float* partials_SPD, int parts, std::int64_t part, std::int64_t elements,
+                     Element* out_ED) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= static_cast<std::int64_t>(experts) * width) return;
-  const std::int64_t half = static_cast<std::int64_t>(pitch) * width;
+  if (i >= elements) return;
   float sum = 0.0f;
-  for (int s = 0; s < chunks; ++s) {
-    sum += partials_S2PD[2 * s * half + i] + partials_S2PD[(2 * s + 1) * half + i];
-  }
+#pragma unroll 8
+  for (int s = 0; s < parts; ++s) sum += partials_SPD[s * part + i];
   out_ED[i] = static_cast<Element>(sum);
 }
 
@@ -89,8 +91,12 @@ struct Buffers {
   void* split_T2P;  // x's type
   void* stacked_2PD;
   std::int64_t* chunk_offsets;
-  float* partials_S2PD;
+  float* partials_SPD;  // two of each chunk where hi and lo are summed apart
 };
+
+bool in_one_pass(std::int64_t experts) {
+  return !portable_path() && experts <= sm90::kMostRouterExperts;
+}
 
 // Enough chunks for one wave of clusters.
 std::int64_t chunk_count(std::int64_t tokens, std::int64_t d_model, std::int64_t pitch) {
@@ -106,11 +112,13 @@ Buffers carve(WorkspaceCarver& carver, std::int64_t tokens, std::int64_t d_model
               std::int64_t experts) {
   const std::int64_t pitch = router_pitch(experts);
   const std::int64_t chunks = chunk_count(tokens, d_model, pitch);
+  const std::int64_t parts =
+      std::max(2 * chunks, sm90::router_gradient_chunks(tokens, d_model, experts));
   return {.row_tiles = carver.take_bytes(row_tiles_bytes(tokens, 1, kBlockM)),
           .split_T2P = carver.take<std::uint16_t>(tokens * 2 * pitch),
           .stacked_2PD = carver.take<std::uint16_t>(2 * pitch * d_model),
           .chunk_offsets = carver.take<std::int64_t>(chunks + 1),
-          .partials_S2PD = carver.take<float>(chunks * 2 * pitch * d_model)};
+          .partials_SPD = carver.take<float>(parts * pitch * d_model)};
 }
 
 Buffers carve(void* workspace, const ConstTensorView& x_TD, const ConstTensorView& router_ED) {
@@ -156,7 +164,9 @@ void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const floa
                      TensorView d_x_TD, TensorView d_router_ED, void* workspace, Stream stream) {
   const std::int64_t T = x_TD.shape[0], D = x_TD.shape[1], E = router_ED.shape[0];
   const std::int64_t P = router_pitch(E);
-  const std::int64_t chunks = chunk_count(T, D, P);
+  const bool one_pass = in_one_pass(E) && T > 0;
+  const std::int64_t chunks =
+      one_pass ? sm90::router_gradient_chunks(T, D, E) : chunk_count(T, D, P);
   const std::int64_t chunk = round_up(ceil_div(T, chunks), 64);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const Buffers buffers = carve(workspace, x_TD, router_ED);
@@ -168,16 +178,21 @@ void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const floa
         static_cast<decltype(element)*>(buffers.split_T2P), buffers.chunk_offsets);
   });
   const ConstTensorView split(buffers.split_T2P, x_TD.dtype, {T, 2 * P}, device);
-  grouped_gemm_weight_grad(split, x_TD, buffers.chunk_offsets,
-                           {buffers.partials_S2PD, DType::kFloat32, {chunks, 2 * P, D}, device},
-                           false, choose_weight_grad(D), stream);
+  if (one_pass) {
+    sm90::router_gradients(x_TD, router_ED, buffers.split_T2P, chunk, chunks, d_x_TD,
+                           buffers.partials_SPD, stream);
+  } else {
+    grouped_gemm_weight_grad(split, x_TD, buffers.chunk_offsets,
+                             {buffers.partials_SPD, DType::kFloat32, {chunks, 2 * P, D}, device},
+                             false, choose_weight_grad(D), stream);
+  }
   for_16_bit(x_TD.dtype, "router_backward", [&](auto element) {
-    sum_chunks_kernel<<<blocks_for(E * D), kThreads, 0, cuda_stream>>>(
-        buffers.partials_S2PD, static_cast<int>(chunks), static_cast<int>(E), static_cast<int>(P),
-        static_cast<int>(D), static_cast<decltype(element)*>(d_router_ED.data));
+    sum_parts_kernel<<<blocks_for(E * D), kThreads, 0, cuda_stream>>>(
+        buffers.partials_SPD, static_cast<int>(one_pass ? chunks : 2 * chunks), P * D, E * D,
+        static_cast<decltype(element)*>(d_router_ED.data));
   });
 
-  if (T > 0) {
+  if (T > 0 && !one_pass) {
     stack_kernel<<<blocks_for(P * (D / 8)), kThreads, 0, cuda_stream>>>(
         static_cast<const uint4*>(router_ED.data), static_cast<int>(E), static_cast<int>(P),
         static_cast<int>(D / 8), static_cast<uint4*>(buffers.stacked_2PD));

@@ -343,11 +343,14 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   } else {
     __syncthreads();
   }
+  ptx::dependency_wait();
 
   if (warpgroup == 0) {
     ptx::register_decrease<kLoaderRegisters>();
     if (warp == 0 && ptx::elect_one()) {
       Loader::run(pipeline, works, operands, rank);
+      // Not before: the CTAs of small kernels would crowd on the first multiprocessors that are free.
+      ptx::launch_dependents();
     } else if (warp == 1 && ptx::elect_one()) {
       works.announce(Schedule(schedule_params, rank));
     } else if constexpr (Tile::kGathersA) {
