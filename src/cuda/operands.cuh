@@ -4,7 +4,7 @@
 #include "src/common/math.h"
 #include "src/cuda/device/gemm.cuh"
 #include "src/cuda/element.h"
-#include "src/cuda/kernels.h"
+#include "src/cuda/path.h"
 #include "src/cuda/tensor_map.h"
 
 namespace dropless::cuda {
@@ -37,7 +37,7 @@ inline GatherJob job_beside(const GatherBeside& beside, cudaStream_t stream) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   if (bytes % 16 != 0 || beside.top_k > kBesideMostTopK ||
       tokens * ceil_div(bytes, std::int64_t{16}) > kMost) {
-    gather(beside.x_TD, beside.rows_TK, beside.top_k, beside.x_RD, stream);
+    gather_before(beside, stream);
     return {};
   }
   return {.from = static_cast<const char*>(beside.x_TD.data),

@@ -128,9 +128,18 @@ struct BackwardBuffers {
   void* bias_space;  // with expert biases
 };
 
+// Of d_out's rows; every other slab's are in dW1 before that is written, if it is one piece of memory.
+Slabs cut_d_out(const Sizes& s, bool beside_w1) {
+  const std::int64_t spare = beside_w1 && s.R > 0 ? s.E * s.F * s.D / s.R : 0;
+  return cut_slabs(s.D, {s.C, spare}, /*ends_in_second=*/true, kColumnTile);
+}
+
 std::int64_t score_parts(const Sizes& s) { return ceil_div(s.F, cuda::kActivationGradColumns); }
 
 BackwardBuffers carve_backward(WorkspaceCarver& carver, const MoEConfig& config, const Sizes& s) {
+  // Sums of columns are taken of d_gate, of d_up and of d_out's slabs.
+  const std::int64_t summed =
+      std::max({s.F, cut_d_out(s, true).widest(), cut_d_out(s, false).widest()});
   return {.logits_TP = carver.take<float>(s.T * s.P),
           .d_logits_TP = carver.take<float>(s.T * s.P),
           .weights_R = carver.take<float>(s.R),
@@ -143,8 +152,7 @@ BackwardBuffers carve_backward(WorkspaceCarver& carver, const MoEConfig& config,
           .scaled_h_RF = carver.take<std::uint16_t>(s.R * s.F),
           .rows_RC = carver.take<std::uint16_t>(s.R * s.C),
           .bias_space = carver.take_bytes(
-              config.expert_bias ? cuda::column_sums_workspace_bytes(s.R, s.E, std::max(s.F, s.C))
-                                 : 0)};
+              config.expert_bias ? cuda::column_sums_workspace_bytes(s.R, s.E, summed) : 0)};
 }
 
 // Tells observe.h of the parts, with their formulas: sizes of 16-bit tensors in elements, of fp32 ones
@@ -368,13 +376,13 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
     return cuda::GatherBeside{columns(from_TD, slab.begin, slab.width), rows_TK, s.K,
                               rows_of(space, slab)};
   };
+  const auto gathered_elements = [&](const cuda::GatherBeside& job) {
+    return job ? static_cast<double>(s.T + s.R) * static_cast<double>(job.x_RD.shape[1]) : 0;
+  };
   const auto gather = [&](const cuda::GatherBeside& job) {
     if (!job) return;
     cuda::gather(job.x_TD, rows_TK, s.K, job.x_RD, stream);
-    told.moved("gather", static_cast<double>(s.T + s.R) * static_cast<double>(job.x_RD.shape[1]));
-  };
-  const auto beside_elements = [&](const cuda::GatherBeside& job) {
-    return job ? static_cast<double>(s.T + s.R) * static_cast<double>(job.x_RD.shape[1]) : 0;
+    told.moved("gather", gathered_elements(job));
   };
   const auto weight_gradient =
       [&](const char* name, const TensorView& a_RF, const TensorView& rows_RC, const Slab& slab,
@@ -383,12 +391,10 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                                        columns(out_EFD, slab.begin, slab.width), false,
                                        cuda::choose_weight_grad(slab.width), stream, beside);
         // The same three operands as the down's.
-        told.product(name, s.F, static_cast<double>(slab.width), beside_elements(beside));
+        told.product(name, s.F, static_cast<double>(slab.width), gathered_elements(beside));
       };
 
-  // Columns of R rows that fit into dW1.
-  const std::int64_t spare = grads.w1_EFD.contiguous() && s.R > 0 ? s.E * s.F * s.D / s.R : 0;
-  const Slabs d_out_slabs = cut_slabs(s.D, {s.C, spare}, /*ends_in_second=*/true, kColumnTile);
+  const Slabs d_out_slabs = cut_d_out(s, grads.w1_EFD.contiguous());
   const Slabs x_slabs = cut_slabs(s.D, {s.C, s.F}, /*ends_in_second=*/false, kColumnTile);
   void* const d_out_spaces[] = {buffers.rows_RC, grads.w1_EFD.data};
   void* const x_spaces[] = {buffers.rows_RC, buffers.scaled_h_RF};
@@ -431,7 +437,7 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                          beside);
     }
     told.product("d_x", told.planes() * s.F, static_cast<double>(slab.width),
-                 beside_elements(beside));
+                 gathered_elements(beside));
     cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, slab.begin, slab.width),
                   stream, drops(config));
     told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * static_cast<double>(slab.width));

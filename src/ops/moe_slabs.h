@@ -21,6 +21,11 @@ struct Slabs {
   int count = 0;
   const Slab& operator[](int i) const { return all[static_cast<std::size_t>(i)]; }
   const Slab& back() const { return (*this)[count - 1]; }
+  std::int64_t widest() const {
+    std::int64_t width = 0;
+    for (int i = 0; i < count; ++i) width = std::max(width, (*this)[i].width);
+    return width;
+  }
   // Whether the rows of slab i + 1 may come while those of slab i are read.
   bool apart(int i) const { return i + 1 < count && (*this)[i].space != (*this)[i + 1].space; }
 };

@@ -13,6 +13,7 @@
 
 #include "dropless/error.h"
 #include "dropless/observe.h"
+#include "src/cuda/kernels.h"
 #include "tests/cuda/gpu_layer.h"
 
 namespace dropless::testing {
@@ -60,7 +61,7 @@ std::string case_name(const ::testing::TestParamInfo<MoECuda::ParamType>& info) 
 
 // Partial row tiles, partial column tiles, partial slices of k, one token, one expert, K = E, more
 // experts than tokens, numbers of experts that are no multiple of 4; d_model in several slabs; experts
-// so wide that rows are gathered before the up projection.
+// so wide that rows are gathered before the up projection; so few rows that all of d_out's lie in dW1.
 const LayerCase kShapes[] = {
     {300, config_of(8, 2, 64, 40)},
     {517, config_of(6, 4, 192, 328, Activation::kGelu, false, 1)},
@@ -73,6 +74,7 @@ const LayerCase kShapes[] = {
     {1000, config_of(64, 8, 512, 520)},
     {90, config_of(4, 2, 264, 2056)},
     {600, config_of(16, 2, 1032, 304, Activation::kSilu, true, 1)},
+    {2048, config_of(16, 2, 1536, 256)},
 };
 INSTANTIATE_TEST_SUITE_P(, MoECuda,
                          ::testing::Combine(::testing::ValuesIn(kShapes),
@@ -125,6 +127,22 @@ class MoECudaLayer : public ::testing::Test {
     if (!gpu_supported()) GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
   }
 };
+
+// Of d_out's rows, which lie in dW1 where that has room for all columns: needs no GPU.
+TEST(MoECudaWorkspace, HoldsTheBiasSumsOfTheWidestSlab) {
+  const struct {
+    std::int64_t tokens;
+    MoEConfig config;
+  } layers[] = {{4096, config_of(64, 8, 2048, 1024)}, {2048, config_of(16, 2, 1536, 256)}};
+  for (const auto& [tokens, config] : layers) {
+    const auto bytes = [&, tokens = tokens](const MoEConfig& c) {
+      return moe_backward_workspace_bytes(c, tokens, DType::kBFloat16, kGpu);
+    };
+    EXPECT_GE(bytes(with_bias(config)) - bytes(config),
+              cuda::column_sums_workspace_bytes(tokens * config.top_k, config.num_experts,
+                                                config.d_model));
+  }
+}
 
 TEST_F(MoECudaLayer, AllTokensToOneExpert) {
   MoECase c(with_bias(config_of(16, 1, 128, 96)), 700, DType::kBFloat16, 3);

@@ -31,6 +31,12 @@ TEST(MoESlabs, OfKnownModels) {
   EXPECT_EQ(widths_and_spaces(cut_slabs(8, {8, 100}, true, kTile)), (Pairs{{8, 0}}));
 }
 
+TEST(MoESlabs, KnowTheWidest) {
+  EXPECT_EQ(cut_slabs(2048, {768, 1024}, false, kTile).widest(), 768);
+  EXPECT_EQ(cut_slabs(1536, {768, 4096}, true, kTile).widest(), 1536);
+  EXPECT_EQ(cut_slabs(8, {8, 0}, false, kTile).widest(), 8);
+}
+
 TEST(MoESlabs, CoverAllColumnsWithinTheirSpaces) {
   std::mt19937 random(5);
   for (int round = 0; round < 2000; ++round) {
