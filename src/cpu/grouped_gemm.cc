@@ -184,7 +184,8 @@ void grouped_gemm(const GroupedGemmArgs& args) {
           product.b[i] = {.data = at(term.b, term.b_dtype, first_b),
                           .dtype = term.b_dtype,
                           .rows = nullptr,
-                          .stride = args.transpose_b ? args.k : args.n};
+                          .stride = args.transpose_b ? args.k : args.n,
+                          .whole_k = args.transpose_b ? args.k : 0};
         }
         loops.gemm_block(product);
       });

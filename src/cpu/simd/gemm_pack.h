@@ -121,6 +121,20 @@ void touch_rows(const GemmOperand& operand, std::int64_t begin, std::int64_t end
   asm volatile("" : : "r"(sum));
 }
 
+// Before elements [first, first + k) of rows that lie along k are packed: where a step begins a page's worth of
+// GemmOperand::whole_k, all of that is read, in longer runs than a step's.
+template <class S>
+void touch_pages(const GemmOperand& operand, std::int64_t begin, std::int64_t end,
+                 std::int64_t first, std::int64_t k) {
+  constexpr std::int64_t kPage = 4096 / sizeof(S);
+  if (operand.whole_k <= k) return touch_rows<S>(operand, begin, end, first, k);
+  const std::int64_t page = (first + k - 1) / kPage * kPage;  // the last begun within the step
+  if (first != 0 && page < first) return;
+  const std::int64_t from = first == 0 ? 0 : page;
+  const std::int64_t to = page + kPage < operand.whole_k ? page + kPage : operand.whole_k;
+  touch_rows<S>(operand, begin, end, from, to - from);
+}
+
 // The same before row i of [0, rows) is packed, where a group begins.
 template <class S>
 [[gnu::always_inline]] inline void touch_ahead(const GemmOperand& operand, std::int64_t i,
@@ -195,7 +209,7 @@ void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, s
     const auto row = [&](std::int64_t r) {
       return static_cast<const S*>(b.data) + source_row(b, j + r) * b.stride + first;
     };
-    touch_rows<S>(b, j, j + n, first, k);
+    touch_pages<S>(b, j, j + n, first, k);
     std::int64_t p = 0;
     for (; n == L && p + L <= k; p += L) {
       Vec<T> block[L];
@@ -321,7 +335,7 @@ void pack_b_along(const GemmOperand& b, std::int64_t cols, std::int64_t first, s
   for (std::int64_t j = 0; j < cols; j += 16) {
     BFloat16* panel = to + j / 32 * 32 * depth + j % 32 * 2;
     const int n = static_cast<int>(cols - j < 16 ? cols - j : 16);
-    touch_rows<BFloat16>(b, j, j + n, first, k);
+    touch_pages<BFloat16>(b, j, j + n, first, k);
     for (std::int64_t p = 0; p < k; p += 32) {
       const auto mask = static_cast<__mmask32>(k - p < 32 ? (1u << (k - p)) - 1 : ~0u);
       Vec<float> block[16] = {};

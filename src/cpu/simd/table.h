@@ -22,6 +22,8 @@ struct GemmOperand {
   DType dtype{};
   const std::int32_t* rows = nullptr;
   std::int64_t stride = 0;
+  // Of one that lies along k and is packed step after step: how far.
+  std::int64_t whole_k = 0;
 };
 
 // One block of a product: out [rows, cols] = sum over terms of A [rows, k] B [k, cols], summed in
