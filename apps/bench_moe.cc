@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/bench_case.h"
@@ -55,10 +56,20 @@ struct BenchMoeVerb {
 LayerShape parse_shape(const std::string& text) {
   LayerShape s{};
   char end = 0;
-  if (std::sscanf(text.c_str(), "%ld,%ld,%ld,%ld,%ld%c", &s.T, &s.d, &s.f, &s.E, &s.k, &end) != 5 ||
-      s.T < 1 || s.d < 1 || s.f < 1 || s.E < 1 || s.k < 1 || s.k > s.E) {
-    throw Error(ErrorKind::kInvalidArgument, "--shape " + text + " is not T,d,f,E,k",
-                "five numbers, as in 32768,2048,1024,64,8");
+  const auto refuse = [&](const std::string& why, const std::string& hint) {
+    throw Error(ErrorKind::kInvalidArgument, "--shape " + text + why, hint);
+  };
+  if (std::sscanf(text.c_str(), "%ld,%ld,%ld,%ld,%ld%c", &s.T, &s.d, &s.f, &s.E, &s.k, &end) != 5) {
+    refuse(" is not T,d,f,E,k", "five numbers, as in 32768,2048,1024,64,8");
+  }
+  const std::pair<const char*, std::int64_t> sizes[] = {
+      {"T", s.T}, {"d", s.d}, {"f", s.f}, {"E", s.E}, {"k", s.k}};
+  for (const auto& [name, size] : sizes) {
+    if (size < 1) refuse(fmt::format(" (T,d,f,E,k) has {} = {}", name, size), "each is at least 1");
+  }
+  if (s.k > s.E) {
+    refuse(fmt::format(" (T,d,f,E,k) gives a token k = {} of E = {} experts", s.k, s.E),
+           "k is at most E");
   }
   return s;
 }
@@ -367,6 +378,10 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   const at::Device device = choose_device(verb.device);
   std::optional<OwnStream> stream;
   if (device.is_cuda()) stream.emplace(device);
+  std::vector<RoutingChoice> routings;
+  for (const std::string& text : verb.routings) routings.push_back(parse_routing(text));
+  std::optional<RivalProgram> program;
+  if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
   nlohmann::ordered_json json{{"device", describe_device(device)},
                               {"rows", nlohmann::ordered_json::array()}};
   if (!verb.json) {
@@ -374,10 +389,6 @@ void run_bench_moe(const BenchMoeVerb& verb) {
               << "\n";
     print_header();
   }
-  std::vector<RoutingChoice> routings;
-  for (const std::string& text : verb.routings) routings.push_back(parse_routing(text));
-  std::optional<RivalProgram> program;
-  if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
   for (const LayerShape& shape : shapes) {
     for (const RoutingChoice& routing : routings) {
       empty_cache(device);
@@ -431,7 +442,8 @@ void add_bench_verb(CLI::App& app) {
       ->excludes(routing);
   moe->add_flag("--kernels", verb->kernels,
                 "also the layer's time part by part, on a GPU: each beside what its operations or "
-                "bytes would take at the rates of the dense products and of a copy");
+                "bytes would take at the rates of the dense products and of a copy")
+      ->excludes("--decode");
   moe->add_option("--rivals", verb->rival_command,
                   "a program whose layers take turns with the others, such as \"python3 "
                   "benchmarks/moe_rivals.py\" (transformers, sonic-moe)")

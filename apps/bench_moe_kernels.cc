@@ -47,7 +47,7 @@ class PartEvents {
       auto total = std::find_if(totals.begin(), totals.end(),
                                 [&](const Part& known) { return known.name == part.name; });
       if (total == totals.end()) {
-        total = totals.insert(totals.end(), Part{.name = part.name});
+        total = totals.insert(totals.end(), Part{.name = part.name, .ms = {}});
         ms.push_back(0.0);
       }
       ++total->calls;

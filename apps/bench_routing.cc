@@ -69,6 +69,10 @@ RoutingChoice parse_routing(const std::string& text) {
   if (path_exists(join_path(text, "metrics.jsonl"))) {
     return {"run", Routing::kLoads, loads_of_run(text)};
   }
+  if (path_exists(text)) {
+    throw Error(ErrorKind::kInvalidArgument, "--routing " + text + " has no metrics.jsonl",
+                "name the folder that a run of `dropless train` wrote (save_folder)");
+  }
   throw Error(ErrorKind::kInvalidArgument, "unknown --routing " + text,
               "one of: router, uniform, zipf, or the folder of a run");
 }

@@ -83,9 +83,9 @@ void expect_workspace(const char* op, const void* workspace, std::size_t bytes,
 }
 
 void expect_cpu(const char* op, const ConstTensorView& view) {
-  DROPLESS_CHECK(view.device.type == DeviceType::kCpu,
-                 concat(op, ": this build has no CUDA kernel for ", op),
-                 "keep the tensors on the CPU");
+  DROPLESS_CHECK(view.device.type == DeviceType::kCpu, concat(op, ": runs on the CPU only"),
+                 "keep its tensors on the CPU; moe.h and block_sparse.h have the layer and its "
+                 "products on a GPU");
 }
 
 void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k) {

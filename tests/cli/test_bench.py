@@ -86,6 +86,10 @@ class BenchMoeTest(CommandTest):
             self.assertLess(row["rivals_differ_by"], 1e-5)
         result = self.run_command(*arguments, "--shape", "64,32,16,4,2")
         self.assertEqual((result.returncode, "8 experts" in result.stderr), (2, True), result.stderr)
+        (run / "metrics.jsonl").unlink()
+        result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
+        self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
+        self.assertIn("--routing run has no metrics.jsonl", result.stderr)
         for line in ('{"step": 1}', '{"step": 1, "mb_moe/tokens_per_expert": [[1, "a"]]}'):
             (run / "metrics.jsonl").write_text(line + "\n")
             result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
@@ -158,15 +162,18 @@ for line in sys.stdin:
             self.assertLess(row["rival_differs_by"], 1e-5)
         lines = self.check_command(*arguments, "--shape", "3,32,48,8,2").splitlines()
         self.assertEqual(len(lines), 3)
-        refused = self.run_command(*arguments, "--routing", "zipf")
-        self.assertEqual(refused.returncode, 2)
-        self.assertIn("--routing", refused.stderr)
+        for option in (["--routing", "zipf"], ["--kernels"]):
+            refused = self.run_command(*arguments, *option)
+            self.assertEqual(refused.returncode, 2)
+            self.assertIn(option[0], refused.stderr)
 
     def test_refuses_what_is_no_shape(self):
         for shape in ["64,32,48,4", "64,32,48,4,5", "0,32,48,4,2", "64,32,48,4,2,1", "a"]:
             result = self.run_command("bench", "moe", "--device", "cpu", "--shape", shape)
             self.assertEqual(result.returncode, 2, shape)
             self.assertIn("T,d,f,E,k", result.stderr)
+        for shape, said in (("64,32,48,4,5", "k = 5 of E = 4"), ("0,32,48,4,2", "T = 0"), ("64,-8,48,4,2", "d = -8")):
+            self.assertIn(said, self.run_command("bench", "moe", "--device", "cpu", "--shape", shape).stderr)
 
 
 if __name__ == "__main__":

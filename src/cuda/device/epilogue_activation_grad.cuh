@@ -20,8 +20,8 @@ namespace dropless::cuda {
 // turns: a warp that computes for longer than its products in flight last lets the tensor cores wait,
 // and above all where the other consumer computes at the same time.
 //
-// t waits as fp16, scaled by a power of two of the thread's own: three bits more than bf16, and no
-// gradient is too small. That of the first pieces waits in shared memory, where a' of the first will
+// t waits as fp16, scaled by a power of two of the thread's own: three bits more than bf16. A thread has two rows, and what is
+// below 1e-9 of the larger one's greatest t loses bits, below 1e-12 all. That of the first pieces waits in shared memory, where a' of the first will
 // lie and behind it: there are no registers for it.
 template <class Tile, DeviceActivation kActivation, bool kGlu>
 class ActivationGradEpilogue {
