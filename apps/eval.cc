@@ -112,6 +112,11 @@ void run_eval(EvalVerb verb) {
     throw Error(ErrorKind::kInvalidArgument, "--split needs --data",
                 "a config names its splits: eval_loader.dataset.split=NAME");
   }
+  if (!path_exists(verb.target)) {
+    throw Error(
+        ErrorKind::kInvalidArgument, "there is no " + verb.target,
+        "name a YAML file, or the folder of a model: a run, a checkpoint or a Hugging Face folder");
+  }
   const bool is_model = is_folder(verb.target);
   if (is_model && !verb.overrides.empty()) {
     throw Error(ErrorKind::kInvalidArgument,

@@ -226,6 +226,8 @@ class BadInputTest(CommandTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("'EleutherAI/gpt-neox-20b'", result.stderr)
         self.check_command("eval", "run", "--data", "data", "--split", "val")
+        self.refuse(2, 'did you mean "bytes"', "train", self.config, *short[:2], "tokenizer={name: byte}", "save_folder=other")
+        self.refuse(2, "the folder of a model", "eval", "nothing")
         text = '{"text":{"t":"str","v":"some text"}}\n' * 16
         self.check_command("data", "write", "texts", "--columns", '{"text":"str"}', input=text)
         self.refuse(

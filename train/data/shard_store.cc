@@ -280,7 +280,8 @@ void ShardStore::check_files() const {
     const std::string path = packed ? join_path(source_, shard.zip->basename) : raw_path;
     require_file(path);
     if (::access(path.c_str(), R_OK) != 0) {
-      throw Error(ErrorKind::kInvalidArgument, path + ": no right to read this shard");
+      throw Error(ErrorKind::kInvalidArgument, path + ": no right to read this shard",
+                  "give this user the right to read it");
     }
     const std::uint64_t bytes = file_bytes(path),
                         want = packed ? shard.zip->bytes : shard.raw.bytes;

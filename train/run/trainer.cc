@@ -192,10 +192,12 @@ void Trainer::open_data() {
     tokenizer_ = source.locate("tokenizer.name", [&] { return make_tokenizer(config_.tokenizer); });
   } else {
     // LLM Foundry's files name tokenizers of the Hugging Face hub; stored token ids do without.
-    const std::string nearest = nearest_word(config_.tokenizer, {"bytes"});
-    log_warning("{}: tokenizer '{}' is not here: only sets of token ids can be read{}",
-                source.where("tokenizer.name"), config_.tokenizer,
-                nearest.empty() ? "" : "; did you mean \"" + nearest + "\"?");
+    if (const std::string nearest = nearest_word(config_.tokenizer, {"bytes"}); !nearest.empty()) {
+      source.fail("tokenizer.name", fmt::format("tokenizer '{}' is not here", config_.tokenizer),
+                  fmt::format("did you mean \"{}\"?", nearest));
+    }
+    log_warning("{}: tokenizer '{}' is not here: only sets of token ids can be read",
+                source.where("tokenizer.name"), config_.tokenizer);
   }
   if (config_.callbacks.generate) {
     config_.callbacks.generate->options.ends_early = [] { return stop_signal() != 0; };
