@@ -64,6 +64,9 @@ struct MoEConfig {
 };
 
 // All weights and x have one dtype (fp32 or fp64; bf16 and fp16 with fp32 accumulation).
+//
+// Gate and up may be the two halves of one [E, 2 F, D] tensor, and their gradients too: of w1_EFD and v1_EFD stride[0],
+// from one expert's matrix to the next, may be more than F D.
 struct MoEWeights {
   ConstTensorView router_ED;
   ConstTensorView w1_EFD;  // gate (GLU) or up (MLP)
@@ -93,6 +96,9 @@ struct MoESaved {
 };
 
 // Gradients; each is overwritten. Rows of experts that received no token are exactly zero.
+//
+// Those of w1, v1 and w2 have x's dtype, or fp32 where that has 16 bits: to an fp32 one the call's sums are added, without being
+// rounded, so that it collects several calls'.
 struct MoEGradients {
   TensorView x_TD;
   TensorView router_ED;

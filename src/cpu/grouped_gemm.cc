@@ -174,8 +174,9 @@ void grouped_gemm(const GroupedGemmArgs& args) {
             .accumulate = args.accumulate};
         for (int i = 0; i < args.num_terms; ++i) {
           const GroupedGemmTerm& term = args.terms[i];
+          const std::int64_t step = term.b_stride != 0 ? term.b_stride : args.n * args.k;
           const std::int64_t first_b =
-              block.group * args.n * args.k + (args.transpose_b ? block.col * args.k : block.col);
+              block.group * step + (args.transpose_b ? block.col * args.k : block.col);
           product.a[i] = {
               .data = term.a_rows == nullptr ? at(term.a, term.a_dtype, row * args.k) : term.a,
               .dtype = term.a_dtype,
@@ -202,8 +203,10 @@ void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args) {
       outputs, shape, args.workspace, args.workspace_bytes, [&](const Block& block, void* slot) {
         const std::int64_t first = args.offsets[block.group],
                            rows = outputs.group_size(block.group);
-        const std::int64_t to = (block.group * args.m + block.row) * args.n + block.col;
+        const std::int64_t step = args.out_stride != 0 ? args.out_stride : args.m * args.n;
+        const std::int64_t to = block.group * step + block.row * args.n + block.col;
         char* out = const_cast<char*>(at(args.out, args.out_dtype, to));
+        if (rows == 0 && args.accumulate) return;
         if (rows == 0) return fill_zero(out, args.out_dtype, args.n, block);
         GemmBlock product{.rows = block.rows,
                           .cols = block.cols,
@@ -216,7 +219,8 @@ void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args) {
                           .out = out,
                           .out_dtype = args.out_dtype,
                           .out_stride = args.n,
-                          .slot = slot};
+                          .slot = slot,
+                          .accumulate = args.accumulate};
         product.a[0] = {.data = at(args.a, args.a_dtype, first * args.m + block.row),
                         .dtype = args.a_dtype,
                         .rows = nullptr,

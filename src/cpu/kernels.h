@@ -205,6 +205,7 @@ struct GroupedGemmTerm {
       nullptr;  // row r of the product reads row a_rows[r] of a; null: row r
   const void* b = nullptr;
   DType b_dtype{};
+  std::int64_t b_stride = 0;  // elements from one group's matrix to the next; 0: n k
 };
 
 // out[r] = sum over terms of a[r] B_e (transpose_b: a[r] B_e^T), r in group e. The terms share
@@ -237,6 +238,8 @@ struct GroupedGemmWeightGradArgs {
   DType out_dtype;
   void* workspace;
   std::size_t workspace_bytes;
+  std::int64_t out_stride = 0;  // elements from one group's matrix to the next; 0: m n
+  bool accumulate = false;      // adds to `out`, which has the accumulator's type
 };
 
 // One way through the blocks of a block-sparse matrix: its block rows, or its block columns. Line l

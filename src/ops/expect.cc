@@ -53,6 +53,14 @@ void expect_tensor(const char* op, const char* name, const ConstTensorView& view
                  concat(op, ": ", name, " ", describe(view), " has no memory"));
 }
 
+void expect_matrices(const char* op, const char* name, const ConstTensorView& view,
+                     const Expected& expected, Device device) {
+  ConstTensorView together = view;
+  const std::int64_t matrix = expected.view.shape[1] * expected.view.shape[2];
+  if (view.rank == 3 && view.stride[0] > matrix) together.stride[0] = matrix;
+  expect_tensor(op, name, together, expected, device);
+}
+
 void expect_tensor_or_absent(const char* op, const char* name, const ConstTensorView& view,
                              const Expected& expected, Device device) {
   if (view) expect_tensor(op, name, view, expected, device);

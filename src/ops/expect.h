@@ -21,6 +21,10 @@ struct Expected {
 void expect_tensor(const char* op, const char* name, const ConstTensorView& view,
                    const Expected& expected, Device device);
 
+// As expect_tensor, of three dimensions, but its matrices may lie further apart, as halves of [E, 2 F, D] do.
+void expect_matrices(const char* op, const char* name, const ConstTensorView& view,
+                     const Expected& expected, Device device);
+
 // As expect_tensor, but absent views pass.
 void expect_tensor_or_absent(const char* op, const char* name, const ConstTensorView& view,
                              const Expected& expected, Device device);

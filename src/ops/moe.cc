@@ -166,8 +166,8 @@ struct Layer : MoEProducts {
   void up(const Networks& nets, std::int64_t rows, const ConstTensorView& w1,
           const ConstTensorView& b1, const ConstTensorView& v1, const ConstTensorView& bv1,
           const TensorView& gate, const TensorView& up, void* h) const {
-    expand(nets, x_TD.data, w1.data, b1.data, gate.data);
-    if (config.glu) expand(nets, x_TD.data, v1.data, bv1.data, up.data);
+    expand(nets, x_TD.data, w1, b1.data, gate.data);
+    if (config.glu) expand(nets, x_TD.data, v1, bv1.data, up.data);
     kernels.activation_forward({.dtype = s.dtype,
                                 .activation = config.activation,
                                 .size = rows * nets.width,
@@ -198,12 +198,11 @@ void bias_backward(const Layer& layer, const MoESaved& saved, const ConstTensorV
     }
   });
   layer.row_products(experts, 1, buffers.weights_R, s.sums, s.D, d_out_TD.data, experts.tokens,
-                     grads.b2_ED.data);
-  layer.row_products(experts, 1, buffers.ones_R, s.sums, s.F, buffers.g_RF, nullptr,
-                     grads.b1_EF.data);
+                     grads.b2_ED);
+  layer.row_products(experts, 1, buffers.ones_R, s.sums, s.F, buffers.g_RF, nullptr, grads.b1_EF);
   if (layer.config.glu) {
     layer.row_products(experts, 1, buffers.ones_R, s.sums, s.F, buffers.d_up_RF, nullptr,
-                       grads.bv1_EF.data);
+                       grads.bv1_EF);
   }
 }
 
@@ -213,13 +212,13 @@ void shared_bias_backward(const Layer& layer, const ConstTensorView& d_out_TD,
   const MoESizes& s = layer.s;
   const Networks shared = layer.shared();
   layer.row_products(shared, 1, buffers.shared_weights_T, s.sums, s.D, d_out_TD.data, nullptr,
-                     grads.shared_b2_D.data);
+                     grads.shared_b2_D);
   scale_sums(s.sums, s.T, 1, nullptr, buffers.shared_weights_T);  // ones
   layer.row_products(shared, 1, buffers.shared_weights_T, s.sums, s.S, buffers.shared_g_TS, nullptr,
-                     grads.shared_b1_S.data);
+                     grads.shared_b1_S);
   if (layer.config.glu) {
     layer.row_products(shared, 1, buffers.shared_weights_T, s.sums, s.S, buffers.shared_d_up_TS,
-                       nullptr, grads.shared_bv1_S.data);
+                       nullptr, grads.shared_bv1_S);
   }
 }
 
@@ -230,27 +229,32 @@ void shared_backward(const Layer& layer, const MoESaved& saved, const ConstTenso
   const Networks shared = layer.shared();
   for (std::int64_t t = 0; t < s.T; ++t) buffers.shared_rows_T[t] = static_cast<std::int32_t>(t);
   scale_sums(s.sums, s.T, shared_scale(layer.config), nullptr, buffers.shared_weights_T);
-  layer.expand(shared, d_out_TD.data, layer.weights.shared_w2_SD.data, nullptr,
-               buffers.shared_g_TS);
+  layer.expand(shared, d_out_TD.data, layer.weights.shared_w2_SD, nullptr, buffers.shared_g_TS);
   layer.activation_gradient(1, shared, saved.shared_gate_TS, saved.shared_up_TS,
                             buffers.shared_weights_T, buffers.shared_rows_T, buffers.shared_g_TS,
                             buffers.shared_d_up_TS, buffers.shared_scaled_h_TS,
                             buffers.shared_d_weights_T);
-  layer.weight_gradient(shared, buffers.shared_scaled_h_TS, d_out_TD.data, grads.shared_w2_SD.data);
-  layer.weight_gradient(shared, buffers.shared_g_TS, layer.x_TD.data, grads.shared_w1_SD.data);
+  layer.weight_gradient(shared, buffers.shared_scaled_h_TS, d_out_TD.data, grads.shared_w2_SD);
+  layer.weight_gradient(shared, buffers.shared_g_TS, layer.x_TD.data, grads.shared_w1_SD);
   if (layer.config.glu) {
-    layer.weight_gradient(shared, buffers.shared_d_up_TS, layer.x_TD.data, grads.shared_v1_SD.data);
+    layer.weight_gradient(shared, buffers.shared_d_up_TS, layer.x_TD.data, grads.shared_v1_SD);
   }
-  layer.contract(shared, buffers.shared_g_TS, layer.weights.shared_w1_SD.data,
-                 buffers.shared_d_up_TS, layer.weights.shared_v1_SD.data, nullptr,
-                 buffers.router_d_x_TD, s.sums, true);
+  layer.contract(shared, buffers.shared_g_TS, layer.weights.shared_w1_SD, buffers.shared_d_up_TS,
+                 layer.weights.shared_v1_SD, nullptr, buffers.router_d_x_TD, s.sums, true);
   if (layer.config.shared_bias) shared_bias_backward(layer, d_out_TD, buffers, grads);
+}
+
+// Of x's type, or fp32 beside 16 bits.
+void expect_weight_gradient(const char* op, const char* name, const TensorView& view,
+                            const MoESizes& s, Device device) {
+  const bool added = dtype_bytes(s.dtype) == 2 && view.dtype == DType::kFloat32;
+  expect_matrices(op, name, view, {{s.E, s.F, s.D}, added ? DType::kFloat32 : s.dtype}, device);
 }
 
 // From d_weights to d_logits, the router's weight gradient, and its part of d_x.
 void router_backward(const Layer& layer, const MoEConfig& config, const MoESaved& saved,
                      const ConstTensorView& d_losses_2, const BackwardBuffers& buffers,
-                     void* d_router_ED) {
+                     const TensorView& d_router_ED) {
   const MoESizes& s = layer.s;
   layer.kernels.histogram({.entries = s.R,
                            .bins = s.E,
@@ -365,12 +369,12 @@ void moe_forward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeights
 
   layer.up(layer.experts, layer.kept_rows(), weights.w1_EFD, weights.b1_EF, weights.v1_EFD,
            weights.bv1_EF, saved.gate_RF, saved.up_RF, buffers.h_RF);
-  layer.contract(layer.experts, buffers.h_RF, weights.w2_EFD.data, nullptr, nullptr,
-                 weights.b2_ED.data, buffers.y_RD, s.dtype);
+  layer.contract(layer.experts, buffers.h_RF, weights.w2_EFD, nullptr, {}, weights.b2_ED.data,
+                 buffers.y_RD, s.dtype);
   if (s.S > 0) {
     layer.up(layer.shared(), s.T, weights.shared_w1_SD, weights.shared_b1_S, weights.shared_v1_SD,
              weights.shared_bv1_S, saved.shared_gate_TS, saved.shared_up_TS, buffers.shared_h_TS);
-    layer.contract(layer.shared(), buffers.shared_h_TS, weights.shared_w2_SD.data, nullptr, nullptr,
+    layer.contract(layer.shared(), buffers.shared_h_TS, weights.shared_w2_SD, nullptr, {},
                    weights.shared_b2_D.data, buffers.shared_y_TD, s.sums);
   }
   const void* weights_TK = saved.weights_TK.data;
@@ -396,14 +400,15 @@ void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeight
                   Stream stream) {
   const char* op = "moe_backward";
   const MoESizes s = check_inputs(op, config, x_TD, weights, saved);
-  const Expected weight{{s.E, s.F, s.D}, s.dtype};
   expect_tensor(op, "d_out_TD", d_out_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
   expect_tensor_or_absent(op, "d_losses_2", d_losses_2, {{2}, s.sums}, x_TD.device);
   expect_tensor(op, "grads.x_TD", grads.x_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
   expect_tensor(op, "grads.router_ED", grads.router_ED, {{s.E, s.D}, s.dtype}, x_TD.device);
-  expect_tensor(op, "grads.w1_EFD", grads.w1_EFD, weight, x_TD.device);
-  expect_tensor(op, "grads.w2_EFD", grads.w2_EFD, weight, x_TD.device);
-  if (config.glu) expect_tensor(op, "grads.v1_EFD", grads.v1_EFD, weight, x_TD.device);
+  expect_weight_gradient(op, "grads.w1_EFD", grads.w1_EFD, s, x_TD.device);
+  expect_weight_gradient(op, "grads.w2_EFD", grads.w2_EFD, s, x_TD.device);
+  if (config.glu) {
+    expect_weight_gradient(op, "grads.v1_EFD", grads.v1_EFD, s, x_TD.device);
+  }
   check_options(op, config, s, grads, x_TD.device);
   if (x_TD.device.type == DeviceType::kCuda) {
     expect_aligned(op, {d_out_TD, grads.x_TD, grads.w1_EFD, grads.v1_EFD, grads.w2_EFD});
@@ -431,22 +436,22 @@ void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeight
     weights_TK = buffers.weights_TK;
   }
 
-  layer.expand(experts, d_out_TD.data, weights.w2_EFD.data, nullptr, buffers.g_RF);
+  layer.expand(experts, d_out_TD.data, weights.w2_EFD, nullptr, buffers.g_RF);
   layer.activation_gradient(s.K, experts, saved.gate_RF, saved.up_RF, weights_TK, rows_TK,
                             buffers.g_RF, buffers.d_up_RF, buffers.scaled_h_RF,
                             buffers.d_weights_TK);
-  layer.weight_gradient(experts, buffers.scaled_h_RF, d_out_TD.data, grads.w2_EFD.data);
-  layer.weight_gradient(experts, buffers.g_RF, x_TD.data, grads.w1_EFD.data);
-  if (config.glu) layer.weight_gradient(experts, buffers.d_up_RF, x_TD.data, grads.v1_EFD.data);
+  layer.weight_gradient(experts, buffers.scaled_h_RF, d_out_TD.data, grads.w2_EFD);
+  layer.weight_gradient(experts, buffers.g_RF, x_TD.data, grads.w1_EFD);
+  if (config.glu) layer.weight_gradient(experts, buffers.d_up_RF, x_TD.data, grads.v1_EFD);
   if (config.expert_bias) bias_backward(layer, saved, d_out_TD, weights_TK, buffers, grads);
   if (scales_experts(config)) {
     scale_sums(s.sums, s.R, experts_scale(config), buffers.d_weights_TK, buffers.d_weights_TK);
   }
 
-  router_backward(layer, config, saved, d_losses_2, buffers, grads.router_ED.data);
+  router_backward(layer, config, saved, d_losses_2, buffers, grads.router_ED);
   if (s.S > 0) shared_backward(layer, saved, d_out_TD, buffers, grads);
-  layer.contract(experts, buffers.g_RF, weights.w1_EFD.data, buffers.d_up_RF, weights.v1_EFD.data,
-                 nullptr, buffers.d_x_RD, s.dtype);
+  layer.contract(experts, buffers.g_RF, weights.w1_EFD, buffers.d_up_RF, weights.v1_EFD, nullptr,
+                 buffers.d_x_RD, s.dtype);
   kernels.combine({.dtype = s.dtype,
                    .tokens = s.T,
                    .top_k = s.K,

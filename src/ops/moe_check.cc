@@ -56,6 +56,10 @@ void expect_aligned(const char* op, std::initializer_list<ConstTensorView> views
     DROPLESS_CHECK(reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0,
                    concat(op, ": a tensor ", describe(view), " is at ", view.data,
                           ", not aligned to 16 bytes"));
+    DROPLESS_CHECK(view.rank != 3 || view.stride[0] % 8 == 0,
+                   concat(op, ": the experts' matrices of a tensor ", describe(view), " lie ",
+                          view.stride[0], " elements apart"),
+                   "their distance must be a multiple of 8 elements");
   }
 }
 
@@ -94,11 +98,11 @@ MoESizes check_inputs(const char* op, const MoEConfig& config, const ConstTensor
   const Expected weight{{s.E, s.F, s.D}, s.dtype}, rows{{s.R, s.F}, s.dtype};
   expect_tensor(op, "x_TD", x_TD, {{s.T, s.D}, s.dtype}, x_TD.device);
   expect_tensor(op, "router_ED", weights.router_ED, {{s.E, s.D}, s.dtype}, x_TD.device);
-  expect_tensor(op, "w1_EFD", weights.w1_EFD, weight, x_TD.device);
+  expect_matrices(op, "w1_EFD", weights.w1_EFD, weight, x_TD.device);
   expect_tensor(op, "w2_EFD", weights.w2_EFD, weight, x_TD.device);
   expect_tensor(op, "saved.gate_RF", saved.gate_RF, rows, x_TD.device);
   if (config.glu) {
-    expect_tensor(op, "v1_EFD", weights.v1_EFD, weight, x_TD.device);
+    expect_matrices(op, "v1_EFD", weights.v1_EFD, weight, x_TD.device);
     expect_tensor(op, "saved.up_RF", saved.up_RF, rows, x_TD.device);
   }
   DROPLESS_CHECK(config.glu || (!weights.v1_EFD && !saved.up_RF),

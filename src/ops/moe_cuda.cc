@@ -63,11 +63,12 @@ std::int64_t slab_width(const MoEConfig& config) {
   return std::min(config.d_model, round_up(ceil_div(config.d_model, slabs), kColumnTile));
 }
 
-// Columns [begin, begin + width) of a 16-bit tensor.
+// Columns [begin, begin + width).
 template <class View>
 View columns(View view, std::int64_t begin, std::int64_t width) {
   using Bytes = std::conditional_t<std::is_same_v<View, TensorView>, char*, const char*>;
-  view.data = static_cast<Bytes>(view.data) + 2 * begin;
+  view.data =
+      static_cast<Bytes>(view.data) + static_cast<std::int64_t>(dtype_bytes(view.dtype)) * begin;
   view.shape[view.rank - 1] = width;
   return view;
 }
@@ -128,7 +129,7 @@ struct BackwardBuffers {
   void* bias_space;  // with expert biases
 };
 
-// Of d_out's rows; every other slab's are in dW1 before that is written, if it is one piece of memory.
+// Of d_out's rows; every other slab's are in dW1 before that is written, if that is one piece of memory and only written.
 Slabs cut_d_out(const Sizes& s, bool beside_w1) {
   const std::int64_t spare = beside_w1 && s.R > 0 ? s.E * s.F * s.D / s.R : 0;
   return cut_slabs(s.D, {s.C, spare}, /*ends_in_second=*/true, kColumnTile);
@@ -388,13 +389,15 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
       [&](const char* name, const TensorView& a_RF, const TensorView& rows_RC, const Slab& slab,
           const TensorView& out_EFD, const cuda::GatherBeside& beside = {}) {
         cuda::grouped_gemm_weight_grad(a_RF, rows_RC, offsets_E1,
-                                       columns(out_EFD, slab.begin, slab.width), false,
+                                       columns(out_EFD, slab.begin, slab.width),
+                                       /*accumulate=*/out_EFD.dtype == DType::kFloat32,
                                        cuda::choose_weight_grad(slab.width), stream, beside);
         // The same three operands as the down's.
         told.product(name, s.F, static_cast<double>(slab.width), gathered_elements(beside));
       };
 
-  const Slabs d_out_slabs = cut_d_out(s, grads.w1_EFD.contiguous());
+  const Slabs d_out_slabs =
+      cut_d_out(s, grads.w1_EFD.contiguous() && grads.w1_EFD.dtype == x_TD.dtype);
   const Slabs x_slabs = cut_slabs(s.D, {s.C, s.F}, /*ends_in_second=*/false, kColumnTile);
   void* const d_out_spaces[] = {buffers.rows_RC, grads.w1_EFD.data};
   void* const x_spaces[] = {buffers.rows_RC, buffers.scaled_h_RF};

@@ -21,8 +21,8 @@ void MoEProducts::token_product(const std::int64_t* all_tokens, const void* a, D
   kernels.grouped_gemm(args);
 }
 
-void MoEProducts::expand(const Networks& nets, const void* x, const void* b, const void* bias,
-                         void* out) const {
+void MoEProducts::expand(const Networks& nets, const void* x, const GroupMatrices& b,
+                         const void* bias, void* out) const {
   cpu::GroupedGemmArgs args{.groups = nets.groups,
                             .n = nets.width,
                             .k = d_model,
@@ -35,13 +35,18 @@ void MoEProducts::expand(const Networks& nets, const void* x, const void* b, con
                             .workspace = space.data,
                             .workspace_bytes = space.bytes,
                             .bias = bias};
-  args.terms[0] = {.a = x, .a_dtype = dtype, .a_rows = nets.tokens, .b = b, .b_dtype = dtype};
+  args.terms[0] = {.a = x,
+                   .a_dtype = dtype,
+                   .a_rows = nets.tokens,
+                   .b = b.data,
+                   .b_dtype = dtype,
+                   .b_stride = b.stride};
   kernels.grouped_gemm(args);
 }
 
-void MoEProducts::contract(const Networks& nets, const void* a1, const void* b1, const void* a2,
-                           const void* b2, const void* bias, void* out, DType out_dtype,
-                           bool accumulate) const {
+void MoEProducts::contract(const Networks& nets, const void* a1, const GroupMatrices& b1,
+                           const void* a2, const GroupMatrices& b2, const void* bias, void* out,
+                           DType out_dtype, bool accumulate) const {
   cpu::GroupedGemmArgs args{.groups = nets.groups,
                             .n = d_model,
                             .k = nets.width,
@@ -55,14 +60,16 @@ void MoEProducts::contract(const Networks& nets, const void* a1, const void* b1,
                             .workspace_bytes = space.bytes,
                             .bias = bias,
                             .accumulate = accumulate};
-  args.terms[0] = {.a = a1, .a_dtype = dtype, .b = b1, .b_dtype = dtype};
-  args.terms[1] = {.a = a2, .a_dtype = dtype, .b = b2, .b_dtype = dtype};
+  args.terms[0] = {
+      .a = a1, .a_dtype = dtype, .b = b1.data, .b_dtype = dtype, .b_stride = b1.stride};
+  args.terms[1] = {
+      .a = a2, .a_dtype = dtype, .b = b2.data, .b_dtype = dtype, .b_stride = b2.stride};
   kernels.grouped_gemm(args);
 }
 
 void MoEProducts::row_products(const Networks& nets, std::int64_t m, const void* a, DType a_dtype,
                                std::int64_t n, const void* b, const std::int32_t* b_tokens,
-                               void* out) const {
+                               const GroupMatrices& out) const {
   kernels.grouped_gemm_weight_grad({.groups = nets.groups,
                                     .m = m,
                                     .n = n,
@@ -72,10 +79,12 @@ void MoEProducts::row_products(const Networks& nets, std::int64_t m, const void*
                                     .b = b,
                                     .b_dtype = dtype,
                                     .b_rows = b_tokens,
-                                    .out = out,
-                                    .out_dtype = dtype,
+                                    .out = out.data,
+                                    .out_dtype = out.dtype,
                                     .workspace = space.data,
-                                    .workspace_bytes = space.bytes});
+                                    .workspace_bytes = space.bytes,
+                                    .out_stride = out.stride,
+                                    .accumulate = out.dtype != dtype});
 }
 
 void scale_sums(DType sums, std::int64_t size, double scale, const void* from, void* to) {

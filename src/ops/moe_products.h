@@ -35,7 +35,20 @@ struct Networks {
   const std::int32_t* tokens;   // of each row: where it reads x; null: row r reads row r
 };
 
-// Weights are [groups, width, d_model] of type `dtype`, sums are made in `sums`.
+// The groups' [width, d_model] matrices, each in one piece; [width, d_model] where there is one group.
+struct GroupMatrices {
+  void* data = nullptr;
+  DType dtype{};
+  std::int64_t stride = 0;  // elements from one to the next
+  GroupMatrices() = default;
+  GroupMatrices(const ConstTensorView& view)
+      : data(const_cast<void*>(view.data)),
+        dtype(view.dtype),
+        stride(view.rank == 3 ? view.stride[0] : 0) {}
+  GroupMatrices(const TensorView& view) : GroupMatrices(ConstTensorView(view)) {}
+};
+
+// Weights are of type `dtype`, sums are made in `sums`.
 struct MoEProducts {
   const cpu::KernelTable& kernels;
   std::int64_t d_model;
@@ -47,20 +60,23 @@ struct MoEProducts {
                      std::int64_t n, std::int64_t k, bool transpose_b, void* out) const;
 
   // x's row of each row of the networks times their [width, D] weight, transposed, plus its bias.
-  void expand(const Networks& nets, const void* x, const void* b, const void* bias,
+  void expand(const Networks& nets, const void* x, const GroupMatrices& b, const void* bias,
               void* out) const;
 
   // a1 B1 (+ a2 B2 where a2 is there) plus the bias: [rows, D]; or added to `out`.
-  void contract(const Networks& nets, const void* a1, const void* b1, const void* a2,
-                const void* b2, const void* bias, void* out, DType out_dtype,
+  void contract(const Networks& nets, const void* a1, const GroupMatrices& b1, const void* a2,
+                const GroupMatrices& b2, const void* bias, void* out, DType out_dtype,
                 bool accumulate = false) const;
 
-  // out_e [m, n] = sum over e's rows r of a[r]^T b[r], or b[its token] with b_tokens.
+  // out_e [m, n] = sum over e's rows r of a[r]^T b[r], or b[its token] with b_tokens; added to it where it is fp32 and the
+  // layer is not.
   void row_products(const Networks& nets, std::int64_t m, const void* a, DType a_dtype,
-                    std::int64_t n, const void* b, const std::int32_t* b_tokens, void* out) const;
+                    std::int64_t n, const void* b, const std::int32_t* b_tokens,
+                    const GroupMatrices& out) const;
 
   // The gradient of a [width, D] weight: a of [rows, width], x as of expand.
-  void weight_gradient(const Networks& nets, const void* a, const void* x, void* out) const {
+  void weight_gradient(const Networks& nets, const void* a, const void* x,
+                       const GroupMatrices& out) const {
     row_products(nets, nets.width, a, dtype, d_model, x, nets.tokens, out);
   }
 };

@@ -70,8 +70,12 @@ struct Stage {
   template <class Tensors>
   void check_up(const Tensors& tensors) const {
     const Expected weight{{s.E, s.F, s.D}, s.dtype}, bias{{s.E, s.F}, s.dtype};
-    expect("w1_EFD", tensors.w1_EFD, weight);
-    expect_optional(op, "v1_EFD", tensors.v1_EFD, config.glu, weight, device);
+    expect_matrices(op, "w1_EFD", tensors.w1_EFD, weight, device);
+    if (config.glu) {
+      expect_matrices(op, "v1_EFD", tensors.v1_EFD, weight, device);
+    } else {
+      expect_optional(op, "v1_EFD", tensors.v1_EFD, false, weight, device);
+    }
     expect_optional(op, "b1_EF", tensors.b1_EF, config.expert_bias, bias, device);
     expect_optional(op, "bv1_EF", tensors.bv1_EF, config.expert_bias && config.glu, bias, device);
   }
@@ -131,7 +135,7 @@ void moe_logits_backward(const MoEConfig& config, ConstTensorView x_TD, ConstTen
   const std::int64_t all_tokens[2] = {0, s.T};
   const Stage::Work work = stage.work(workspace, workspace_bytes, false);
   work.products.row_products({1, s.D, all_tokens, nullptr}, s.E, d_logits_TE.data, s.sums, s.D,
-                             x_TD.data, nullptr, d_router_ED.data);
+                             x_TD.data, nullptr, d_router_ED);
   work.products.token_product(all_tokens, d_logits_TE.data, s.sums, router_ED.data, s.D, s.E, false,
                               d_x_TD.data);
 }
@@ -145,9 +149,9 @@ void moe_up(const MoEConfig& config, ConstTensorView x, ConstTensorView tokens_R
   expect_optional(stage.op, "up_RF", up_RF, config.glu, {{s.T, s.F}, s.dtype}, stage.device);
   const Networks experts = stage.check_x(x, tokens_R, offsets_E1);
   const MoEProducts products = stage.work(workspace, workspace_bytes, false).products;
-  products.expand(experts, x.data, weights.w1_EFD.data, weights.b1_EF.data, gate_RF.data);
+  products.expand(experts, x.data, weights.w1_EFD, weights.b1_EF.data, gate_RF.data);
   if (!config.glu) return;
-  products.expand(experts, x.data, weights.v1_EFD.data, weights.bv1_EF.data, up_RF.data);
+  products.expand(experts, x.data, weights.v1_EFD, weights.bv1_EF.data, up_RF.data);
 }
 
 void moe_up_backward(const MoEConfig& config, ConstTensorView x, ConstTensorView tokens_R,
@@ -165,14 +169,14 @@ void moe_up_backward(const MoEConfig& config, ConstTensorView x, ConstTensorView
   const Networks rows{experts.groups, experts.width, experts.offsets, nullptr};
   const auto gradients_of = [&](const ConstTensorView& d_RF, const TensorView& weight,
                                 const TensorView& bias) {
-    work.products.weight_gradient(experts, d_RF.data, x.data, weight.data);
+    work.products.weight_gradient(experts, d_RF.data, x.data, weight);
     if (!config.expert_bias) return;
-    work.products.row_products(rows, 1, work.ones_R, s.sums, s.F, d_RF.data, nullptr, bias.data);
+    work.products.row_products(rows, 1, work.ones_R, s.sums, s.F, d_RF.data, nullptr, bias);
   };
   gradients_of(d_gate_RF, grads.w1_EFD, grads.b1_EF);
   if (config.glu) gradients_of(d_up_RF, grads.v1_EFD, grads.bv1_EF);
-  work.products.contract(rows, d_gate_RF.data, weights.w1_EFD.data, d_up_RF.data,
-                         weights.v1_EFD.data, nullptr, d_x_RD.data, s.dtype);
+  work.products.contract(rows, d_gate_RF.data, weights.w1_EFD, d_up_RF.data, weights.v1_EFD,
+                         nullptr, d_x_RD.data, s.dtype);
 }
 
 void moe_down(const MoEConfig& config, ConstTensorView h_RF, ConstTensorView offsets_E1,
@@ -183,8 +187,8 @@ void moe_down(const MoEConfig& config, ConstTensorView h_RF, ConstTensorView off
   stage.expect_rows("y_RD", y_RD, stage.s.D);
   const Networks experts = stage.experts(offsets_E1, {}, 0);
   stage.work(workspace, workspace_bytes, false)
-      .products.contract(experts, h_RF.data, weights.w2_EFD.data, nullptr, nullptr,
-                         weights.b2_ED.data, y_RD.data, stage.s.dtype);
+      .products.contract(experts, h_RF.data, weights.w2_EFD, nullptr, {}, weights.b2_ED.data,
+                         y_RD.data, stage.s.dtype);
 }
 
 void moe_down_backward(const MoEConfig& config, ConstTensorView h_RF, ConstTensorView offsets_E1,
@@ -198,12 +202,12 @@ void moe_down_backward(const MoEConfig& config, ConstTensorView h_RF, ConstTenso
   stage.expect_rows("d_h_RF", d_h_RF, s.F);
   const Networks experts = stage.experts(offsets_E1, {}, 0);
   const Stage::Work work = stage.work(workspace, workspace_bytes, true);
-  work.products.weight_gradient(experts, h_RF.data, d_y_RD.data, grads.w2_EFD.data);
+  work.products.weight_gradient(experts, h_RF.data, d_y_RD.data, grads.w2_EFD);
   if (config.expert_bias) {
     work.products.row_products(experts, 1, work.ones_R, s.sums, s.D, d_y_RD.data, nullptr,
-                               grads.b2_ED.data);
+                               grads.b2_ED);
   }
-  work.products.expand(experts, d_y_RD.data, weights.w2_EFD.data, nullptr, d_h_RF.data);
+  work.products.expand(experts, d_y_RD.data, weights.w2_EFD, nullptr, d_h_RF.data);
 }
 
 }  // namespace dropless

@@ -72,12 +72,15 @@ class GpuLayer {
     if (c.config.route.selection == RouteSelection::kGiven) outputs_[6].upload(c.indices_TK);
   }
 
-  void forward(Stream stream = nullptr) {
-    moe_forward(case_.config, inputs_[0], weights(), outputs_[0], outputs_[1], outputs_[2], saved(),
+  void forward(Stream stream = nullptr) { forward(weights(), stream); }
+  void backward(Stream stream = nullptr) { backward(weights(), gradients(), stream); }
+  // With other tensors than its own.
+  void forward(const MoEWeights& weights, Stream stream = nullptr) {
+    moe_forward(case_.config, inputs_[0], weights, outputs_[0], outputs_[1], outputs_[2], saved(),
                 forward_space_.get(), forward_bytes_, stream);
   }
-  void backward(Stream stream = nullptr) {
-    moe_backward(case_.config, inputs_[0], weights(), saved(), inputs_[5], inputs_[6], gradients(),
+  void backward(const MoEWeights& weights, const MoEGradients& gradients, Stream stream = nullptr) {
+    moe_backward(case_.config, inputs_[0], weights, saved(), inputs_[5], inputs_[6], gradients,
                  backward_space_.get(), backward_bytes_, stream);
   }
   void poison() {

@@ -277,6 +277,83 @@ TEST_F(MoECudaLayer, LossesAndTheirGradientsMayBeAbsent) {
   EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
 }
 
+// w1 and v1, and their gradients, as the halves of one tensor each. Gathers then find no room in dW1.
+TEST_F(MoECudaLayer, GateAndUpMayBeHalvesOfOneTensor) {
+  constexpr std::int64_t E = 8, F = 264, D = 1032;
+  MoECase c(config_of(E, 2, D, F), 900, DType::kBFloat16, 6);
+  MoECase reference = c.to(DType::kFloat64);
+  ASSERT_TRUE(reference.forward() && reference.backward());
+  Tensor both(DType::kBFloat16, {E, 2 * F, D});
+  const auto place = [](std::int64_t i, std::int64_t half) {
+    return i / (F * D) * 2 * F * D + half * F * D + i % (F * D);
+  };
+  for (std::int64_t i = 0; i < E * F * D; ++i) {
+    both.set(place(i, 0), c.w1_EFD.get(i));
+    both.set(place(i, 1), c.v1_EFD.get(i));
+  }
+  OnGpu on_gpu(both), d_on_gpu(both);
+  on_gpu.upload(both);
+  const auto half_of = [](const OnGpu& tensor, std::int64_t half) {
+    TensorView view = tensor;
+    view.data = static_cast<std::uint16_t*>(view.data) + half * F * D;
+    view.shape[1] = F;
+    return view;
+  };
+  GpuLayer gpu(c);
+  MoEWeights weights = gpu.weights();
+  weights.w1_EFD = half_of(on_gpu, 0);
+  weights.v1_EFD = half_of(on_gpu, 1);
+  MoEGradients gradients = gpu.gradients();
+  gradients.w1_EFD = half_of(d_on_gpu, 0);
+  gradients.v1_EFD = half_of(d_on_gpu, 1);
+  gpu.forward(weights);
+  gpu.backward(weights, gradients);
+  gpu.download();
+  d_on_gpu.download(both);
+  for (std::int64_t i = 0; i < E * F * D; ++i) {
+    c.d_w1_EFD.set(i, both.get(place(i, 0)));
+    c.d_v1_EFD.set(i, both.get(place(i, 1)));
+  }
+  EXPECT_TRUE(gpu.canaries_intact());
+  EXPECT_LE(relative_error(c.out_TD, reference.out_TD), kTolerance);
+  EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
+  EXPECT_LE(relative_error(c.d_w1_EFD, reference.d_w1_EFD), kTolerance);
+  EXPECT_LE(relative_error(c.d_v1_EFD, reference.d_v1_EFD), kTolerance);
+  EXPECT_LE(relative_error(c.d_w2_EFD, reference.d_w2_EFD), kTolerance);
+}
+
+TEST_F(MoECudaLayer, AddsToFp32GradientsOfWeights) {
+  MoECase c(config_of(8, 2, 1032, 264), 900, DType::kBFloat16, 6);
+  MoECase reference = c.to(DType::kFloat64);
+  ASSERT_TRUE(reference.forward() && reference.backward());
+  GpuLayer gpu(c);
+  Tensor sums[3];
+  std::vector<OnGpu> on_gpu;
+  const Tensor* expected[3] = {&reference.d_w1_EFD, &reference.d_v1_EFD, &reference.d_w2_EFD};
+  for (int i = 0; i < 3; ++i) {
+    sums[i] = expected[i]->to(DType::kFloat32);
+    for (std::int64_t j = 0; j < sums[i].numel(); ++j) sums[i].set(j, 0);
+    on_gpu.emplace_back(sums[i]);
+    on_gpu.back().upload(sums[i]);
+  }
+  MoEGradients gradients = gpu.gradients();
+  gradients.w1_EFD = on_gpu[0];
+  gradients.v1_EFD = on_gpu[1];
+  gradients.w2_EFD = on_gpu[2];
+  for (int call = 0; call < 2; ++call) {
+    gpu.forward();
+    gpu.backward(gpu.weights(), gradients);
+  }
+  gpu.download();
+  for (int i = 0; i < 3; ++i) {
+    on_gpu[static_cast<std::size_t>(i)].download(sums[i]);
+    for (std::int64_t j = 0; j < sums[i].numel(); ++j) sums[i].set(j, sums[i].get(j) / 2);
+    EXPECT_LE(relative_error(sums[i], *expected[i]), kTolerance);
+  }
+  EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
+  EXPECT_TRUE(gpu.canaries_intact());
+}
+
 TEST_F(MoECudaLayer, SaysWhatItDoesNotSupport) {
   const MoEConfig good = config_of(8, 2, 64, 48);
   EXPECT_EQ(moe_unsupported(good, DType::kBFloat16, kGpu), "");

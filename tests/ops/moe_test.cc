@@ -412,6 +412,93 @@ TEST(MoE, BadArgumentsAreNamed) {
   EXPECT_EQ(error_after([](MoECase&) {}), "no error");
 }
 
+// w1 and v1, and their gradients, as the halves of one [E, 2 F, D] tensor: the same bits as apart.
+TEST(MoE, GateAndUpMayBeHalvesOfOneTensor) {
+  MoEConfig config = with(config_of(5, 2, 40, 24), {.expert_bias = true});
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+      config.backend = backend;
+      MoECase apart(config, 70, dtype, 3), halves(config, 70, dtype, 3);
+      ASSERT_TRUE(apart.forward() && apart.backward());
+      constexpr std::int64_t E = 5, F = 24, D = 40;
+      const std::int64_t half = F * D;
+      Tensor both(dtype, {E, 2 * F, D}), d_both(dtype, {E, 2 * F, D});
+      const auto half_of = [&](Tensor& tensor, std::int64_t i) {
+        TensorView view(
+            tensor.as<char>() + i * half * static_cast<std::int64_t>(dtype_bytes(dtype)), dtype,
+            {E, F, D});
+        view.stride[0] = 2 * half;
+        return view;
+      };
+      for (std::int64_t i = 0; i < E * half; ++i) {
+        both.set(i / half * 2 * half + i % half, apart.w1_EFD.get(i));
+        both.set(i / half * 2 * half + half + i % half, apart.v1_EFD.get(i));
+      }
+      MoEWeights weights = halves.weights();
+      weights.w1_EFD = half_of(both, 0);
+      weights.v1_EFD = half_of(both, 1);
+      MoEGradients gradients = halves.gradients();
+      gradients.w1_EFD = half_of(d_both, 0);
+      gradients.v1_EFD = half_of(d_both, 1);
+      Workspace space(std::max(moe_forward_workspace_bytes(config, 70, dtype),
+                               moe_backward_workspace_bytes(config, 70, dtype)));
+      moe_forward(config, halves.x_TD, weights, halves.out_TD, halves.losses_2, {}, halves.saved(),
+                  space.data(), space.bytes());
+      moe_backward(config, halves.x_TD, weights, halves.saved(), halves.d_out_TD, halves.d_losses_2,
+                   gradients, space.data(), space.bytes());
+      EXPECT_TRUE(space.intact());
+      EXPECT_TRUE(same_bits(halves.out_TD, apart.out_TD));
+      EXPECT_TRUE(same_bits(halves.d_x_TD, apart.d_x_TD));
+      EXPECT_TRUE(same_bits(halves.d_w2_EFD, apart.d_w2_EFD));
+      for (std::int64_t i = 0; i < E * half; ++i) {
+        ASSERT_EQ(d_both.get(i / half * 2 * half + i % half), apart.d_w1_EFD.get(i));
+        ASSERT_EQ(d_both.get(i / half * 2 * half + half + i % half), apart.d_v1_EFD.get(i));
+      }
+      weights.w1_EFD.stride[0] = half - 1;
+      EXPECT_THROW(moe_forward(config, halves.x_TD, weights, halves.out_TD, {}, {}, halves.saved(),
+                               space.data(), space.bytes()),
+                   Error);
+    }
+  }
+}
+
+// fp32 gradients of a 16-bit layer's weights: two calls add up to twice one call's, which rounds to the 16-bit one.
+TEST(MoE, AddsToFp32GradientsOfWeights) {
+  MoEConfig config = config_of(6, 2, 40, 24);
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+      config.backend = backend;
+      MoECase c(config, 9, dtype, 4);  // some experts without a row
+      ASSERT_TRUE(c.forward() && c.backward());
+      Workspace space(moe_backward_workspace_bytes(config, 9, dtype));
+      Tensor sums[3] = {Tensor(DType::kFloat32, {6, 24, 40}), Tensor(DType::kFloat32, {6, 24, 40}),
+                        Tensor(DType::kFloat32, {6, 24, 40})};
+      MoEGradients gradients = c.gradients();
+      TensorView* const views[3] = {&gradients.w1_EFD, &gradients.v1_EFD, &gradients.w2_EFD};
+      for (int i = 0; i < 3; ++i) {
+        for (std::int64_t j = 0; j < sums[i].numel(); ++j) sums[i].set(j, 0);
+        *views[i] = sums[i];
+      }
+      Tensor once[3];
+      for (int call = 0; call < 2; ++call) {
+        ASSERT_TRUE(c.forward());  // backward writes over the pre-activations
+        moe_backward(config, c.x_TD, c.weights(), c.saved(), c.d_out_TD, c.d_losses_2, gradients,
+                     space.data(), space.bytes());
+        for (int i = 0; call == 0 && i < 3; ++i) once[i] = sums[i];
+      }
+      EXPECT_TRUE(space.intact());
+      const Tensor* rounded[3] = {&c.d_w1_EFD, &c.d_v1_EFD, &c.d_w2_EFD};
+      for (int i = 0; i < 3; ++i) {
+        EXPECT_TRUE(same_bits(once[i].to(dtype), *rounded[i]));
+        for (std::int64_t j = 0; j < sums[i].numel(); ++j) {
+          ASSERT_FLOAT_EQ(static_cast<float>(sums[i].get(j)),
+                          static_cast<float>(2 * once[i].get(j)));
+        }
+      }
+    }
+  }
+}
+
 TEST(MoE, SizesThatOverflowAreRefused) {
   const std::int64_t huge = std::int64_t{1} << 60;
   const auto query = [&](const MoEConfig& config, std::int64_t tokens) {

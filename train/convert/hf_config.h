@@ -18,7 +18,7 @@ struct ReleasedModel {
   ModelConfig config;
   nlohmann::ordered_json block;  // the `model` block that gives `config`
   // Sentences on what is not read as its author may think.
-  std::vector<std::string> oddities;
+  std::vector<std::string> oddities = {};
 };
 
 // `path` starts the messages. Throws Error: kInvalidArgument for a broken file, an unknown

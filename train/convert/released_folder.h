@@ -15,7 +15,7 @@ struct ReleasedFolder {
   TensorFolder weights;
   TensorMap map;  // of the form that the folder has
   // Sentences on what is odd in it, for whoever opens it.
-  std::vector<std::string> oddities;
+  std::vector<std::string> oddities = {};
 };
 // Throws Error where tensors are missing, left over or of other shapes than config.json says.
 ReleasedFolder open_released_folder(const std::string& folder);

@@ -13,7 +13,7 @@ struct ProfilerConfig {
   // `repeat` times (0: to its end) come wait + warmup steps that are not recorded and `active` ones
   // that are.
   std::int64_t skip_first = 0, wait = 0, warmup = 1, active = 4, repeat = 1;
-  std::string folder;  // empty: traces/ in the run folder
+  std::string folder = {};  // empty: traces/ in the run folder
   std::string filename = "ep{epoch}-ba{batch}-rank{rank}.json";
   std::int64_t num_traces_to_keep = -1;  // -1: all
   bool shapes = false, memory = true, flops = true;

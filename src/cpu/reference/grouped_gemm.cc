@@ -49,7 +49,8 @@ void grouped_gemm(const GroupedGemmArgs& args) {
             const GroupedGemmTerm& term = args.terms[i];
             const std::int64_t row = term.a_rows == nullptr ? r : term.a_rows[r];
             const SA* a_K = static_cast<const SA*>(term.a) + row * K;
-            const SB* b_e = static_cast<const SB*>(term.b) + e * N * K;
+            const SB* b_e =
+                static_cast<const SB*>(term.b) + e * (term.b_stride != 0 ? term.b_stride : N * K);
             sum += args.transpose_b ? dot<A>(a_K, b_e + n * K, 1, K) : dot<A>(a_K, b_e + n, N, K);
           }
           SO& to = static_cast<SO*>(args.out)[r * N + n];
@@ -68,16 +69,19 @@ void grouped_gemm_weight_grad(const GroupedGemmWeightGradArgs& args) {
     using SB = decltype(b);
     using SO = decltype(out);
     const std::int64_t M = args.m, N = args.n;
+    const std::int64_t step = args.out_stride != 0 ? args.out_stride : M * N;
     for (std::int64_t e = 0; e < args.groups; ++e) {
       for (std::int64_t m = 0; m < M; ++m) {
         for (std::int64_t n = 0; n < N; ++n) {
+          SO& to = static_cast<SO*>(args.out)[e * step + m * N + n];
           Accumulator<SB> sum = 0;  // stays an exact zero for an empty group
           for (std::int64_t r = args.offsets[e]; r < args.offsets[e + 1]; ++r) {
             const std::int64_t b_row = args.b_rows == nullptr ? r : args.b_rows[r];
             sum += to_float(static_cast<const SA*>(args.a)[r * M + m]) *
                    to_float(static_cast<const SB*>(args.b)[b_row * N + n]);
           }
-          static_cast<SO*>(args.out)[(e * M + m) * N + n] = from_float<SO>(sum);
+          if (args.accumulate) sum += to_float(to);
+          to = from_float<SO>(sum);
         }
       }
     }
