@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "dropless/view.h"
@@ -32,6 +34,12 @@ class Memory {
     std::memset(blocks_.back().get(), 0, rounded);
     return blocks_.back().get();
   }
+  // 64 MB from one place to another, and the bytes that moves.
+  std::function<void()> copy() {
+    constexpr std::size_t kBytes = std::size_t{64} << 20;
+    return [from = bytes(kBytes), to = bytes(kBytes)] { std::memcpy(to, from, kBytes); };
+  }
+  static double copied_bytes() { return 2.0 * (64 << 20); }
 
  private:
   static void set(TensorView& view, std::int64_t i, double value) {
@@ -100,12 +108,23 @@ inline void print(const char* what, Seconds seconds, double gflop) {
               seconds.wall * 1e3, gflop / seconds.wall, gflop / seconds.cpu);
 }
 
+// `copied`: bytes per second of a copy.
+inline void print_moved(const char* what, Seconds seconds, double bytes, double copied) {
+  std::printf("  %-18s %9.3f ms %7.1f GB/s, %4.2f of copy\n", what, seconds.wall * 1e3,
+              1e-9 * bytes / seconds.wall, bytes / seconds.wall / copied);
+}
+
 // fp32, bf16, fp16 or fp64, as programs take it for an argument.
 inline DType dtype_of(const char* name) {
-  return !std::strcmp(name, "bf16")   ? DType::kBFloat16
-         : !std::strcmp(name, "fp16") ? DType::kFloat16
-         : !std::strcmp(name, "fp64") ? DType::kFloat64
-                                      : DType::kFloat32;
+  const std::pair<const char*, DType> types[] = {{"fp32", DType::kFloat32},
+                                                 {"bf16", DType::kBFloat16},
+                                                 {"fp16", DType::kFloat16},
+                                                 {"fp64", DType::kFloat64}};
+  for (const auto& [known, type] : types) {
+    if (std::strcmp(name, known) == 0) return type;
+  }
+  std::fprintf(stderr, "error: unknown type %s\nhint: one of: fp32, bf16, fp16, fp64\n", name);
+  std::exit(2);
 }
 
 }  // namespace dropless::benchmarks
