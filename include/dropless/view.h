@@ -5,9 +5,12 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
+#include <string>
 #include <type_traits>
 
 #include "dropless/dtype.h"
+#include "dropless/error.h"
 
 namespace dropless {
 
@@ -34,16 +37,23 @@ struct BasicTensorView {
 
   BasicTensorView() = default;
 
-  // A contiguous tensor of the given shape.
+  // A contiguous tensor of the given shape. More than kMaxRank sides throw Error(kInvalidArgument); sizes that overflow are
+  // kept at the greatest number, and refused by the ops.
   BasicTensorView(Pointer data, DType dtype, std::initializer_list<std::int64_t> dims,
                   Device device = {})
       : data(data), dtype(dtype), device(device), rank(static_cast<int>(dims.size())) {
+    if (rank > kMaxRank) {
+      throw Error(ErrorKind::kInvalidArgument,
+                  "a view of " + std::to_string(rank) + " dimensions: there are at most " +
+                      std::to_string(kMaxRank),
+                  "join dimensions that lie together");
+    }
     int i = 0;
     for (std::int64_t d : dims) shape[i++] = d;
     std::int64_t step = 1;
     for (int j = rank - 1; j >= 0; --j) {
       stride[j] = step;
-      step *= shape[j];
+      step = times(step, shape[j]);
     }
   }
 
@@ -63,17 +73,25 @@ struct BasicTensorView {
   std::int64_t numel() const {
     if (rank == 0) return 0;
     std::int64_t n = 1;
-    for (int i = 0; i < rank; ++i) n *= shape[i];
+    for (int i = 0; i < rank && i < kMaxRank; ++i) n = times(n, shape[i]);
     return n;
   }
 
   bool contiguous() const {
+    if (rank > kMaxRank) return false;
     std::int64_t step = 1;
     for (int i = rank - 1; i >= 0; --i) {
       if (shape[i] != 1 && stride[i] != step) return false;
-      step *= shape[i];
+      step = times(step, shape[i]);
     }
     return true;
+  }
+
+ private:
+  static std::int64_t times(std::int64_t a, std::int64_t b) {
+    std::int64_t product = 0;
+    return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<std::int64_t>::max()
+                                                  : product;
   }
 };
 

@@ -21,6 +21,7 @@ const char* source_path(const char* file) {
 std::string describe(const ConstTensorView& view) {
   if (!view) return "absent";
   std::ostringstream text;
+  if (view.rank > ConstTensorView::kMaxRank) return concat("a view of ", view.rank, " dimensions");
   text << '[';
   for (int i = 0; i < view.rank; ++i) text << (i ? ", " : "") << view.shape[i];
   text << "] " << dtype_name(view.dtype);

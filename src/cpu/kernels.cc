@@ -3,6 +3,8 @@
 
 #include <omp.h>
 
+#include "src/common/check.h"
+
 namespace dropless::cpu {
 namespace {
 
@@ -66,6 +68,8 @@ constexpr KernelTable kReference{
 }  // namespace
 
 const KernelTable& kernels(Backend backend) {
+  DROPLESS_CHECK(backend == Backend::kAuto || backend == Backend::kReference,
+                 concat("backend is ", static_cast<int>(backend)), "take it from Backend");
   return backend == Backend::kReference ? kReference : kThreaded;
 }
 

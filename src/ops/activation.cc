@@ -10,6 +10,7 @@ namespace dropless {
 void activation_forward(Activation activation, ConstTensorView gate_RF, ConstTensorView up_RF,
                         TensorView a_RF, Backend backend) {
   const char* op = "activation_forward";
+  expect_activation(op, activation);
   expect_floating(op, "gate_RF", gate_RF, 2);
   expect_cpu(op, gate_RF);
   const Expected same{{gate_RF.shape[0], gate_RF.shape[1]}, gate_RF.dtype};
@@ -29,6 +30,7 @@ void activation_backward(Activation activation, ConstTensorView gate_RF, ConstTe
                          ConstTensorView d_a_RF, TensorView d_gate_RF, TensorView d_up_RF,
                          Backend backend) {
   const char* op = "activation_backward";
+  expect_activation(op, activation);
   expect_floating(op, "gate_RF", gate_RF, 2);
   expect_cpu(op, gate_RF);
   const Expected same{{gate_RF.shape[0], gate_RF.shape[1]}, gate_RF.dtype};

@@ -125,10 +125,10 @@ void sparse_dense(const char* op, bool sparse_is_a, const SparseOperand& sparse,
 std::size_t block_sparse_workspace_bytes() { return cpu::max_threads() * cpu::kGemmSlotBytes; }
 
 std::size_t block_sparse_workspace_bytes(const BlockTopology& topology, std::int64_t dense_size) {
-  if (!on_gpu(topology.row_indices.device)) return block_sparse_workspace_bytes();
   const char* op = "block_sparse_workspace_bytes";
+  DROPLESS_CHECK(dense_size >= 0, concat(op, ": dense_size is ", dense_size), "0 or more");
+  if (!on_gpu(topology.row_indices.device)) return block_sparse_workspace_bytes();
   expect_block_size(op, topology.block_size);
-  DROPLESS_CHECK(dense_size >= 0, concat(op, ": dense_size is ", dense_size));
   const cuda::CurrentDevice current(topology.row_indices.device.index);
   return cuda::block_sparse_workspace_bytes(block_rows(topology), block_columns(topology),
                                             expect_blocks(op, topology), dense_size);

@@ -29,6 +29,8 @@ bool fits_memory(const ConstTensorView& view) {
 void expect_bytes(const char* op, const char* what, std::initializer_list<std::int64_t> factors) {
   std::int64_t bytes = sizeof(double);
   for (std::int64_t factor : factors) {
+    DROPLESS_CHECK(factor >= 0, concat(op, ": ", what, " would have a size of ", factor),
+                   "give sizes of 0 or more");
     DROPLESS_CHECK(!__builtin_mul_overflow(bytes, factor, &bytes) && bytes <= kMostBytes,
                    concat(op, ": ", what, " would take more bytes than there are addresses"),
                    "give real sizes");
@@ -39,18 +41,25 @@ void expect_tensor(const char* op, const char* name, const ConstTensorView& view
                    const Expected& expected, Device device) {
   const ConstTensorView& want = expected.view;
   DROPLESS_CHECK(view.rank == want.rank && view.shape == want.shape && view.dtype == want.dtype,
-                 concat(op, ": ", name, " is ", describe(view), ", expected ", describe(want)));
+                 concat(op, ": ", name, " is ", describe(view), ", expected ", describe(want)),
+                 "its shape and type follow from the op's first tensor and its options");
   DROPLESS_CHECK(
       view.device == device,
       concat(op, ": ", name, " is ", describe(view), ", on another device than the first tensor"),
       "move all tensors of the call to one device");
   DROPLESS_CHECK(fits_memory(view),
-                 concat(op, ": ", name, " ", describe(view), " is larger than any memory"));
+                 concat(op, ": ", name, " ", describe(view), " is larger than any memory"),
+                 "give real sizes");
   DROPLESS_CHECK(view.contiguous(),
                  concat(op, ": ", name, " ", describe(view), " is not contiguous"),
                  "pass a contiguous copy");
   DROPLESS_CHECK(view.data != nullptr || view.numel() == 0,
-                 concat(op, ": ", name, " ", describe(view), " has no memory"));
+                 concat(op, ": ", name, " ", describe(view), " has no memory"),
+                 "give it a pointer to its first element");
+  DROPLESS_CHECK(reinterpret_cast<std::uintptr_t>(view.data) % dtype_bytes(view.dtype) == 0,
+                 concat(op, ": ", name, " ", describe(view), " is at ", view.data,
+                        ", not aligned to its elements of ", dtype_bytes(view.dtype), " bytes"),
+                 "let it begin at a whole element");
 }
 
 void expect_matrices(const char* op, const char* name, const ConstTensorView& view,
@@ -71,9 +80,11 @@ void expect_floating(const char* op, const char* name, const ConstTensorView& vi
                         view.dtype == DType::kBFloat16 || view.dtype == DType::kFloat16;
   DROPLESS_CHECK(view.rank == rank && floating,
                  concat(op, ": ", name, " is ", describe(view), ", expected ", rank,
-                        " dimensions of float32, float64, bfloat16 or float16"));
+                        " dimensions of float32, float64, bfloat16 or float16"),
+                 "the header says what each tensor is");
   for (int i = 0; i < rank; ++i) {
-    DROPLESS_CHECK(view.shape[i] >= 0, concat(op, ": ", name, " is ", describe(view)));
+    DROPLESS_CHECK(view.shape[i] >= 0, concat(op, ": ", name, " is ", describe(view)),
+                   "give sides of 0 or more");
   }
 }
 
@@ -94,6 +105,17 @@ void expect_cpu(const char* op, const ConstTensorView& view) {
   DROPLESS_CHECK(view.device.type == DeviceType::kCpu, concat(op, ": runs on the CPU only"),
                  "keep its tensors on the CPU; moe.h and block_sparse.h have the layer and its "
                  "products on a GPU");
+}
+
+void expect_activation(const char* op, Activation activation) {
+  DROPLESS_CHECK(activation <= Activation::kQuickGelu,
+                 concat(op, ": activation is ", static_cast<int>(activation)),
+                 "take it from Activation");
+}
+
+void expect_sums(const char* op, DType dtype) {
+  DROPLESS_CHECK(dtype <= DType::kFloat16, concat(op, ": there are no sums of ", dtype_name(dtype)),
+                 "one of float32, float64, bfloat16, float16");
 }
 
 void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k) {
@@ -130,6 +152,10 @@ void expect_route_config(const char* op, const RouteConfig& config, std::int64_t
   DROPLESS_CHECK(top_k >= 1 && top_k <= experts,
                  concat(op, ": cannot choose top_k ", top_k, " of ", experts, " experts"),
                  "top_k must lie between 1 and the number of experts");
+  DROPLESS_CHECK(config.score <= RouteScore::kSigmoid && config.selection <= RouteSelection::kGiven,
+                 concat(op, ": score is ", static_cast<int>(config.score), ", selection ",
+                        static_cast<int>(config.selection)),
+                 "take them from RouteScore and RouteSelection");
   DROPLESS_CHECK(config.normalize_p >= 0 && std::isfinite(config.normalize_p),
                  concat(op, ": normalize_p is ", config.normalize_p),
                  "use 0 (off) or a finite p > 0");

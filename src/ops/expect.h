@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "dropless/activation.h"
 #include "dropless/backend.h"
 #include "dropless/route.h"
 #include "dropless/view.h"
@@ -41,6 +42,12 @@ void expect_bytes(const char* op, const char* what, std::initializer_list<std::i
 
 // Until an op has a CUDA kernel: throws for tensors that are not on the CPU.
 void expect_cpu(const char* op, const ConstTensorView& view);
+
+// A value that its enum has.
+void expect_activation(const char* op, Activation activation);
+
+// A floating type, for size queries, which no tensor has shown.
+void expect_sums(const char* op, DType dtype);
 
 // T K routed rows are numbered by int32.
 void expect_row_count(const char* op, std::int64_t tokens, std::int64_t top_k);

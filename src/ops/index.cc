@@ -112,6 +112,9 @@ void histogram(ConstTensorView indices_N, TensorView counts_E, Backend backend) 
 }
 
 std::size_t sort_workspace_bytes(std::int64_t entries, std::int64_t num_keys) {
+  const char* op = "sort_workspace_bytes";
+  expect_bytes(op, "the workspace", {2, entries});
+  expect_bytes(op, "the workspace", {2, cpu::kMaxTokenChunks, num_keys});
   WorkspaceCarver carver;
   carve(carver, entries, num_keys);
   return carver.used();

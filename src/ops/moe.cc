@@ -291,6 +291,7 @@ std::string moe_unsupported(const MoEConfig& config, DType dtype, Device device)
 std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
                                         DType dtype, Device device) {
   check_sizes("moe_forward_workspace_bytes", config, num_tokens);
+  expect_sums("moe_forward_workspace_bytes", dtype);
   if (device.type == DeviceType::kCuda) {
     return moe_cuda_forward_workspace_bytes(config, num_tokens, dtype, device);
   }
@@ -302,6 +303,7 @@ std::size_t moe_forward_workspace_bytes(const MoEConfig& config, std::int64_t nu
 std::size_t moe_backward_workspace_bytes(const MoEConfig& config, std::int64_t num_tokens,
                                          DType dtype, Device device) {
   check_sizes("moe_backward_workspace_bytes", config, num_tokens);
+  expect_sums("moe_backward_workspace_bytes", dtype);
   if (device.type == DeviceType::kCuda) {
     return moe_cuda_backward_workspace_bytes(config, num_tokens);
   }

@@ -14,6 +14,7 @@ void check_networks_config(const char* op, const MoEConfig& c) {
       c.d_model >= 1 && c.d_ffn >= 1 && c.num_experts >= 1,
       concat(op, ": d_model ", c.d_model, ", d_ffn ", c.d_ffn, ", num_experts ", c.num_experts),
       "all three must be at least 1");
+  expect_activation(op, c.activation);
 }
 
 void check_config(const char* op, const MoEConfig& c) {
@@ -31,7 +32,7 @@ void check_config(const char* op, const MoEConfig& c) {
 
 void check_sizes(const char* op, const MoEConfig& config, std::int64_t tokens) {
   check_config(op, config);
-  DROPLESS_CHECK(tokens >= 0, concat(op, ": there are ", tokens, " tokens"));
+  DROPLESS_CHECK(tokens >= 0, concat(op, ": there are ", tokens, " tokens"), "give 0 or more");
   expect_row_count(op, tokens, config.top_k);
   const std::int64_t width = std::max({config.d_model, config.d_ffn, config.shared_d_ffn});
   expect_bytes(op, "the weights", {config.num_experts, width, config.d_model});

@@ -106,6 +106,7 @@ struct Stage {
 
 std::size_t moe_stage_workspace_bytes(const MoEConfig& config, std::int64_t num_rows, DType dtype) {
   expect_bytes("moe_stage_workspace_bytes", "the workspace", {64, num_rows});
+  expect_sums("moe_stage_workspace_bytes", dtype);
   return workspace_bytes_for(cpu::max_threads(), [&](WorkspaceCarver& carver) {
     carve_ones(carver, config, num_rows, accumulator_dtype(dtype));
   });

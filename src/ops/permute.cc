@@ -102,7 +102,10 @@ void run_combine(const Permutation& p, const void* y_RD, const void* weights_TK,
 
 }  // namespace
 
-std::size_t dispatch_order_workspace_bytes(std::int64_t, std::int64_t num_experts) {
+std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts) {
+  const char* op = "dispatch_order_workspace_bytes";
+  expect_bytes(op, "the tokens", {num_tokens});
+  expect_bytes(op, "the workspace", {cpu::kMaxTokenChunks, num_experts});
   WorkspaceCarver carver;
   carver.take<std::int32_t>(cpu::kMaxTokenChunks * num_experts);
   return carver.used();

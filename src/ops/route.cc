@@ -37,7 +37,11 @@ void check(const char* op, const RouteConfig& config, const ConstTensorView& log
 
 }  // namespace
 
-std::size_t route_workspace_bytes(std::int64_t, std::int64_t num_experts, DType dtype) {
+std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts, DType dtype) {
+  const char* op = "route_workspace_bytes";
+  expect_sums(op, dtype);
+  expect_bytes(op, "the logits", {num_tokens, num_experts});
+  expect_bytes(op, "the workspace", {8, cpu::kMaxTokenChunks, num_experts});
   WorkspaceCarver carver;
   carve(carver, num_experts, dtype);
   return carver.used();
