@@ -154,6 +154,8 @@ void decode_attention(const DecodeAttention& attention, ConstTensorView qkv_BN,
   expect_decode_type(op, "qkv_BN", qkv_BN, 2);
   const Device device = qkv_BN.device;
   const DType dtype = qkv_BN.dtype;
+  expect_bytes(op, "the heads", {4, a.heads, a.head_dim});
+  expect_bytes(op, "the groups", {4, a.groups, a.head_dim});
   const std::int64_t B = qkv_BN.shape[0], N = (a.heads + 2 * a.groups) * a.head_dim;
   expect_tensor(op, "qkv_BN", qkv_BN, {{B, N}, dtype}, device);
   expect_tensor(op, "out_BHI", out_BHI, {{B, a.heads, a.head_dim}, dtype}, device);
@@ -174,6 +176,13 @@ void decode_attention(const DecodeAttention& attention, ConstTensorView qkv_BN,
     expect_tensor(op, "sin_PI", a.sin_PI, {{P, a.head_dim / 2}, DType::kFloat32}, device);
   }
   if (B == 0) return;
+  const auto* pads = static_cast<const std::int64_t*>(pads_B.data);
+  for (std::int64_t b = 0; pads != nullptr && device.type == DeviceType::kCpu && b < B; ++b) {
+    DROPLESS_CHECK(
+        pads[b] >= 0 && pads[b] <= places,
+        concat(op, ": pads_B[", b, "] is ", pads[b], " of a cache of ", places, " places"),
+        "from 0 to the number of places");
+  }
   expect_position(op, position_1, places, device);
   const DecodeAttentionArgs args{dtype,
                                  B,

@@ -43,6 +43,14 @@ void expect_tensor(const char* op, const char* name, const ConstTensorView& view
   DROPLESS_CHECK(view.rank == want.rank && view.shape == want.shape && view.dtype == want.dtype,
                  concat(op, ": ", name, " is ", describe(view), ", expected ", describe(want)),
                  "its shape and type follow from the op's first tensor and its options");
+  for (int i = 0; i < view.rank; ++i) {
+    DROPLESS_CHECK(view.shape[i] >= 0, concat(op, ": ", name, " is ", describe(view)),
+                   "give sides of 0 or more");
+  }
+  DROPLESS_CHECK(
+      view.device.type <= DeviceType::kCuda,
+      concat(op, ": ", name, " is on a device of type ", static_cast<int>(view.device.type)),
+      "take it from DeviceType");
   DROPLESS_CHECK(
       view.device == device,
       concat(op, ": ", name, " is ", describe(view), ", on another device than the first tensor"),
@@ -65,14 +73,30 @@ void expect_tensor(const char* op, const char* name, const ConstTensorView& view
 void expect_matrices(const char* op, const char* name, const ConstTensorView& view,
                      const Expected& expected, Device device) {
   ConstTensorView together = view;
-  const std::int64_t matrix = expected.view.shape[1] * expected.view.shape[2];
-  if (view.rank == 3 && view.stride[0] > matrix) together.stride[0] = matrix;
+  std::int64_t matrix = 0, last = 0;
+  const bool fits =
+      !__builtin_mul_overflow(expected.view.shape[1], expected.view.shape[2], &matrix);
+  if (fits && view.rank == 3 && view.stride[0] > matrix) {
+    DROPLESS_CHECK(!__builtin_mul_overflow(view.stride[0], expected.view.shape[0], &last) &&
+                       last <= kMostBytes / static_cast<std::int64_t>(sizeof(double)),
+                   concat(op, ": ", name, " ", describe(view), " has matrices ", view.stride[0],
+                          " elements apart"),
+                   "give a distance that memory has");
+    together.stride[0] = matrix;
+  }
   expect_tensor(op, name, together, expected, device);
 }
 
 void expect_tensor_or_absent(const char* op, const char* name, const ConstTensorView& view,
                              const Expected& expected, Device device) {
   if (view) expect_tensor(op, name, view, expected, device);
+  expect_present_or_empty(op, name, view);
+}
+
+void expect_present_or_empty(const char* op, const char* name, const ConstTensorView& view) {
+  DROPLESS_CHECK(view || view.data == nullptr,
+                 concat(op, ": ", name, " has memory, but no dimensions"),
+                 "give its shape, or leave it absent");
 }
 
 void expect_floating(const char* op, const char* name, const ConstTensorView& view, int rank) {

@@ -30,6 +30,9 @@ void expect_matrices(const char* op, const char* name, const ConstTensorView& vi
 void expect_tensor_or_absent(const char* op, const char* name, const ConstTensorView& view,
                              const Expected& expected, Device device);
 
+// An absent view has no pointer either: kernels know it by that.
+void expect_present_or_empty(const char* op, const char* name, const ConstTensorView& view);
+
 // The tensor that decides the op's sizes: its rank, and a type out of fp32, fp64, bf16, fp16.
 void expect_floating(const char* op, const char* name, const ConstTensorView& view, int rank);
 

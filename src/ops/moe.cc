@@ -430,8 +430,13 @@ void moe_backward(const MoEConfig& config, ConstTensorView x_TD, const MoEWeight
   const Layer layer(config, s, x_TD, weights, saved, buffers.tokens_R, carve_gemm_space(carver));
   const cpu::KernelTable& kernels = layer.kernels;
   const Networks& experts = layer.experts;
+  const std::int64_t kept = layer.kept_rows();
+  std::fill_n(buffers.tokens_R, kept, -1);
   kernels.invert_rows(
       {.tokens = s.T, .top_k = s.K, .rows_TK = rows_TK, .tokens_R = buffers.tokens_R});
+  DROPLESS_CHECK(
+      std::find(buffers.tokens_R, buffers.tokens_R + kept, -1) == buffers.tokens_R + kept,
+      concat(op, ": saved.rows_TK names a row twice"), "pass what moe_forward left in MoESaved");
   const void* weights_TK = saved.weights_TK.data;
   if (scales_experts(config)) {
     scale_sums(s.sums, s.R, experts_scale(config), weights_TK, buffers.weights_TK);

@@ -67,6 +67,7 @@ void expect_aligned(const char* op, std::initializer_list<ConstTensorView> views
 void expect_optional(const char* op, const char* name, const ConstTensorView& view, bool present,
                      const Expected& expected, Device device) {
   if (present) expect_tensor(op, name, view, expected, device);
+  expect_present_or_empty(op, name, view);
   DROPLESS_CHECK(present || !view,
                  concat(op, ": ", name, " is ", describe(view), ", but the layer has none"),
                  "leave it absent, or set the option of MoEConfig that it belongs to");
@@ -110,6 +111,8 @@ MoESizes check_inputs(const char* op, const MoEConfig& config, const ConstTensor
                  concat(op, ": v1_EFD is ", describe(weights.v1_EFD), " and saved.up_RF is ",
                         describe(saved.up_RF), ", but the layer is not gated"),
                  "leave both absent, or set MoEConfig::glu");
+  expect_present_or_empty(op, "v1_EFD", weights.v1_EFD);
+  expect_present_or_empty(op, "saved.up_RF", saved.up_RF);
   expect_optional(op, "selection_bias_E", weights.selection_bias_E, config.selection_bias,
                   {{s.E}, s.sums}, x_TD.device);
   check_options(op, config, s, weights, x_TD.device);

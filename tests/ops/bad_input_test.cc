@@ -78,6 +78,61 @@ TEST(BadInput, ViewsOfTooManyOrTooLargeSides) {
               HasSubstr("7 dimensions"));
 }
 
+TEST(BadInput, AbsentViewsThatPointSomewhere) {
+  float values[16] = {};
+  const TensorView view(values, DType::kFloat32, {4, 4});
+  TensorView nothing;
+  nothing.data = values;
+  EXPECT_THAT(refusal([&] { activation_forward(Activation::kSilu, view, nothing, view); }),
+              HasSubstr("up_RF has memory, but no dimensions"));
+  MoECase c(MoEConfig{.num_experts = 4, .top_k = 2, .d_model = 8, .d_ffn = 16}, 5, DType::kFloat32,
+            1);
+  Workspace space(moe_forward_workspace_bytes(c.config, 5, DType::kFloat32));
+  MoEWeights weights = c.weights();
+  weights.b1_EF.data = values;
+  const auto forward = [&](const TensorView& losses) {
+    moe_forward(c.config, c.x_TD, weights, c.out_TD, losses, {}, c.saved(), space.data(),
+                space.bytes());
+  };
+  EXPECT_THAT(refusal([&] { forward({}); }), HasSubstr("b1_EF"));
+  weights = c.weights();
+  EXPECT_THAT(refusal([&] { forward(nothing); }), HasSubstr("losses_2"));
+}
+
+TEST(BadInput, SidesAndDistancesThatCannotBe) {
+  float values[64] = {};
+  std::int64_t offsets[3] = {0, 2, 5};
+  const ConstTensorView offsets_E1(offsets, DType::kInt64, {3});
+  alignas(64) static char space[1 << 21];
+  for (const std::int64_t bad : {std::int64_t{-7}, std::numeric_limits<std::int64_t>::min()}) {
+    EXPECT_NE(refusal([&] {
+                grouped_gemm({values, DType::kFloat32, {5, 3}},
+                             {values, DType::kFloat32, {2, 3, bad}}, false, offsets_E1,
+                             {values, DType::kFloat32, {5, bad}}, space, sizeof(space));
+              }),
+              "");
+  }
+  MoECase c(MoEConfig{.num_experts = 4, .top_k = 2, .d_model = 8, .d_ffn = 16}, 5, DType::kFloat32,
+            1);
+  Workspace workspace(moe_forward_workspace_bytes(c.config, 5, DType::kFloat32));
+  MoEWeights weights = c.weights();
+  weights.w1_EFD.stride[0] = kHuge;
+  EXPECT_THAT(refusal([&] {
+                moe_forward(c.config, c.x_TD, weights, c.out_TD, {}, {}, c.saved(),
+                            workspace.data(), workspace.bytes());
+              }),
+              HasSubstr("elements apart"));
+}
+
+// The one with no row would read what the workspace held.
+TEST(BadInput, RowsNamedTwice) {
+  MoECase c(MoEConfig{.num_experts = 4, .top_k = 1, .d_model = 8, .d_ffn = 16}, 6, DType::kFloat32,
+            1);
+  ASSERT_TRUE(c.forward());
+  c.rows_TK.set(2, c.rows_TK.get(0));
+  EXPECT_THAT(refusal([&] { c.backward(); }), HasSubstr("names a row twice"));
+}
+
 TEST(BadInput, SizeQueriesOfWhatCannotBe) {
   const MoEConfig config{.num_experts = 4, .top_k = 2, .d_model = 8, .d_ffn = 16};
   const BlockTopology none;
