@@ -80,6 +80,7 @@ void expert_topology(ConstTensorView offsets_E1, std::int64_t d_ffn, TensorView 
   if (gpu) check_d_ffn(op, d_ffn, S);
   const std::int64_t E = expect_group_offsets(op, offsets_E1);
   expect_bytes(op, "the experts' columns", {E, d_ffn});
+  expect_bytes(op, "the topology", {topology.rows, d_ffn});
   // On a GPU the rows are whatever the caller gives room for.
   const ExpertTopologySize size =
       gpu ? ExpertTopologySize{topology.rows, E * d_ffn, topology.rows / S * (d_ffn / S)}

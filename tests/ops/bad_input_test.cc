@@ -124,6 +124,25 @@ TEST(BadInput, SidesAndDistancesThatCannotBe) {
               HasSubstr("elements apart"));
 }
 
+TEST(BadInput, TopologiesLargerThanMemory) {
+  std::int64_t offsets[3] = {0, 128, 256};
+  ConstTensorView offsets_E1(offsets, DType::kInt64, {3});
+  const TensorView padded(offsets, DType::kInt64, {3});
+  BlockTopology topology;
+  topology.block_size = 128;
+  topology.cols = 1;
+  for (const std::int64_t rows : {kHuge, std::int64_t{-128}}) {
+    topology.rows = rows;
+    for (const DeviceType device : {DeviceType::kCpu, DeviceType::kCuda}) {
+      offsets_E1.device.type = device;
+      EXPECT_NE(refusal([&] {
+                  expert_topology(offsets_E1, (std::int64_t{1} << 40) * 128, padded, topology);
+                }),
+                "");
+    }
+  }
+}
+
 // The one with no row would read what the workspace held.
 TEST(BadInput, RowsNamedTwice) {
   MoECase c(MoEConfig{.num_experts = 4, .top_k = 1, .d_model = 8, .d_ffn = 16}, 6, DType::kFloat32,
