@@ -32,9 +32,11 @@ std::string describe(const ConstTensorView& view) {
 void check_failed(ErrorKind kind, const char* expression, const char* file, int line,
                   const std::string& message, const std::string& hint) {
   const char* place = source_path(file);
-  const char* const usual = "include/dropless has a header for each op, which says what it takes";
   throw Error(kind, concat(message, " [", expression, " at ", place, ":", line, "]"),
-              hint.empty() ? usual : hint, place, line);
+              hint.empty() && kind == ErrorKind::kInvalidArgument
+                  ? "include/dropless has a header for each op, which says what it takes"
+                  : hint,
+              place, line);
 }
 
 }  // namespace dropless

@@ -41,12 +41,12 @@ struct RouterGradientTile {
 
 template <class Element>
 struct RouterGradientParams {
-  CUtensorMap split;   // {expert, hi or lo, token}: boxes of 64 experts, 64 tokens
+  CUtensorMap split;   // {expert, token, hi or lo}: boxes of 64 experts, 64 tokens
   CUtensorMap x;       // {column, token}: boxes of 64 columns, 64 tokens
   CUtensorMap router;  // {column, expert}: boxes of 64 columns, 64 experts
   Output<Element> d_x;
   float* partials_SPD;  // d_router of each chunk
-  int tokens, chunk;    // chunk: of 64 tokens
+  int tokens, chunk;    // chunk: a multiple of 64
   int pitch;            // P
 };
 
