@@ -79,7 +79,9 @@ class ActivationCuda : public ::testing::TestWithParam<std::tuple<DType, Activat
 };
 
 TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
-  const auto [dtype, activation, glu] = GetParam();
+  const DType dtype = std::get<0>(GetParam());
+  const Activation activation = std::get<1>(GetParam());
+  const bool glu = std::get<2>(GetParam());
   for (const Sizes& s : kSizes) {
     const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
     // w1 and v1 are halves of one [E, 2 F, D] tensor, as Hugging Face stores them.
@@ -137,7 +139,9 @@ TEST_P(ActivationCuda, ForwardMatchesPlainLoops) {
 
 // gate and up with their biases, added before rounding, whether rows are gathered or not.
 TEST_P(ActivationCuda, AddsTheExpertsBiases) {
-  const auto [dtype, activation, glu] = GetParam();
+  const DType dtype = std::get<0>(GetParam());
+  const Activation activation = std::get<1>(GetParam());
+  const bool glu = std::get<2>(GetParam());
   for (const Sizes& s : kSizes) {
     const std::int64_t E = s.offsets.size() - 1, R = s.offsets.back(), D = s.d, F = s.f;
     DeviceBuffer offsets(8 * (E + 1)), x(R * D * 2), x_listed(R * D * 2), list(R * 4);
