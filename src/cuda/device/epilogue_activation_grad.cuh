@@ -20,9 +20,9 @@ namespace dropless::cuda {
 // turns: a warp that computes for longer than its products in flight last lets the tensor cores wait,
 // and above all where the other consumer computes at the same time.
 //
-// t waits as fp16, scaled by a power of two of the thread's own: three bits more than bf16. A thread has two rows, and what is
-// below 1e-9 of the larger one's greatest t loses bits, below 1e-12 all. That of the first pieces waits in shared memory, where a' of the first will
-// lie and behind it: there are no registers for it.
+// t waits as fp16, three bits more than bf16, scaled by a power of two for each of the thread's two rows: rows of one expert may
+// differ by many orders of magnitude. That of the first pieces waits in shared memory, where a' of the first will lie and behind
+// it: there are no registers for it.
 template <class Tile, DeviceActivation kActivation, bool kGlu>
 class ActivationGradEpilogue {
  public:
@@ -133,17 +133,24 @@ class ActivationGradEpilogue {
     phase_ ^= 1;
   }
 
-  // The thread's largest |t| goes to [2^14, 2^15).
+  // Of each row the thread's largest |t| goes to [2^14, 2^15). Word i has two columns of row i & 1.
   __device__ __forceinline__ void keep(const float (&acc)[Tile::kBlockN / 2]) {
-    float largest = 0.0f;
+    float scale[2];
+    unscales_ = 0;
 #pragma unroll
-    for (int i = 0; i < Tile::kBlockN / 2; ++i) largest = fmaxf(largest, fabsf(acc[i]));
-    // Of infinities and of gradients below 2^-100 nothing is left to save.
-    const int exponent = min(max(static_cast<int>(__float_as_uint(largest) >> 23), 27), 227);
-    const float scale = __uint_as_float((127 + 14 + 127 - exponent) << 23);
-    unscale_ = __uint_as_float((exponent - 14) << 23);
+    for (int half = 0; half < 2; ++half) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int i = half; i < Tile::kBlockN / 4; i += 2) {
+        largest = fmaxf(largest, fmaxf(fabsf(acc[2 * i]), fabsf(acc[2 * i + 1])));
+      }
+      // Of infinities and of gradients below 2^-100 nothing is left to save.
+      const unsigned exponent = min(max(__float_as_uint(largest) >> 23, 27u), 227u);
+      scale[half] = __uint_as_float((127 + 14 + 127 - exponent) << 23);
+      unscales_ |= (exponent - 14) << (7 + 16 * half);
+    }
     const auto pair = [&](int i) {
-      return ptx::pack<__half>(acc[2 * i] * scale, acc[2 * i + 1] * scale);
+      return ptx::pack<__half>(acc[2 * i] * scale[i & 1], acc[2 * i + 1] * scale[i & 1]);
     };
 #pragma unroll
     for (int i = 0; i < kParked * kPieceWords; i += 4) {
@@ -152,6 +159,11 @@ class ActivationGradEpilogue {
     }
 #pragma unroll
     for (int i = 0; i < kWords; ++i) words_[i] = pair(i + kParked * kPieceWords);
+  }
+
+  // What t of a row was divided by.
+  __device__ __forceinline__ float unscale(int half) const {
+    return __uint_as_float(half == 0 ? unscales_ << 16 : unscales_ & 0xffff0000u);
   }
 
   // Of the tile; its columns begin at a multiple of the tile's width.
@@ -222,7 +234,7 @@ class ActivationGradEpilogue {
     const ValueAndSlope x = activate<kActivation>(g.x), y = activate<kActivation>(g.y);
     const float a_x = x.value * u.x, a_y = y.value * u.y;
     d_score_[half] = fmaf(t.x, a_x, fmaf(t.y, a_y, d_score_[half]));
-    const float weight = score_[half] * unscale_;
+    const float weight = score_[half] * unscale(half);
     const float d_x = weight * t.x, d_y = weight * t.y;
     g_word = ptx::pack<Element>(d_x * u.x * x.slope, d_y * u.y * y.slope);
     if constexpr (kGlu) u_word = ptx::pack<Element>(d_x * x.value, d_y * y.value);
@@ -263,7 +275,7 @@ class ActivationGradEpilogue {
   __device__ __forceinline__ void store_score() const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = unscale_ * d_score_[half];
+      float sum = unscale(half) * d_score_[half];
       sum += __shfl_xor_sync(0xffffffff, sum, 1);
       sum += __shfl_xor_sync(0xffffffff, sum, 2);
       const int at = lane_ / 4 + 8 * half;
@@ -279,7 +291,8 @@ class ActivationGradEpilogue {
   std::uint32_t phase_ = 0;
   int lane_;
   std::uint32_t words_[kWords];  // t of the pieces left
-  float unscale_, score_[2], d_score_[2];
+  std::uint32_t unscales_;       // of the two rows: powers of two, the upper halves of fp32
+  float score_[2], d_score_[2];
   int pieces_ = 0;  // left
   int tick_ = 0;    // slices since this one was fetched, that with it included; 0: it is not
   int row_, rows_;
