@@ -48,14 +48,17 @@ void router_gradients(ConstTensorView x_TD, ConstTensorView router_ED, const voi
                             .row_pitch = rows.stride[0],
                             .box = {64, 64}});
   };
+  // hi and lo lie side by side in a row. A map each: one with hi and lo as its last dimension would step by less in
+  // that than in rows, which the driver's documentation does not allow.
+  const auto split_boxes = [&](std::int64_t part) {
+    const auto* data = static_cast<const std::uint16_t*>(split_T2P) + part * P;
+    ConstTensorView split_TP(data, x_TD.dtype, {T, P}, x_TD.device);
+    split_TP.stride[0] = 2 * P;
+    return boxes(split_TP);
+  };
   for_16_bit(x_TD.dtype, "router_gradients", [&](auto element) {
     using Element = decltype(element);
-    const RouterGradientParams<Element> params{.split = make_tensor_map({.data = split_T2P,
-                                                                         .dtype = x_TD.dtype,
-                                                                         .dims = {P, T, 2},
-                                                                         .row_pitch = 2 * P,
-                                                                         .batch_pitch = P,
-                                                                         .box = {64, 64}}),
+    const RouterGradientParams<Element> params{.split = {split_boxes(0), split_boxes(1)},
                                                .x = boxes(x_TD),
                                                .router = boxes(router_ED),
                                                .d_x = row_output<Element>(d_x_TD),

@@ -41,9 +41,9 @@ struct RouterGradientTile {
 
 template <class Element>
 struct RouterGradientParams {
-  CUtensorMap split;   // {expert, token, hi or lo}: boxes of 64 experts, 64 tokens
-  CUtensorMap x;       // {column, token}: boxes of 64 columns, 64 tokens
-  CUtensorMap router;  // {column, expert}: boxes of 64 columns, 64 experts
+  CUtensorMap split[2];  // hi, lo; {expert, token}: boxes of 64 experts, 64 tokens
+  CUtensorMap x;         // {column, token}: boxes of 64 columns, 64 tokens
+  CUtensorMap router;    // {column, expert}: boxes of 64 columns, 64 experts
   Output<Element> d_x;
   float* partials_SPD;  // d_router of each chunk
   int tokens, chunk;    // chunk: a multiple of 64
@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) router_gradients_kernel(
   };
 
   if (threadIdx.x == 0) {
-    ptx::prefetch_tensor_map(&params.split);
+    ptx::prefetch_tensor_map(&params.split[0]);
+    ptx::prefetch_tensor_map(&params.split[1]);
     ptx::prefetch_tensor_map(&params.x);
     ptx::prefetch_tensor_map(&params.router);
     for (int stage = 0; stage < Tile::kStages; ++stage) {
@@ -118,8 +119,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) router_gradients_kernel(
         for (int part = 0; part < 2; ++part) {
 #pragma unroll
           for (int block = 0; block < Tile::kExpertBoxes; ++block) {
-            ptx::tma_load(&params.split, there, split(ring.stage, part, block), 64 * block, token,
-                          part);
+            ptx::tma_load(&params.split[part], there, split(ring.stage, part, block), 64 * block,
+                          token, 0);
           }
         }
         ring.advance();
