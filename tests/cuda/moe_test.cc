@@ -6,6 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <random>
 #include <set>
 #include <string>
 #include <tuple>
@@ -127,6 +130,61 @@ class MoECudaLayer : public ::testing::Test {
     if (!gpu_supported()) GTEST_SKIP() << "no GPU of compute capability 8.0 or later";
   }
 };
+
+// x and the router as multiples of 1/4 and 1/1024: then logits are exact in any order of summation, and experts the same
+// however near they lie.
+void make_logits_exact(MoECase& c) {
+  for (std::int64_t i = 0; i < c.x_TD.numel(); ++i) {
+    c.x_TD.set(i, std::round(c.x_TD.get(i) * 4) / 4);
+  }
+  for (std::int64_t i = 0; i < c.router_ED.numel(); ++i) {
+    c.router_ED.set(i, std::round(c.router_ED.get(i) * 1024) / 1024);
+  }
+}
+
+struct RandomLayer {
+  LayerCase layer;
+  DType dtype;
+  std::uint64_t seed;
+};
+
+// Every activation with every normalisation in 15 of them; the rest is drawn. At most 4096 rows, for the CPU's sake.
+RandomLayer random_layer(std::int64_t i, std::mt19937_64& random) {
+  const auto draw = [&](std::int64_t low, std::int64_t high) {
+    return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1));
+  };
+  const std::int64_t experts = draw(1, 40), top_k = draw(1, experts);
+  const std::int64_t tokens = draw(1, std::min<std::int64_t>(700, 4096 / top_k));
+  MoEConfig config =
+      config_of(experts, top_k, 8 * draw(1, 75), 8 * draw(1, 75), static_cast<Activation>(i % 5),
+                draw(0, 2) > 0, static_cast<double>(i % 3));
+  config.expert_bias = draw(0, 1) == 1;
+  if (draw(0, 2) == 0) config.capacity_factor = static_cast<double>(draw(4, 12)) / 8;
+  const DType dtype = draw(0, 1) == 0 ? DType::kBFloat16 : DType::kFloat16;
+  std::string name = dtype_name(dtype);
+  if (config.expert_bias) name += ", biases";
+  if (config.capacity_factor > 0) name += ", capacity " + std::to_string(config.capacity_factor);
+  return {{tokens, config, name}, dtype, random()};
+}
+
+TEST_F(MoECudaLayer, RandomLayersMatchDouble) {
+  std::mt19937_64 random(20261201);
+  const int layers = std::getenv("DROPLESS_NIGHTLY") != nullptr ? 120 : 15;
+  int small_batches = 0;
+  for (int i = 0; i < layers; ++i) {
+    const RandomLayer drawn = random_layer(i, random);
+    SCOPED_TRACE(::testing::Message()
+                 << "layer " << i << ": " << ::testing::PrintToString(drawn.layer));
+    MoECase c(drawn.layer.config, drawn.layer.tokens, drawn.dtype, drawn.seed);
+    make_logits_exact(c);
+    const PartObserver before = observe_parts([&](const QueuedPart& part) {
+      if (std::string(part.name) == "small batch") ++small_batches;
+    });
+    expect_matches_double(c);
+    observe_parts(before);
+  }
+  EXPECT_LE(small_batches, layers / 3);  // those have tests of their own
+}
 
 // Of d_out's rows, which lie in dW1 where that has room for all columns: needs no GPU.
 TEST(MoECudaWorkspace, HoldsTheBiasSumsOfTheWidestSlab) {
