@@ -62,12 +62,17 @@ function(dropless_uses_libtorch target)
   endif()
 endfunction()
 
-# dropless_test(NAME SOURCES a.cc ... DEPS target ...): one GoogleTest program, its cases found by CTest.
+# dropless_test(NAME [GPU] SOURCES a.cc ... DEPS target ...): one GoogleTest program, its cases found by CTest.
+# GPU: some do more where there is one; `./dev gpu` runs the program (label gpu).
 function(dropless_test name)
-  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(arg "GPU" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
   dropless_options(${name})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600)
+  set(label)
+  if(arg_GPU)
+    set(label LABELS gpu)
+  endif()
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600 ${label})
 endfunction()

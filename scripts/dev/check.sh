@@ -10,8 +10,7 @@ ctest_essentials() {
     END { if (skipped) print skipped " tests skipped (no GPU here, or as the log says)" }'
 }
 
-# run_tests PRESET CTEST_ARG...: results to standard output, the whole output to a log. Only the tests of
-# one folder: --test-dir build/PRESET/FOLDER.
+# run_tests PRESET CTEST_ARG...: results to standard output, the whole output to a log.
 run_tests() {
   local preset=$1 log=$log_dir/test-$1.log start=$EPOCHREALTIME status=0
   shift
@@ -189,7 +188,8 @@ verb_gpu() {
     "run ./dev gpu on a machine with one; ./dev build cuda compiles the kernels anywhere with nvcc"
   check_preset cuda
   build_all cuda
-  run_tests cuda --test-dir "$root/build/cuda/tests/cuda"
+  # Of the kernels, and of the programs of the trainer that have tests for a GPU: all that say GPU in their CMakeLists.txt.
+  run_tests cuda -L '^gpu$'
   run_benchmarks cuda '*cuda_benchmark' "$@"
   say "== ladder"
   "$root/build/cuda/bin/ladder" || fail 1 "ladder failed"
