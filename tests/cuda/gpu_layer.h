@@ -24,13 +24,13 @@ inline std::size_t bytes_of(const Tensor& tensor) {
 class OnGpu {
  public:
   explicit OnGpu(const Tensor& tensor) : view_(tensor), buffer_(bytes_of(tensor)) {
-    view_.data = buffer_.get();
+    if (tensor) view_.data = buffer_.get();
     view_.device = kGpu;
   }
   operator ConstTensorView() const { return view_; }  // NOLINT
   operator TensorView() const {                       // NOLINT
     TensorView view;
-    view.data = buffer_.get();
+    if (view_) view.data = buffer_.get();
     view.dtype = view_.dtype;
     view.device = view_.device;
     view.rank = view_.rank;
