@@ -1,6 +1,6 @@
 // Dispatch order on the device: a stable counting sort of the T x K expert indices.
 //
-//   count   each CTA counts the experts of its 4096 entries
+//   count   each CTA counts the experts of its 2048 entries
 //   place   one CTA turns the counts, none above the capacity, into the experts' offsets, and each
 //           CTA's first row per expert
 //   assign  each CTA ranks its entries in order
@@ -16,16 +16,30 @@ namespace dropless::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kEntriesPerWarp = 512;
+constexpr int kEntriesPerWarp = 256;
+constexpr int kAhead = kEntriesPerWarp / 32;  // loads of a lane, all at once
 constexpr int kEntriesPerCta = kWarps * kEntriesPerWarp;
 constexpr int kMaxExperts = 1024;
 
+// A warp's entries from `first` on, -1 from `end`: lane l has first + 32 i + l.
+struct WarpEntries {
+  int expert[kAhead];
+
+  __device__ __forceinline__ WarpEntries(const int* indices, int first, int end) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = first + 32 * i + static_cast<int>(threadIdx.x % 32);
+      expert[i] = at < end ? indices[at] : -1;
+    }
+  }
+};
+
 // This warp's count of each expert into counts_E.
-__device__ __forceinline__ void count_entries(const int* indices, int first, int end, int experts,
+__device__ __forceinline__ void count_entries(const WarpEntries& entries, int experts,
                                               int* counts_E) {
   const int lane = threadIdx.x % 32;
-  for (int at = first; at < end; at += 32) {
-    const int expert = at + lane < end ? indices[at + lane] : -1;
+#pragma unroll
+  for (const int expert : entries.expert) {
     const unsigned same = __match_any_sync(0xffffffff, expert);
     const bool leader = (same & ((1u << lane) - 1)) == 0;
     if (leader && expert >= 0 && expert < experts) counts_E[expert] += __popc(same);
@@ -40,7 +54,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   __syncthreads();
   const int warp = threadIdx.x / 32;
   const int first = blockIdx.x * kEntriesPerCta + warp * kEntriesPerWarp;
-  count_entries(indices, first, min(first + kEntriesPerWarp, entries), experts,
+  count_entries(WarpEntries(indices, first, min(first + kEntriesPerWarp, entries)), experts,
                 counts_WE + warp * experts);
   __syncthreads();
   for (int expert = threadIdx.x; expert < experts; expert += blockDim.x) {
@@ -50,31 +64,48 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
 }
 
+// Thread (part, expert): as many parts of the CTAs as there are threads for.
 __global__ void __launch_bounds__(kMaxExperts)
     place_kernel(int blocks, int experts, std::int64_t capacity, int* counts_BE,
                  std::int64_t* offsets_E1) {
   __shared__ int scratch[kMaxExperts / 32];
-  const int expert = threadIdx.x;
+  __shared__ int shared[kMaxExperts];
+  const int parts = kMaxExperts / experts;
+  const int part = threadIdx.x / experts;
+  const int expert = threadIdx.x % experts;
+  const int range = (blocks + parts - 1) / parts;
+  const int begin = min(blocks, part * range);
+  const int end = part < parts ? min(blocks, begin + range) : begin;
   int own = 0;
-  if (expert < experts) {
 #pragma unroll 8
-    for (int b = 0; b < blocks; ++b)
-      own += counts_BE[static_cast<std::int64_t>(b) * experts + expert];
+  for (int b = begin; b < end; ++b) {
+    own += counts_BE[static_cast<std::int64_t>(b) * experts + expert];
   }
-  if (capacity >= 0) own = static_cast<int>(min(static_cast<std::int64_t>(own), capacity));
+  shared[threadIdx.x] = own;
+  __syncthreads();
+  int before = 0, sum = 0;  // of this expert's entries: in earlier parts, in all
+  for (int p = 0; p < parts; ++p) {
+    const int count = shared[p * experts + expert];
+    before += p < part ? count : 0;
+    sum += count;
+  }
+  if (capacity >= 0) sum = static_cast<int>(min(static_cast<std::int64_t>(sum), capacity));
   int total;
-  int row = exclusive_scan<kMaxExperts>(own, scratch, total);
-  if (expert < experts) {
-    offsets_E1[expert] = row;
-#pragma unroll 8
-    for (int b = 0; b < blocks; ++b) {
-      int& cell = counts_BE[static_cast<std::int64_t>(b) * experts + expert];
-      const int count = cell;
-      cell = row;
-      row += count;
-    }
+  const int first = exclusive_scan<kMaxExperts>(part == 0 ? sum : 0, scratch, total);
+  if (part == 0) {
+    offsets_E1[expert] = first;
+    shared[expert] = first;
   }
-  if (expert == 0) offsets_E1[experts] = total;
+  if (threadIdx.x == 0) offsets_E1[experts] = total;
+  __syncthreads();
+  int row = shared[expert] + before;
+#pragma unroll 8
+  for (int b = begin; b < end; ++b) {
+    int& cell = counts_BE[static_cast<std::int64_t>(b) * experts + expert];
+    const int count = cell;
+    cell = row;
+    row += count;
+  }
 }
 
 __global__ void __launch_bounds__(32 * kWarps)
@@ -89,7 +120,8 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int first = blockIdx.x * kEntriesPerCta + warp * kEntriesPerWarp;
   const int end = min(first + kEntriesPerWarp, entries);
   int* next_E = next_WE + warp * experts;
-  count_entries(indices, first, end, experts, next_E);
+  const WarpEntries own(indices, first, end);
+  count_entries(own, experts, next_E);
   __syncthreads();
   for (int expert = threadIdx.x; expert < experts; expert += blockDim.x) {
     int row = first_BE[static_cast<std::int64_t>(blockIdx.x) * experts + expert];
@@ -100,8 +132,10 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
   }
   __syncthreads();
-  for (int at = first; at < end; at += 32) {
-    const int expert = at + lane < end ? indices[at + lane] : -1;
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    const int at = first + 32 * i;
+    const int expert = own.expert[i];
     const bool valid = expert >= 0 && expert < experts;
     const unsigned same = __match_any_sync(0xffffffff, expert);
     const int before = __popc(same & ((1u << lane) - 1));

@@ -34,32 +34,41 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   __syncthreads();
   float p_sum[kPerLane] = {};
   float z_sum = 0.0f;
-  for (int i = 0; i < kRouteTokensPerWarp; ++i) {
-    const std::int64_t token =
-        static_cast<std::int64_t>(blockIdx.x) * kRouteTokensPerCta + warp * kRouteTokensPerWarp + i;
-    if (token >= tokens) break;
-    const float* logits_E = logits_TE + token * pitch;
-    const TokenSoftmax<kPerLane> softmax([&](int expert) { return logits_E[expert]; }, experts,
-                                         lane);
+  const std::int64_t first_token =
+      static_cast<std::int64_t>(blockIdx.x) * kRouteTokensPerCta + warp * kRouteTokensPerWarp;
+  const std::int64_t end = min(first_token + kRouteTokensPerWarp, tokens);
+  float ahead[kPerLane] = {};  // the next token's logits
+  const auto fetch = [&](std::int64_t token) {
+    if (token >= end) return;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (lane + 32 * i < experts) ahead[i] = logits_TE[token * pitch + lane + 32 * i];
+    }
+  };
+  fetch(first_token);
+  for (std::int64_t token = first_token; token < end; ++token) {
+    const TokenSoftmax<kPerLane> softmax([&](int expert) { return ahead[(expert - lane) / 32]; },
+                                         experts, lane);
+    fetch(token + 1);
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) p_sum[j] += softmax.p[j];
     const float z = softmax.max + logf(softmax.sum);
     z_sum += z * z;
 
-    unsigned taken = 0;
+    ExpertChoice<kPerLane> choice(softmax.logit, experts, lane);
     float norm = 0.0f;
-    for (int k = 0; k < top_k; ++k) {
-      const int expert = next_expert(softmax.logit, taken, experts, lane);
-      const float s = softmax.of(expert, lane);
-      norm += q == 1.0f ? s : q > 0.0f ? powf(s, q) : 0.0f;
-      if (lane == 0) {
-        weights_TK[token * top_k + k] = s;
-        indices_TK[token * top_k + k] = expert;
+    for (int first = 0; first < top_k; first += 32) {
+      const int count = min(32, top_k - first);
+      const int expert = choice.next_round(count);
+      const float s = softmax.of(expert);
+      if (q > 0.0f) norm += warp_sum(lane >= count ? 0.0f : q == 1.0f ? s : powf(s, q));
+      if (lane < count) {
+        weights_TK[token * top_k + first + lane] = s;
+        indices_TK[token * top_k + first + lane] = expert;
         atomicAdd(&shared_counts[expert], 1);  // integers: the order cannot show
       }
     }
-    if (q > 0.0f) {
-      __syncwarp();
+    if (q > 0.0f) {  // each lane its own
       const float scale = q == 1.0f ? norm : powf(norm, 1.0f / q);
       for (int k = lane; k < top_k; k += 32) weights_TK[token * top_k + k] /= scale;
     }
@@ -147,16 +156,21 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   if (token >= tokens) return;
   const float* logits_E = logits_TE + token * pitch;
   const TokenSoftmax<kPerLane> softmax([&](int expert) { return logits_E[expert]; }, experts, lane);
-  const auto selected = [&](int expert) { return softmax.of(expert, lane); };
+  // A round of up to 32 choices: lane k has the k-th, and lanes behind the last have none.
+  const auto round = [&](int first, auto action) {
+    const int k = first + lane;
+    const int expert = k < top_k ? indices_TK[token * top_k + k] : 0;
+    action(k < top_k, expert, k < top_k ? d_weights_TK[token * top_k + k] : 0.0f);
+  };
   // norm = (sum s^q)^(1/q); inner = sum_j d_w_j w_j
   float power = 0.0f;
   float inner = 0.0f;
-  if (q > 0.0f) {
-    for (int k = 0; k < top_k; ++k) {
-      const float s = selected(indices_TK[token * top_k + k]);
-      power += q == 1.0f ? s : powf(s, q);
-      inner += d_weights_TK[token * top_k + k] * s;
-    }
+  for (int first = 0; q > 0.0f && first < top_k; first += 32) {
+    round(first, [&](bool valid, int expert, float d_w) {
+      const float s = softmax.of(expert);
+      power += warp_sum(!valid ? 0.0f : q == 1.0f ? s : powf(s, q));
+      inner += warp_sum(d_w * s);
+    });
   }
   const float norm = q > 0.0f ? (q == 1.0f ? power : powf(power, 1.0f / q)) : 1.0f;
   inner /= norm;
@@ -169,16 +183,19 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const int expert = lane + 32 * j;
     d_p[j] = balance != 0.0f && expert < experts ? balance * tokens_per_expert_E[expert] : 0.0f;
   }
-  for (int k = 0; k < top_k; ++k) {
-    const int expert = indices_TK[token * top_k + k];
-    const float s = selected(expert);
-    float d_s = d_weights_TK[token * top_k + k];
-    if (q > 0.0f) {
-      const float w = s / norm;
-      d_s = (d_s - (q == 1.0f ? 1.0f : powf(w, q - 1.0f)) * inner) / norm;
-    }
+  for (int first = 0; first < top_k; first += 32) {
+    round(first, [&](bool, int own, float d_s) {
+      if (q > 0.0f) {
+        const float w = softmax.of(own) / norm;
+        d_s = (d_s - (q == 1.0f ? 1.0f : powf(w, q - 1.0f)) * inner) / norm;
+      }
+      for (int k = 0; k < min(32, top_k - first); ++k) {
+        const int expert = __shfl_sync(0xffffffff, own, k);
+        const float d = __shfl_sync(0xffffffff, d_s, k);
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) d_p[j] += expert == lane + 32 * j ? d_s : 0.0f;
+        for (int j = 0; j < kPerLane; ++j) d_p[j] += expert == lane + 32 * j ? d : 0.0f;
+      }
+    });
   }
   float mean = 0.0f;
 #pragma unroll

@@ -90,9 +90,10 @@ __device__ __forceinline__ unsigned outside_groups(const float* choice_E, const 
     }
     value[i] = size > 1 ? first + second : first;
   }
-  unsigned outside = 0xffffffff, taken = 0;
+  unsigned outside = 0xffffffff;
+  ExpertChoice<kPerLane> groups(value, options.groups, lane);
   for (int n = 0; n < options.group_top_k; ++n) {
-    const int begin = next_expert(value, taken, options.groups, lane) * size;
+    const int begin = groups.next() * size;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int expert = lane + 32 * i;
@@ -123,17 +124,19 @@ __device__ __forceinline__ void select(const TokenScores<kPerLane>& scores, cons
       choice[i] = scores.s[i] + (options.bias_E == nullptr ? 0.0f : __ldg(options.bias_E + expert));
     }
   }
-  unsigned taken = 0;
+  unsigned outside = 0;
   if (options.group_top_k < options.groups) {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) choice_E[lane + 32 * i] = choice[i];
     __syncwarp();
-    taken = outside_groups<kPerLane>(choice_E, options, experts, lane);
+    outside = outside_groups<kPerLane>(choice_E, options, experts, lane);
     __syncwarp();  // before the next token's choices
   }
-  for (int k = 0; k < top_k; ++k) {
-    const int expert = next_expert(choice, taken, experts, lane);
-    if (lane == 0) indices_K[k] = expert;
+  ExpertChoice<kPerLane> experts_left(choice, experts, lane, outside);
+  for (int first = 0; first < top_k; first += 32) {
+    const int count = min(32, top_k - first);
+    const int expert = experts_left.next_round(count);
+    if (lane < count) indices_K[first + lane] = expert;
   }
 }
 

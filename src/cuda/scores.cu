@@ -9,7 +9,7 @@ namespace dropless::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowsPerThread = 8;
+constexpr int kRowsPerThread = 4;
 
 // Counts are integers: the order of the atomics cannot show.
 __global__ void __launch_bounds__(kThreads)
@@ -19,15 +19,23 @@ __global__ void __launch_bounds__(kThreads)
   extern __shared__ int counts_E[];
   for (int e = threadIdx.x; e < experts; e += kThreads) counts_E[e] = 0;
   __syncthreads();
+  const std::int64_t first =
+      static_cast<std::int64_t>(blockIdx.x) * kRowsPerThread * kThreads + threadIdx.x;
+  int expert[kRowsPerThread], row[kRowsPerThread];
+  float weight[kRowsPerThread];
+#pragma unroll
+  for (int j = 0; j < kRowsPerThread; ++j) {  // all loads before the first use
+    const std::int64_t i = first + j * kThreads;
+    expert[j] = i < rows ? indices_TK[i] : -1;
+    row[j] = i < rows ? rows_TK[i] : -1;
+    weight[j] = i < rows ? weights_TK[i] : 0.0f;
+  }
+#pragma unroll
   for (int j = 0; j < kRowsPerThread; ++j) {
-    const std::int64_t i =
-        (static_cast<std::int64_t>(blockIdx.x) * kRowsPerThread + j) * kThreads + threadIdx.x;
-    if (i >= rows) break;
-    const int expert = indices_TK[i], row = rows_TK[i];
-    if (expert >= 0 && expert < experts) atomicAdd(&counts_E[expert], 1);
-    if (row >= 0) {
-      weights_R[row] = weights_TK[i];
-      tokens_R[row] = static_cast<int>(i / top_k);
+    if (expert[j] >= 0 && expert[j] < experts) atomicAdd(&counts_E[expert[j]], 1);
+    if (row[j] >= 0) {
+      weights_R[row[j]] = weight[j];
+      tokens_R[row[j]] = static_cast<int>((first + j * kThreads) / top_k);
     }
   }
   __syncthreads();

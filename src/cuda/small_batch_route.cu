@@ -206,21 +206,12 @@ __device__ __forceinline__ void route_token(const Params& p, const Layout& layou
   const std::uint32_t sets = at_rank(shared + layout.sets + token / 32, 0);
   const std::uint32_t choices = at_rank(shared + layout.choices, 0) + 2 * token * p.top_k;
   float* weights = p.weights_TK + token * p.top_k;
-  unsigned taken = 0;
+  ExpertChoice<kPerLane> choice(softmax.logit, p.experts, lane);
   float norm = 0.0f;
   float first_weight = 0.0f;
   for (int first = 0; first < p.top_k; first += 32) {
-    int expert = 0;
-    for (int k = 0; k < min(32, p.top_k - first); ++k) {
-      const int next = next_expert(softmax.logit, taken, p.experts, lane);
-      expert = lane == k ? next : expert;
-    }
-    float weight = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      const float of_owner = __shfl_sync(0xffffffff, softmax.p[j], expert % 32);
-      weight = expert / 32 == j ? of_owner : weight;
-    }
+    const int expert = choice.next_round(min(32, p.top_k - first));
+    const float weight = softmax.of(expert);
     const bool chosen = first + lane < p.top_k;
     if (chosen) {
       weights[first + lane] = weight;
@@ -323,24 +314,20 @@ __device__ __forceinline__ void route_only_token(const Params& p, const Layout& 
                                                  const float* shared) {
   const int lane = threadIdx.x % 32;
   const TokenSoftmax<kPerLane> softmax = softmax_of<kPerLane>(p, layout, shared, 0);
-  // Lane k has the k-th choice.
-  unsigned taken = 0;
-  int expert = 0;
-  for (int k = 0; k < p.top_k; ++k) {
-    const int next = next_expert(softmax.logit, taken, p.experts, lane);
-    expert = lane == k ? next : expert;
-  }
+  ExpertChoice<kPerLane> choice(softmax.logit, p.experts, lane);
+  const int expert = choice.next_round(p.top_k);  // lane k has the k-th
   const bool chosen = lane < p.top_k;
   // Experts 32 j .. 32 j + 31 that are taken, and where this lane's choice and experts come among them.
   int place = 0;
   int before = 0;
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
-    const unsigned word = __ballot_sync(0xffffffff, (taken >> j & 1) != 0);
     const int mine = lane + 32 * j;
+    const bool taken = mine < p.experts && choice.chosen(j);
+    const unsigned word = __ballot_sync(0xffffffff, taken);
     if (mine < p.experts) {
       p.offsets_E1[mine] = before + __popc(word & ((1u << lane) - 1));
-      if (p.tokens_per_expert_E != nullptr) p.tokens_per_expert_E[mine] = taken >> j & 1;
+      if (p.tokens_per_expert_E != nullptr) p.tokens_per_expert_E[mine] = taken;
     }
     if (expert / 32 == j) place = before + __popc(word & ((1u << (expert % 32)) - 1));
     before += __popc(word);
@@ -370,7 +357,7 @@ __device__ __forceinline__ void route_only_token(const Params& p, const Layout& 
   if (p.losses_2 == nullptr) return;
   float balance = 0.0f;
 #pragma unroll
-  for (int j = 0; j < kPerLane; ++j) balance += (taken >> j & 1) != 0 ? softmax.p[j] : 0.0f;
+  for (int j = 0; j < kPerLane; ++j) balance += choice.chosen(j) ? softmax.p[j] : 0.0f;
   balance = warp_sum(balance);
   if (lane > 0) return;
   const float z = softmax.max + logf(softmax.sum);

@@ -36,12 +36,15 @@ struct TokenSoftmax {
     for (int i = 0; i < kPerLane; ++i) p[i] /= sum;
   }
 
-  // The expert's p, from its owner: exact, and NaN where the logits hold NaN.
-  __device__ __forceinline__ float of(int expert, int lane) const {
-    float s = 0.0f;
+  // p of each lane's own expert, from its owner: exact, and NaN where the logits hold NaN.
+  __device__ __forceinline__ float of(int expert) const {
+    float own = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) s = expert == lane + 32 * j ? p[j] : s;
-    return __shfl_sync(0xffffffff, s, expert % 32);
+    for (int j = 0; j < kPerLane; ++j) {
+      const float s = __shfl_sync(0xffffffff, p[j], expert % 32);
+      own = expert / 32 == j ? s : own;
+    }
+    return own;
   }
 };
 
@@ -51,29 +54,53 @@ __device__ __forceinline__ unsigned ordered_key(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The largest logit not yet taken, lowest index first among equals. NaN counts as least, so that
-// every token gets distinct valid experts.
+// A token's experts by their logits, the largest first and the lowest index among equals. NaN counts as less than
+// any number, so that every token gets distinct valid experts.
 template <int kPerLane>
-__device__ __forceinline__ int next_expert(const float (&logit)[kPerLane], unsigned& taken,
-                                           int experts, int lane) {
-  constexpr unsigned kNone = 0x7fffffff;
-  unsigned best = kNone;
-  float best_value = -INFINITY;
+class ExpertChoice {
+ public:
+  // Bit i of `outside`: expert lane + 32 i is not to be chosen.
+  __device__ __forceinline__ ExpertChoice(const float (&logit)[kPerLane], int experts, int lane,
+                                          unsigned outside = 0)
+      : lane_(lane) {
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int expert = lane + 32 * i;
-    if (expert >= experts || (taken >> i & 1) != 0) continue;
-    if (best == kNone || logit[i] > best_value || (isnan(best_value) && !isnan(logit[i]))) {
-      best = expert;
-      best_value = logit[i];
+    for (int i = 0; i < kPerLane; ++i) {
+      const bool offered = lane + 32 * i < experts && (outside >> i & 1) == 0;
+      key_[i] = !offered ? 0 : isnan(logit[i]) ? 1 : ordered_key(logit[i]);  // a number's is above 1
     }
   }
-  if (isnan(best_value)) best_value = -INFINITY;
-  const unsigned key = best == kNone ? 0 : ordered_key(best_value);  // of any float it is positive
-  const unsigned largest = __reduce_max_sync(0xffffffff, key);
-  best = __reduce_min_sync(0xffffffff, key == largest ? best : kNone);
-  if (best % 32 == lane) taken |= 1u << (best / 32);
-  return static_cast<int>(best);
-}
+
+  // The next of them; every lane has it.
+  __device__ __forceinline__ int next() {
+    unsigned own = key_[0];
+#pragma unroll
+    for (int i = 1; i < kPerLane; ++i) own = max(own, key_[i]);
+    const unsigned largest = __reduce_max_sync(0xffffffff, own);
+    unsigned expert = 0x7fffffff;
+#pragma unroll
+    for (int i = kPerLane - 1; i >= 0; --i) expert = key_[i] == largest ? lane_ + 32 * i : expert;
+    expert = __reduce_min_sync(0xffffffff, expert);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) key_[i] = expert == lane_ + 32 * i ? 0 : key_[i];
+    return static_cast<int>(expert);
+  }
+
+  // The next `count` of them, at most 32: lane k has the k-th.
+  __device__ __forceinline__ int next_round(int count) {
+    int expert = 0;
+    for (int k = 0; k < count; ++k) {
+      const int chosen = next();
+      expert = lane_ == k ? chosen : expert;
+    }
+    return expert;
+  }
+
+  // Whether expert lane + 32 i was chosen, if it was offered.
+  __device__ __forceinline__ bool chosen(int i) const { return key_[i] == 0; }
+
+ private:
+  int lane_;
+  unsigned key_[kPerLane];
+};
 
 }  // namespace dropless::cuda
