@@ -65,12 +65,14 @@ __device__ __forceinline__ void pack_all(const float* acc, std::uint32_t* words,
   }
 }
 
-// Drops the first of kChunks chunks of 16 words. Registers cannot be indexed at run time: what is
-// next always lies first.
-template <int kChunks>
-__device__ __forceinline__ void shift_words(std::uint32_t* words) {
+// Calls use(words) of piece `index` of kPieces, 16 words each. Registers cannot be indexed at run time: there is code for
+// every piece, which costs less than to move the words (docs/kernels.md).
+template <int kPieces, class Use>
+__device__ __forceinline__ void with_piece(const std::uint32_t* words, int index, Use use) {
 #pragma unroll
-  for (int i = 0; i < 16 * (kChunks - 1); ++i) words[i] = words[i + 16];
+  for (int i = 0; i < kPieces; ++i) {
+    if (i == index) use(words + 16 * i);
+  }
 }
 
 // 16 rows x 32 columns (16 accumulators of a lane) as fp32 into a slot.
@@ -168,9 +170,9 @@ struct PendingTile {
   static constexpr int kPieces = Tile::kStepN / 64;
   static constexpr int kPlaneWords = 16 * kPieces;
 
-  std::uint32_t words[Tile::kPlanes * kPlaneWords];  // of each plane the next piece's first
-  int pieces = 0;                                    // left
-  int row, rows, column, batch;                      // of the next piece
+  std::uint32_t words[Tile::kPlanes * kPlaneWords];
+  int pieces = 0;                // left
+  int row, rows, column, batch;  // of the next piece
 
   // acc: kBlockN columns; `row0`: the rows' place in the CTA's tile. False where none is valid.
   __device__ __forceinline__ bool take(const float (&acc)[Tile::kBlockN / 2], const Work& work,
@@ -195,11 +197,25 @@ struct PendingTile {
     return true;
   }
 
-  __device__ __forceinline__ void advance() {
+  // use(words, the same piece of the next plane's words)
+  template <class Use>
+  __device__ __forceinline__ void with_next(Use use) const {
+    with_piece<kPieces>(words, kPieces - pieces,
+                        [&](const std::uint32_t* piece) { use(piece, piece + kPlaneWords); });
+  }
+
+  // One of its words. By masks: of a choice between words the compiler makes one between addresses, in local memory.
+  __device__ __forceinline__ std::uint32_t next_word(int plane, int i) const {
+    std::uint32_t word = 0;
 #pragma unroll
-    for (int plane = 0; plane < Tile::kPlanes; ++plane) {
-      shift_words<kPieces>(words + plane * kPlaneWords);
+    for (int p = 0; p < kPieces; ++p) {
+      const std::uint32_t mask = kPieces - pieces == p ? 0xffffffff : 0;
+      word |= words[plane * kPlaneWords + 16 * p + i] & mask;
     }
+    return word;
+  }
+
+  __device__ __forceinline__ void advance() {
     column += 64;
     --pieces;
   }
@@ -239,7 +255,8 @@ class StoreEpilogue {
   __device__ __forceinline__ bool pending() const { return tile_.pieces > 0; }
 
   __device__ __forceinline__ void step() {
-    stage_words(tile_.words, ring_.take(), lane_);
+    const std::uint32_t slot = ring_.take();
+    tile_.with_next([&](const std::uint32_t* words, auto) { stage_words(words, slot, lane_); });
     ring_.put(params_.out, tile_.row, tile_.rows, tile_.column, tile_.batch);
     tile_.advance();
   }

@@ -38,11 +38,11 @@ class ActivationEpilogue {
   __device__ __forceinline__ void step() {
     const std::uint32_t slot = ring_.take();
     if (next_ == kGate) {
-      stage_words(tile_.words, slot, lane_);
+      tile_.with_next([&](const std::uint32_t* gate, auto) { stage_words(gate, slot, lane_); });
       put(params_.gate);
       next_ = kGlu ? kUp : kAct;
     } else if (kGlu && next_ == kUp) {
-      stage_words(tile_.words + Pending::kPlaneWords, slot, lane_);
+      tile_.with_next([&](auto, const std::uint32_t* up) { stage_words(up, slot, lane_); });
       put(params_.up);
       next_ = kAct;
     } else {
@@ -71,10 +71,10 @@ class ActivationEpilogue {
       std::uint32_t words[4];
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const float2 g = ptx::unpack<Element>(tile_.words[block * 4 + w]);
+        const float2 g = ptx::unpack<Element>(tile_.next_word(0, block * 4 + w));
         float2 a = {activate<kActivation>(g.x).value, activate<kActivation>(g.y).value};
         if constexpr (kGlu) {
-          const float2 u = ptx::unpack<Element>(tile_.words[Pending::kPlaneWords + block * 4 + w]);
+          const float2 u = ptx::unpack<Element>(tile_.next_word(1, block * 4 + w));
           a.x *= u.x;
           a.y *= u.y;
         }

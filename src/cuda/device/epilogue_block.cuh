@@ -21,15 +21,18 @@ class BlockEpilogue {
     row_ = row;
     block_ = work.batch_d;
     pending_ = kChunks / 2 * work.batch_b;
+    next_ = 0;
     pack_all<typename Tile::Element, Tile::kBlockN / 2>(acc, words_);
   }
 
   __device__ __forceinline__ bool pending() const { return pending_ > 0; }
 
   __device__ __forceinline__ void step() {
-    stage_words(words_, ring_.take(), lane_);
+    const std::uint32_t slot = ring_.take();
+    with_piece<kChunks>(words_, next_,
+                        [&](const std::uint32_t* words) { stage_words(words, slot, lane_); });
     ring_.put(out_, row_, 16, pending_ % 2 == 0 ? 0 : 64, block_);
-    shift_words<kChunks>(words_);
+    ++next_;
     --pending_;
     block_ += pending_ % 2 == 0;
   }
@@ -42,8 +45,9 @@ class BlockEpilogue {
   const Params& out_;
   SlotRing<Tile::kSlots> ring_;
   int lane_;
-  std::uint32_t words_[16 * kChunks];  // the next to store first
-  int pending_ = 0;                    // pieces of 64 columns, two of a block
+  std::uint32_t words_[16 * kChunks];
+  int pending_ = 0;  // pieces of 64 columns, two of a block
+  int next_;
   int row_, block_;
 };
 
@@ -79,11 +83,13 @@ class TransposedEpilogue {
     // warp's rows 0 to 7 of D.
     const std::uint32_t place =
         area_ + swizzled((lane() >> 4) * 8 + (lane() & 7), 2 * warp() + (lane() >> 3 & 1));
+    with_piece<kChunks>(words_, row_ / 64 % kChunks, [&](const std::uint32_t* words) {
 #pragma unroll
-    for (int block = 0; block < 4; ++block) {
-      const std::uint32_t* w = words_ + block * 4;
-      ptx::stmatrix_x4_transposed(place + 16 * 128 * block, w[0], w[1], w[2], w[3]);
-    }
+      for (int block = 0; block < 4; ++block) {
+        const std::uint32_t* w = words + block * 4;
+        ptx::stmatrix_x4_transposed(place + 16 * 128 * block, w[0], w[1], w[2], w[3]);
+      }
+    });
     ptx::fence_proxy_async();
     barrier();
     if (stores()) {
@@ -91,7 +97,6 @@ class TransposedEpilogue {
       ptx::tma_store_commit();
     }
     area_ ^= kAreaBytes;
-    shift_words<kChunks>(words_);
     row_ += 64;
     if (row_ % Tile::kBlockN == 0) row_ = -1;
   }

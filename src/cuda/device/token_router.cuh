@@ -66,7 +66,9 @@ class ExpertChoice {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const bool offered = lane + 32 * i < experts && (outside >> i & 1) == 0;
-      key_[i] = !offered ? 0 : isnan(logit[i]) ? 1 : ordered_key(logit[i]);  // a number's is above 1
+      key_[i] = !offered          ? 0
+                : isnan(logit[i]) ? 1
+                                  : ordered_key(logit[i]);  // a number's is above 1
     }
   }
 
