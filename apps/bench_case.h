@@ -19,6 +19,11 @@ struct LayerShape {
   std::int64_t T, d, f, E, k;
 };
 
+// Of --dtype: bf16, fp16 or fp32.
+inline at::ScalarType bench_type(const std::string& dtype) {
+  return dtype == "bf16" ? at::kBFloat16 : dtype == "fp16" ? at::kHalf : at::kFloat;
+}
+
 // The layer's output from its config, x, router, w1, v1, w2.
 using LayerFunction =
     std::function<at::Tensor(const MoEConfig&, const at::Tensor&, const at::Tensor&,

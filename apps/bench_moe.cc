@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <charconv>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -55,12 +56,18 @@ struct BenchMoeVerb {
 
 LayerShape parse_shape(const std::string& text) {
   LayerShape s{};
-  char end = 0;
   const auto refuse = [&](const std::string& why, const std::string& hint) {
     throw Error(ErrorKind::kInvalidArgument, "--shape " + text + why, hint);
   };
-  if (std::sscanf(text.c_str(), "%ld,%ld,%ld,%ld,%ld%c", &s.T, &s.d, &s.f, &s.E, &s.k, &end) != 5) {
-    refuse(" is not T,d,f,E,k", "five numbers, as in 32768,2048,1024,64,8");
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  for (std::int64_t* size : {&s.T, &s.d, &s.f, &s.E, &s.k}) {
+    const auto [behind, error] = std::from_chars(at, end, *size);
+    const bool last = size == &s.k;
+    if (error != std::errc() || (last ? behind != end : behind == end || *behind != ',')) {
+      refuse(" is not T,d,f,E,k", "five numbers of 64 bits, as in 32768,2048,1024,64,8");
+    }
+    at = behind + 1;
   }
   const std::pair<const char*, std::int64_t> sizes[] = {
       {"T", s.T}, {"d", s.d}, {"f", s.f}, {"E", s.E}, {"k", s.k}};
@@ -180,8 +187,12 @@ class Contest {
       const DeviceGraph graph(device_, own_);
       alone("graph", rounds, [&graph] { graph.launch(); });
     }
+    // Whoever comes next finds the card as the one before left it: each round begins with another.
+    const std::size_t count = candidates_.size();
     for (int i = -kWarmUp; i < rounds; ++i) {
-      for (Candidate& candidate : candidates_) time(candidate, i >= 0);
+      for (std::size_t j = 0; j < count; ++j) {
+        time(candidates_[(static_cast<std::size_t>(i + kWarmUp) + j) % count], i >= 0);
+      }
     }
   }
 
@@ -288,10 +299,7 @@ double largest_difference(const LayerCase& c, const at::Device& device) {
 
 void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchMoeVerb& verb,
                  const at::Device& device, RivalProgram* program, nlohmann::ordered_json& rows) {
-  const auto type = verb.dtype == "bf16"   ? at::kBFloat16
-                    : verb.dtype == "fp16" ? at::kHalf
-                                           : at::kFloat;
-  const LayerCase c(s, routing, at::TensorOptions().dtype(type).device(device));
+  const LayerCase c(s, routing, at::TensorOptions().dtype(bench_type(verb.dtype)).device(device));
   RivalProgram::Prepared prepared;
   if (program) prepared = program->prepare(s, verb.dtype, routing, device);
   std::vector<std::string> names;
@@ -320,8 +328,10 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
 }
 
 std::string cell(const nlohmann::ordered_json& value, int width, int digits, double scale = 1) {
-  return value.is_null() ? fmt::format("{:>{}}", "-", width)
-                         : fmt::format("{:{}.{}f}", value.get<double>() * scale, width, digits);
+  // A number that fills its column still stands apart from the one before.
+  return value.is_null()
+             ? fmt::format("{:>{}}", "-", width)
+             : fmt::format(" {:{}.{}f}", value.get<double>() * scale, width - 1, digits);
 }
 
 void print_header() {
@@ -459,6 +469,12 @@ void add_bench_verb(CLI::App& app) {
     if (verb->decode) {
       install_signal_handlers(SignalMode::kExit);
       check_dtype(verb->dtype);
+      for (const LayerShape& s : shapes) {
+        if (verb->dtype == "fp32" || (s.d % 8 == 0 && s.f % 8 == 0)) continue;
+        throw Error(ErrorKind::kInvalidArgument,
+                    fmt::format("--decode in {}: widths d = {}, f = {}", verb->dtype, s.d, s.f),
+                    "multiples of 8, or --dtype fp32");
+      }
       return run_bench_moe_decode(shapes, device, verb->dtype, verb->rounds, verb->json);
     }
     if (verb->kernels && device.is_cpu()) {

@@ -66,7 +66,7 @@ at::Tensor torch_layer(const DecodeCase& c, const Weights& w) {
   const at::Tensor ends_E = counts_E.cumsum(0).to(at::kInt);
   const at::Tensor rows_RD = c.x_TD.index_select(0, at::floor_divide(order_R, K));
   const auto product = [&](const at::Tensor& rows, const at::Tensor& w_EMN) {
-    if (rows.scalar_type() == at::kBFloat16) return at::_grouped_mm(rows, w_EMN, ends_E);
+    if (rows.scalar_type() != at::kFloat) return at::_grouped_mm(rows, w_EMN, ends_E);
     std::vector<at::Tensor> parts;
     std::int64_t begin = 0;
     for (std::int64_t e = 0; e < E; ++e) {
@@ -111,8 +111,7 @@ class Candidate {
 nlohmann::ordered_json bench_shape(const LayerShape& s, const std::string& dtype,
                                    const at::Device& device, int rounds) {
   const at::NoGradGuard no_grad;
-  const auto options =
-      at::TensorOptions().dtype(dtype == "bf16" ? at::kBFloat16 : at::kFloat).device(device);
+  const auto options = at::TensorOptions().dtype(bench_type(dtype)).device(device);
   const DecodeCase c(s, options);
   const MoEResult result = moe_layer(c.config, c.x_TD, c.router_ED, c.copies[0].w1_EFD,
                                      c.copies[0].v1_EFD, c.copies[0].w2_EFD);

@@ -116,8 +116,11 @@ RivalProgram::Prepared RivalProgram::prepare(const LayerShape& s, const std::str
 std::optional<double> RivalProgram::time_ms(const std::string& name, bool backward) {
   const nlohmann::json answer = ask({{"time", name}, {"backward", backward}});
   const auto ms = answer.find("ms");
-  if (ms == answer.end() || !(ms->is_null() || ms->is_number())) fail("answered " + answer.dump());
-  return ms->is_null() ? std::nullopt : std::optional(ms->get<double>());
+  const bool absent = ms != answer.end() && ms->is_null();
+  if (!absent && (ms == answer.end() || !ms->is_number() || !(ms->get<double>() > 0))) {
+    fail("answered " + answer.dump());
+  }
+  return absent ? std::nullopt : std::optional(ms->get<double>());
 }
 
 }  // namespace dropless::apps

@@ -62,6 +62,16 @@ function(dropless_uses_libtorch target)
   endif()
 endfunction()
 
+# For programs that are built on one machine and run on another, as tests and benchmarks of GPU kernels are: the
+# compiler's own libraries go into them. What is left to find are libc, libm and the driver.
+function(dropless_carries_its_libraries target)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT DROPLESS_SANITIZE)
+    target_link_options(${target} PRIVATE -static-libstdc++ -static-libgcc -Wl,--as-needed)
+    # -fopenmp brings the shared one behind it, which is then not needed.
+    target_link_libraries(${target} PRIVATE -Wl,--push-state,-Bstatic -lgomp -Wl,--pop-state)
+  endif()
+endfunction()
+
 # dropless_test(NAME [GPU] SOURCES a.cc ... DEPS target ...): one GoogleTest program, its cases found by CTest.
 # GPU: some do more where there is one; `./dev gpu` runs the program (label gpu).
 function(dropless_test name)

@@ -307,7 +307,7 @@ __device__ __forceinline__ void finish(const Params& p, const Layout& layout, fl
   }
 }
 
-// All of the kernel behind the logits, for one token with at most 32 experts, by one warp: the token's experts
+// All of the kernel behind the logits, for one token with top_k at most 32, by one warp: the token's experts
 // are items of one row each, in the order of their numbers.
 template <int kPerLane>
 __device__ __forceinline__ void route_only_token(const Params& p, const Layout& layout,

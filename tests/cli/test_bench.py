@@ -134,6 +134,7 @@ for line in sys.stdin:
         for program, message in [
             ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
             ("import json\ninput()\nprint(json.dumps({'rivals': {'a': 1}}))", "rivals"),
+            (self.PROGRAM.replace("else 2}", "else 0}"), '{"ms":0}'),
         ]:
             result = self.rivals(program)
             self.assertEqual(result.returncode, 1, result.stderr)
@@ -161,6 +162,13 @@ for line in sys.stdin:
             self.assertAlmostEqual(row["ratio"] * row["us"] / row["torch_us"], 1, places=6)
             self.assertLess(row["rival_differs_by"], 1e-5)
         lines = self.check_command(*arguments, "--shape", "3,32,48,8,2").splitlines()
+        for dtype in ("fp16", "bf16"):
+            short = ["bench", "moe", "--device", "cpu", "--rounds", 1, "--decode", "--dtype", dtype]
+            row = json.loads(self.check_command(*short, "--json", "--shape", "1,32,48,8,2"))["rows"][0]
+            self.assertEqual(row["bytes"], 2 * (3 * 2 * 32 * 48 + 8 * 32))
+            refused = self.run_command(*short, "--shape", "1,60,48,8,2")
+            self.assertEqual(refused.returncode, 2)
+            self.assertIn("d = 60", refused.stderr)
         self.assertEqual(len(lines), 3)
         for option in (["--routing", "zipf"], ["--kernels"]):
             refused = self.run_command(*arguments, *option)
@@ -168,7 +176,7 @@ for line in sys.stdin:
             self.assertIn(option[0], refused.stderr)
 
     def test_refuses_what_is_no_shape(self):
-        for shape in ["64,32,48,4", "64,32,48,4,5", "0,32,48,4,2", "64,32,48,4,2,1", "a"]:
+        for shape in ["64,32,48,4", "64,32,48,4,5", "0,32,48,4,2", "64,32,48,4,2,1", "a", "99999999999999999999,32,48,4,2"]:
             result = self.run_command("bench", "moe", "--device", "cpu", "--shape", shape)
             self.assertEqual(result.returncode, 2, shape)
             self.assertIn("T,d,f,E,k", result.stderr)

@@ -200,8 +200,9 @@ struct PendingTile {
   // use(words, the same piece of the next plane's words)
   template <class Use>
   __device__ __forceinline__ void with_next(Use use) const {
-    with_piece<kPieces>(words, kPieces - pieces,
-                        [&](const std::uint32_t* piece) { use(piece, piece + kPlaneWords); });
+    with_piece<kPieces>(words, kPieces - pieces, [&](const std::uint32_t* piece) {
+      use(piece, piece + (Tile::kPlanes - 1) * kPlaneWords);
+    });
   }
 
   // One of its words. By masks: of a choice between words the compiler makes one between addresses, in local memory.

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "dropless/error.h"
+#include "train/bridge/device.h"
 #include "train/nn/moe_torch.h"
 #include "train/nn/precision.h"
 
@@ -142,14 +143,15 @@ TEST(MoE, BackendFollowsDeviceAndType) {
   EXPECT_EQ(resolve_backend(config, at::kFloat, gpu).reason, "");
 }
 
-TEST(MoE, ARouterWithoutKernelsRunsOnLibtorch) {
-  const at::Device cpu = at::kCPU, gpu(at::kCUDA, 0);
-  MoELayerConfig config = parse("");
-  config.moe.route.score = RouteScore::kSigmoid;
-  EXPECT_EQ(resolve_backend(config, at::kFloat, cpu).backend, MoEBackend::kDropless);
-  EXPECT_EQ(resolve_backend(config, at::kFloat, gpu).backend, MoEBackend::kTorch);
-  config.backend = MoEBackend::kDropless;
-  EXPECT_THROW(resolve_backend(config, at::kFloat, gpu), Error);
+TEST(MoE, AGpusKernelsAreTakenByDefault) {
+  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  const at::Device gpu(at::kCUDA, 0);
+  for (const char* router : {"", ", moe_router_score: sigmoid"}) {
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+      const BackendChoice choice = resolve_backend(parse(router), type, gpu);
+      EXPECT_EQ(choice.backend, MoEBackend::kDropless) << router << choice.reason;
+    }
+  }
 }
 
 TEST(MoELayerConfig, RefusesWhatDoesNotFit) {

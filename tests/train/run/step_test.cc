@@ -168,8 +168,13 @@ void expect_same_step_however_computed(at::Device device) {
   const StepAndGradients exact =
       step(48, {all_experts, no_balance, "precision=fp64"}, at::Device(at::kCPU));
   EXPECT_GT(exact.gradients.norm().item<double>(), 0.1);
+  const StepAndGradients whole = step(48, {all_experts, no_balance}, device);
   for (const int rows : {48, 24, 11, 1}) {
     const StepAndGradients cut = step(rows, {all_experts, no_balance, again}, device);
+    // One row of 48 left out would be 1e-2 or more.
+    if (device.is_cpu()) {
+      EXPECT_LT(relative_distance(cut.gradients, whole.gradients), 5e-3) << rows;
+    }
     EXPECT_NEAR(cut.result.cross_entropy, exact.result.cross_entropy, 2e-3) << rows;
     EXPECT_LT(relative_distance(cut.gradients, exact.gradients), 5e-2) << rows;
   }
