@@ -477,6 +477,10 @@ void add_bench_verb(CLI::App& app) {
       }
       return run_bench_moe_decode(shapes, device, verb->dtype, verb->rounds, verb->json);
     }
+    if (moe->count("--rivals") > 0 && verb->rival_command.empty()) {
+      throw Error(ErrorKind::kInvalidArgument, "--rivals names no program",
+                  "such as \"python3 benchmarks/moe_rivals.py\"");
+    }
     if (verb->kernels && device.is_cpu()) {
       throw Error(ErrorKind::kInvalidArgument, "--kernels shows what a GPU is given to do",
                   "choose --device cuda");

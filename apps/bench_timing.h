@@ -16,7 +16,8 @@ namespace dropless::apps {
 
 inline double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  const std::size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 // Milliseconds of one run: between two events on a GPU, by the clock elsewhere.

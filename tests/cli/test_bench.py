@@ -130,6 +130,10 @@ for line in sys.stdin:
         self.assertRegex(table, r"two +2\.000 ms")
         self.assertIn("none          not there: not installed", table)
 
+    def test_rivals_want_a_program(self):
+        result = self.run_command("bench", "moe", "--device", "cpu", "--rivals", "")
+        self.assertEqual((result.returncode, "--rivals names no program" in result.stderr), (2, True), result.stderr)
+
     def test_rivals_that_answer_badly(self):
         for program, message in [
             ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
