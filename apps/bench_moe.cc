@@ -63,8 +63,7 @@ LayerShape parse_shape(const std::string& text) {
   const char* const end = at + text.size();
   for (std::int64_t* size : {&s.T, &s.d, &s.f, &s.E, &s.k}) {
     const auto [behind, error] = std::from_chars(at, end, *size);
-    const bool last = size == &s.k;
-    if (error != std::errc() || (last ? behind != end : behind == end || *behind != ',')) {
+    if (error != std::errc() || *behind != (size == &s.k ? '\0' : ',')) {
       refuse(" is not T,d,f,E,k", "five numbers of 64 bits, as in 32768,2048,1024,64,8");
     }
     at = behind + 1;

@@ -11,6 +11,7 @@
 #include "src/cuda/check.h"
 #include "src/cuda/device/scan.cuh"
 #include "src/cuda/kernels.h"
+#include "src/cuda/route_launch.h"
 
 namespace dropless::cuda {
 namespace {
@@ -19,7 +20,6 @@ constexpr int kWarps = 8;
 constexpr int kEntriesPerWarp = 256;
 constexpr int kAhead = kEntriesPerWarp / 32;  // loads of a lane, all at once
 constexpr int kEntriesPerCta = kWarps * kEntriesPerWarp;
-constexpr int kMaxExperts = 1024;
 
 // A warp's entries from `first` on, -1 from `end`: lane l has first + 32 i + l.
 struct WarpEntries {

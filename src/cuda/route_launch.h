@@ -1,4 +1,4 @@
-// What the plain router (route.cu) and the general one (route_general.cu) share.
+// What the plain router (route.cu) and the general one (route_general.cu) share; dispatch.cu takes as many experts.
 #pragma once
 
 #include <cstdint>

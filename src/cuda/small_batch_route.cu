@@ -343,12 +343,7 @@ __device__ __forceinline__ void route_only_token(const Params& p, const Layout& 
     *p.control = {.ticket = p.grid, .items = p.top_k, .down_done = 0, .unused = 0};
     p.offsets_E1[p.experts] = p.top_k;
   }
-  float weight = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const float of_owner = __shfl_sync(0xffffffff, softmax.p[j], expert % 32);
-    weight = expert / 32 == j ? of_owner : weight;
-  }
+  float weight = softmax.of(expert);
   if (p.q > 0.0f) {
     const float norm = warp_sum(!chosen ? 0.0f : p.q == 1.0f ? weight : powf(weight, p.q));
     weight /= p.q == 1.0f ? norm : powf(norm, 1.0f / p.q);

@@ -197,12 +197,10 @@ struct PendingTile {
     return true;
   }
 
-  // use(words, the same piece of the next plane's words)
+  // use(words of a plane's next piece)
   template <class Use>
-  __device__ __forceinline__ void with_next(Use use) const {
-    with_piece<kPieces>(words, kPieces - pieces, [&](const std::uint32_t* piece) {
-      use(piece, piece + (Tile::kPlanes - 1) * kPlaneWords);
-    });
+  __device__ __forceinline__ void with_next(int plane, Use use) const {
+    with_piece<kPieces>(words + plane * kPlaneWords, kPieces - pieces, use);
   }
 
   // One of its words. By masks: of a choice between words the compiler makes one between addresses, in local memory.
@@ -257,7 +255,7 @@ class StoreEpilogue {
 
   __device__ __forceinline__ void step() {
     const std::uint32_t slot = ring_.take();
-    tile_.with_next([&](const std::uint32_t* words, auto) { stage_words(words, slot, lane_); });
+    tile_.with_next(0, [&](const std::uint32_t* words) { stage_words(words, slot, lane_); });
     ring_.put(params_.out, tile_.row, tile_.rows, tile_.column, tile_.batch);
     tile_.advance();
   }

@@ -37,12 +37,13 @@ class ActivationEpilogue {
   // 64 columns of one of the tensors.
   __device__ __forceinline__ void step() {
     const std::uint32_t slot = ring_.take();
+    const auto stage = [&](const std::uint32_t* words) { stage_words(words, slot, lane_); };
     if (next_ == kGate) {
-      tile_.with_next([&](const std::uint32_t* gate, auto) { stage_words(gate, slot, lane_); });
+      tile_.with_next(0, stage);
       put(params_.gate);
       next_ = kGlu ? kUp : kAct;
     } else if (kGlu && next_ == kUp) {
-      tile_.with_next([&](auto, const std::uint32_t* up) { stage_words(up, slot, lane_); });
+      tile_.with_next(1, stage);
       put(params_.up);
       next_ = kAct;
     } else {
