@@ -64,13 +64,13 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
 }
 
-// Thread (part, expert): as many parts of the CTAs as there are threads for.
+// Thread (part, expert): as many parts of the CTAs as there are threads for, and no more than CTAs.
 __global__ void __launch_bounds__(kMaxExperts)
     place_kernel(int blocks, int experts, std::int64_t capacity, int* counts_BE,
                  std::int64_t* offsets_E1) {
   __shared__ int scratch[kMaxExperts / 32];
   __shared__ int shared[kMaxExperts];
-  const int parts = kMaxExperts / experts;
+  const int parts = max(1, min(kMaxExperts / experts, blocks));
   const int part = threadIdx.x / experts;
   const int expert = threadIdx.x % experts;
   const int range = (blocks + parts - 1) / parts;
@@ -99,12 +99,18 @@ __global__ void __launch_bounds__(kMaxExperts)
   if (threadIdx.x == 0) offsets_E1[experts] = total;
   __syncthreads();
   int row = shared[expert] + before;
-#pragma unroll 8
-  for (int b = begin; b < end; ++b) {
-    int& cell = counts_BE[static_cast<std::int64_t>(b) * experts + expert];
-    const int count = cell;
-    cell = row;
-    row += count;
+  int* counts = counts_BE + static_cast<std::int64_t>(begin) * experts + expert;
+  constexpr int kLoads =
+      8;  // before the first store, which might be to their place for all the compiler knows
+  for (int b = begin; b < end; b += kLoads, counts += static_cast<std::int64_t>(kLoads) * experts) {
+    int ahead[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) ahead[i] = b + i < end ? counts[i * experts] : 0;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (b + i < end) counts[i * experts] = row;
+      row += ahead[i];
+    }
   }
 }
 

@@ -26,6 +26,12 @@ namespace dropless::cuda {
 // from one token's logits (and d_logits) to the next's. bias_E: the selection bias, or null. A given
 // index outside [0, E) has no expert: weight 0 (0 / 0 if all of its token's are).
 
+// Whether a router without a selection bias is softmax, top-k and at most a division by the sum: those have kernels of their
+// own, and few tokens a path of their own.
+inline bool plain_router(const RouteConfig& config) {
+  return config == RouteConfig{} || config == RouteConfig{.normalize_p = 1};
+}
+
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts);
 void route_forward(const RouteConfig& config, const float* bias_E, const float* logits_TE,
                    std::int64_t pitch, std::int64_t num_tokens, std::int64_t num_experts,

@@ -1,5 +1,5 @@
 // The router on the device: softmax, top-k, normalisation and the two losses, and their backward.
-// Formulas and tie rules: include/dropless/route.h. fp32 throughout. Other scores and selections:
+// Formulas and tie rules: include/dropless/route.h. fp32 throughout. Other scores, selections and norms:
 // route_general.cu.
 //
 // A warp per token; lane l holds experts l, l + 32, .... Sums over tokens go through per-CTA
@@ -23,8 +23,8 @@ constexpr int kReduceThreads = 1024;
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     route_kernel(const float* logits_TE, int pitch, std::int64_t tokens, int experts, int top_k,
-                 float q, float* weights_TK, int* indices_TK, float* p_sums_BE, int* counts_BE,
-                 float* z_sums_B) {
+                 bool normalize, float* weights_TK, int* indices_TK, float* p_sums_BE,
+                 int* counts_BE, float* z_sums_B) {
   __shared__ float shared_p[kWarps][kPerLane * 32];
   __shared__ int shared_counts[kPerLane * 32];
   __shared__ float shared_z[kWarps];
@@ -61,16 +61,15 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
       const int count = min(32, top_k - first);
       const int expert = choice.next_round(count);
       const float s = softmax.of(expert);
-      if (q > 0.0f) norm += warp_sum(lane >= count ? 0.0f : q == 1.0f ? s : powf(s, q));
+      if (normalize) norm += warp_sum(lane < count ? s : 0.0f);
       if (lane < count) {
         weights_TK[token * top_k + first + lane] = s;
         indices_TK[token * top_k + first + lane] = expert;
         atomicAdd(&shared_counts[expert], 1);  // integers: the order cannot show
       }
     }
-    if (q > 0.0f) {  // each lane its own
-      const float scale = q == 1.0f ? norm : powf(norm, 1.0f / q);
-      for (int k = lane; k < top_k; k += 32) weights_TK[token * top_k + k] /= scale;
+    if (normalize) {  // each lane its own
+      for (int k = lane; k < top_k; k += 32) weights_TK[token * top_k + k] /= norm;
     }
   }
 #pragma unroll
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     route_backward_kernel(const float* logits_TE, int pitch, const int* indices_TK,
                           const int* tokens_per_expert_E, const float* d_weights_TK,
                           const float* d_losses_2, std::int64_t tokens, int experts, int top_k,
-                          float q, float* d_logits_TE) {
+                          bool normalize, float* d_logits_TE) {
   const int lane = threadIdx.x % 32;
   const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (token >= tokens) return;
@@ -162,17 +161,16 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const int expert = k < top_k ? indices_TK[token * top_k + k] : 0;
     action(k < top_k, expert, k < top_k ? d_weights_TK[token * top_k + k] : 0.0f);
   };
-  // norm = (sum s^q)^(1/q); inner = sum_j d_w_j w_j
-  float power = 0.0f;
+  // norm = sum_j s_j, inner = sum_j d_w_j w_j
+  float norm = normalize ? 0.0f : 1.0f;
   float inner = 0.0f;
-  for (int first = 0; q > 0.0f && first < top_k; first += 32) {
+  for (int first = 0; normalize && first < top_k; first += 32) {
     round(first, [&](bool valid, int expert, float d_w) {
       const float s = softmax.of(expert);
-      power += warp_sum(!valid ? 0.0f : q == 1.0f ? s : powf(s, q));
+      norm += warp_sum(valid ? s : 0.0f);
       inner += warp_sum(d_w * s);
     });
   }
-  const float norm = q > 0.0f ? (q == 1.0f ? power : powf(power, 1.0f / q)) : 1.0f;
   inner /= norm;
 
   float d_p[kPerLane];
@@ -185,10 +183,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   }
   for (int first = 0; first < top_k; first += 32) {
     round(first, [&](bool, int own, float d_s) {
-      if (q > 0.0f) {
-        const float w = softmax.of(own) / norm;
-        d_s = (d_s - (q == 1.0f ? 1.0f : powf(w, q - 1.0f)) * inner) / norm;
-      }
+      if (normalize) d_s = (d_s - inner) / norm;
       for (int k = 0; k < min(32, top_k - first); ++k) {
         const int expert = __shfl_sync(0xffffffff, own, k);
         const float d = __shfl_sync(0xffffffff, d_s, k);
@@ -230,11 +225,6 @@ void check_experts(std::int64_t experts) {
               "the CUDA router takes at most 1024", __FILE__, __LINE__);
 }
 
-// What route_kernel and route_backward_kernel compute: softmax scores, the largest logits, no factor.
-bool is_plain(const RouteConfig& config, const float* bias_E) {
-  return bias_E == nullptr && config == RouteConfig{.normalize_p = config.normalize_p};
-}
-
 }  // namespace
 
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts) {
@@ -254,16 +244,15 @@ void route_forward(const RouteConfig& config, const float* bias_E, const float* 
   auto* counts_BE = reinterpret_cast<int*>(p_sums_BE + static_cast<std::int64_t>(blocks) * experts);
   auto* z_sums_B =
       reinterpret_cast<float*>(counts_BE + static_cast<std::int64_t>(blocks) * experts);
-  if (!is_plain(config, bias_E)) {
+  if (bias_E != nullptr || !plain_router(config)) {
     general_route_forward(config, bias_E, logits_TE, pitch, num_tokens, num_experts, top_k,
                           weights_TK, indices_TK, {p_sums_BE, counts_BE, z_sums_B}, stream);
   } else {
     for_experts(num_experts, [&](auto per_lane) {
       if (blocks == 0) return;
       route_kernel<per_lane.value><<<blocks, 32 * kWarps, 0, cuda_stream>>>(
-          logits_TE, static_cast<int>(pitch), num_tokens, experts, k,
-          static_cast<float>(config.normalize_p), weights_TK, indices_TK, p_sums_BE, counts_BE,
-          z_sums_B);
+          logits_TE, static_cast<int>(pitch), num_tokens, experts, k, config.normalize_p == 1,
+          weights_TK, indices_TK, p_sums_BE, counts_BE, z_sums_B);
     });
   }
   if (losses_2 != nullptr || tokens_per_expert_E != nullptr) {
@@ -281,7 +270,7 @@ void route_backward(const RouteConfig& config, const float* logits_TE, std::int6
                     Stream stream) {
   check_experts(num_experts);
   if (num_tokens == 0) return;
-  if (!is_plain(config, nullptr)) {
+  if (!plain_router(config)) {
     return general_route_backward(config, logits_TE, pitch, num_tokens, num_experts, top_k,
                                   indices_TK, tokens_per_expert_E, d_weights_TK, d_losses_2,
                                   d_logits_TE, stream);
@@ -292,7 +281,7 @@ void route_backward(const RouteConfig& config, const float* logits_TE, std::int6
         <<<blocks, 32 * kWarps, 0, static_cast<cudaStream_t>(stream)>>>(
             logits_TE, static_cast<int>(pitch), indices_TK, tokens_per_expert_E, d_weights_TK,
             d_losses_2, num_tokens, static_cast<int>(num_experts), static_cast<int>(top_k),
-            static_cast<float>(config.normalize_p), d_logits_TE);
+            config.normalize_p == 1, d_logits_TE);
   });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
     for (int s = 0; s < kSmallStages; ++s) {
       // Full: the weights warp's announcement and each lane of the rows warp.
       ptx::mbarrier_init(ptx::shared_address(&shared.full[s]), 33);
-      ptx::mbarrier_init(ptx::shared_address(&shared.empty[s]), kSmallConsumerWarps);
+      ptx::mbarrier_init(ptx::shared_address(&shared.empty[s]), kSmallConsumers);
       ptx::mbarrier_init(ptx::shared_address(&shared.announced[s]), 1);
     }
     for (int i = 0; i < 2; ++i) {

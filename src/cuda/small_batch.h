@@ -15,7 +15,7 @@ struct SmallBatch {
   std::int64_t tokens = 0, top_k = 0, d_model = 0, d_ffn = 0, num_experts = 0;
   bool glu = true;
   Activation activation = Activation::kSilu;
-  double normalize_p = 0;
+  bool normalize = false;  // weights divided by their sum
   ConstTensorView x_TD = {}, router_ED = {}, w1_EFD = {}, v1_EFD = {}, w2_EFD = {};
   TensorView gate_RF = {}, up_RF = {};  // may be absent
   float* weights_TK = nullptr;

@@ -53,7 +53,7 @@ struct Layout {
 
 struct Params {
   int tokens, experts, top_k, d, rows_per_item, grid;
-  float q;
+  bool normalize;
   const __nv_bfloat16 *x_TD, *router_ED;
   float* weights_TK;
   int *indices_TK, *rows_TK;
@@ -219,13 +219,12 @@ __device__ __forceinline__ void route_token(const Params& p, const Layout& layou
       store_cluster(choices + 2 * (first + lane), static_cast<std::uint16_t>(expert));
       or_cluster(sets + 4 * expert * layout.words, 1u << (token % 32));
     }
-    if (p.q > 0.0f) norm += warp_sum(!chosen ? 0.0f : p.q == 1.0f ? weight : powf(weight, p.q));
+    if (p.normalize) norm += warp_sum(chosen ? weight : 0.0f);
     if (first == 0) first_weight = weight;
   }
-  if (p.q > 0.0f) {
-    const float scale = p.q == 1.0f ? norm : powf(norm, 1.0f / p.q);
+  if (p.normalize) {
     for (int k = lane; k < p.top_k; k += 32) {
-      weights[k] = (k == lane ? first_weight : weights[k]) / scale;
+      weights[k] = (k == lane ? first_weight : weights[k]) / norm;
     }
   }
 }
@@ -344,10 +343,7 @@ __device__ __forceinline__ void route_only_token(const Params& p, const Layout& 
     p.offsets_E1[p.experts] = p.top_k;
   }
   float weight = softmax.of(expert);
-  if (p.q > 0.0f) {
-    const float norm = warp_sum(!chosen ? 0.0f : p.q == 1.0f ? weight : powf(weight, p.q));
-    weight /= p.q == 1.0f ? norm : powf(norm, 1.0f / p.q);
-  }
+  if (p.normalize) weight /= warp_sum(chosen ? weight : 0.0f);
   if (chosen) p.weights_TK[lane] = weight;
   if (p.losses_2 == nullptr) return;
   float balance = 0.0f;
@@ -442,7 +438,7 @@ void small_batch_route(const SmallBatch& layer, int rows_per_item, int grid,
                       .d = static_cast<int>(layer.d_model),
                       .rows_per_item = rows_per_item,
                       .grid = grid,
-                      .q = static_cast<float>(layer.normalize_p),
+                      .normalize = layer.normalize,
                       .x_TD = static_cast<const __nv_bfloat16*>(layer.x_TD.data),
                       .router_ED = static_cast<const __nv_bfloat16*>(layer.router_ED.data),
                       .weights_TK = layer.weights_TK,

@@ -180,8 +180,8 @@ T* data_of(const View& view) {
 
 std::optional<cuda::SmallBatchPlan> small_batch_plan(const MoEConfig& config, std::int64_t tokens,
                                                      DType dtype, Device device) {
-  const bool plain = config.route == RouteConfig{.normalize_p = config.route.normalize_p} &&
-                     !config.selection_bias && config.capacity_factor == 0 && !config.expert_bias;
+  const bool plain = cuda::plain_router(config.route) && !config.selection_bias &&
+                     config.capacity_factor == 0 && !config.expert_bias;
   if (dtype != DType::kBFloat16 || !plain) return std::nullopt;
   if (!cuda::small_batch_fits(tokens, config.num_experts, config.top_k)) return std::nullopt;
   if (cuda::portable_path(device.index)) return std::nullopt;
@@ -201,7 +201,7 @@ void small_batch_forward(const cuda::SmallBatchPlan& plan, const MoEConfig& conf
                              .num_experts = config.num_experts,
                              .glu = config.glu,
                              .activation = config.activation,
-                             .normalize_p = config.route.normalize_p,
+                             .normalize = config.route.normalize_p == 1,
                              .x_TD = x_TD,
                              .router_ED = weights.router_ED,
                              .w1_EFD = weights.w1_EFD,

@@ -137,6 +137,17 @@ TEST_P(RoutingCuda, GeneralRoutersMatchTheCpu) {
   }
 }
 
+// Scores that underflow, and powers of scores that would.
+TEST_P(RoutingCuda, PeakedRoutersMatchTheCpu) {
+  const auto [T, E, K, q] = GetParam();
+  std::vector<float> logits = random_floats(T * E, 11);
+  for (float& logit : logits) logit *= 40;
+  for (const double norm : {0.5, 1.0, 3.0, 40.0}) {
+    SCOPED_TRACE(norm);
+    expect_router_matches(GetParam(), {.normalize_p = norm}, logits, {});
+  }
+}
+
 TEST_P(RoutingCuda, NanRowsStillGetDistinctExperts) {
   const auto [T, E, K, q] = GetParam();
   const std::vector<float> logits(T * E, std::numeric_limits<float>::quiet_NaN());
@@ -216,18 +227,18 @@ TEST_P(RoutingCuda, PermuteAndCombineMatchTheCpu) {
   EXPECT_LE(relative(g_d_weights.download<float>(R), d_weights), 1e-5);
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, RoutingCuda,
-                         ::testing::Values(RoutingCase{1, 1, 1, 0.0}, RoutingCase{7, 8, 2, 1.0},
-                                           RoutingCase{1000, 64, 8, 0.0},
-                                           RoutingCase{777, 100, 10, 2.0},
-                                           RoutingCase{9001, 128, 8, 1.0},
-                                           RoutingCase{300, 257, 3, 1.0},
-                                           RoutingCase{100, 1024, 40, 0.0}),
-                         [](const auto& info) {
-                           const RoutingCase& c = info.param;
-                           return "T" + std::to_string(c.tokens) + "_E" +
-                                  std::to_string(c.experts) + "_K" + std::to_string(c.top_k);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, RoutingCuda,
+    ::testing::Values(RoutingCase{1, 1, 1, 0.0}, RoutingCase{7, 8, 2, 1.0},
+                      RoutingCase{1000, 64, 8, 0.0}, RoutingCase{777, 100, 10, 2.0},
+                      RoutingCase{30000, 2, 1, 0.0},  // many CTAs an expert
+                      RoutingCase{9000, 700, 4, 1.0}, RoutingCase{9001, 128, 8, 1.0},
+                      RoutingCase{300, 257, 3, 1.0}, RoutingCase{100, 1024, 40, 0.0}),
+    [](const auto& info) {
+      const RoutingCase& c = info.param;
+      return "T" + std::to_string(c.tokens) + "_E" + std::to_string(c.experts) + "_K" +
+             std::to_string(c.top_k);
+    });
 
 }  // namespace
 }  // namespace dropless::cuda

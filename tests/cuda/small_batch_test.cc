@@ -39,7 +39,7 @@ bool run_plan(const SmallBatchPlan& plan, const MoECase& c, const GpuLayer& gpu)
                              .num_experts = config.num_experts,
                              .glu = config.glu,
                              .activation = config.activation,
-                             .normalize_p = config.route.normalize_p,
+                             .normalize = config.route.normalize_p == 1,
                              .x_TD = gpu.x(),
                              .router_ED = weights.router_ED,
                              .w1_EFD = weights.w1_EFD,
@@ -84,7 +84,7 @@ MoECase random_case(std::mt19937& random) {
                 8 * draw(1, 40), 8 * draw(1, 60));
   config.activation = static_cast<Activation>(draw(0, 4));
   config.glu = draw(0, 2) > 0;
-  config.route.normalize_p = static_cast<double>(draw(0, 2));
+  config.route.normalize_p = static_cast<double>(draw(0, 1));
   return {config, tokens, DType::kBFloat16, static_cast<std::uint64_t>(draw(1, 1 << 20))};
 }
 

@@ -260,8 +260,8 @@ struct SmallMultiplier {
     return stages + ring.stage * Tile::kStageBytes;
   }
   __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(ptx::shared_address(&shared.empty[ring.stage]));
+    // Every lane: racecheck does not follow one that arrives for all behind a __syncwarp.
+    ptx::mbarrier_arrive(ptx::shared_address(&shared.empty[ring.stage]));
     ring.advance();
   }
 
