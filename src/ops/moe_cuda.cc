@@ -10,13 +10,11 @@
 //   with g[r] = W2_e d_out[t(r)], in one kernel, rows gathered there:
 //     gate <- d_gate, up <- d_up, scaled_h = s h, d_s = <g, h>
 //   d_s -> d_logits -> dWr, and the router's part of d_x
-//   a slab of columns at a time (moe_slabs.h):
+//   and then, slabs of columns at a time, in the order of moe_slabs.h:
+//     d_x_RD = d_gate W1_e + d_up V1_e;  d_x += combine(d_x_RD)
 //     d_out_RD[r] = d_out[t(r)];  dW2 = scaled_h^T d_out_RD
-//   and then, again in slabs:
 //     x_RD[r] = x[t(r)];  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
-//     d_x_RD = d_gate W1_e + d_up V1_e (over x_RD);  d_x += combine(d_x_RD)
-//   A slab's rows are gathered beside the product before, into another space: of d_out's, dW1 before it is
-//   written, of x's, scaled_h when it is done with.
+//   A slab's rows are gathered beside a product before, into memory that is free meanwhile.
 //
 // Biases are added in the products' epilogues. Their gradients are sums of d_gate, d_up and
 // s d_out_RD over an expert's rows; <b2_e, d_out[t]>, the logits of a router b2, is b2's part of d_s.
@@ -29,6 +27,7 @@
 #include "src/ops/moe_cuda.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <type_traits>
 
@@ -129,18 +128,54 @@ struct BackwardBuffers {
   void* bias_space;  // with expert biases
 };
 
-// Of d_out's rows; every other slab's are in dW1 before that is written, if that is one piece of memory and only written.
-Slabs cut_d_out(const Sizes& s, bool beside_w1) {
-  const std::int64_t spare = beside_w1 && s.R > 0 ? s.E * s.F * s.D / s.R : 0;
-  return cut_slabs(s.D, {s.C, spare}, /*ends_in_second=*/true, kColumnTile);
+// Memory that holds rows until it is written.
+struct Spare {
+  void* data = nullptr;
+  std::int64_t elements = 0;
+};
+
+// dW1 and dV1, where they are of x's type, so that they are only written, and have no gaps; as halves of one tensor they
+// are one piece.
+std::array<Spare, 2> spare_memory(const MoEGradients& grads, DType dtype) {
+  const TensorView &w1 = grads.w1_EFD, &v1 = grads.v1_EFD;
+  if (v1 && w1.dtype == dtype && w1.numel() > 0) {
+    const std::int64_t half = w1.shape[1] * w1.shape[2];
+    const bool halves = w1.stride == v1.stride && w1.stride[0] == 2 * half &&
+                        w1.stride[1] == w1.shape[2] &&
+                        v1.data == static_cast<char*>(w1.data) +
+                                       half * static_cast<std::int64_t>(dtype_bytes(dtype));
+    if (halves) return {Spare{w1.data, 2 * w1.numel()}, Spare{}};
+  }
+  const auto whole = [&](const TensorView& w) {
+    return w && w.dtype == dtype && w.contiguous() ? Spare{w.data, w.numel()} : Spare{};
+  };
+  return {whole(w1), whole(v1)};
+}
+
+BackwardSlabs backward_slabs(const MoEConfig& config, const Sizes& s,
+                             std::array<std::int64_t, 2> spare_elements) {
+  const std::int64_t rows = std::max<std::int64_t>(s.R, 1);
+  const int d_x_slabs = up_gathers(config) ? 4 : 0;
+  return cut_backward(s.D, {s.C, spare_elements[0] / rows, spare_elements[1] / rows, s.F},
+                      d_x_slabs, kColumnTile);
+}
+
+// Columns of the widest slab of d_out, whatever the layout of the gradients.
+std::int64_t widest_d_out(const MoEConfig& config, const Sizes& s) {
+  const std::int64_t w1 = s.E * s.F * s.D;
+  std::int64_t width = 0;
+  for (const std::array<std::int64_t, 2> spare :
+       {std::array<std::int64_t, 2>{0, 0}, {w1, 0}, {w1, w1}, {2 * w1, 0}}) {
+    width = std::max(width, backward_slabs(config, s, spare).d_out.widest());
+  }
+  return width;
 }
 
 std::int64_t score_parts(const Sizes& s) { return ceil_div(s.F, cuda::kActivationGradColumns); }
 
 BackwardBuffers carve_backward(WorkspaceCarver& carver, const MoEConfig& config, const Sizes& s) {
   // Sums of columns are taken of d_gate, of d_up and of d_out's slabs.
-  const std::int64_t summed =
-      std::max({s.F, cut_d_out(s, true).widest(), cut_d_out(s, false).widest()});
+  const std::int64_t summed = std::max(s.F, widest_d_out(config, s));
   return {.logits_TP = carver.take<float>(s.T * s.P),
           .d_logits_TP = carver.take<float>(s.T * s.P),
           .weights_R = carver.take<float>(s.R),
@@ -369,82 +404,91 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                         buffers.router_space, stream);
   told.part("d_router", 4.0 * s.T * s.D * s.E, 2.0 * (s.T + s.E) * s.D + 2.0 * s.T * s.P);
 
-  const DType type = x_TD.dtype;
-  const auto rows_of = [&](void* space, const Slab& slab) {
-    return TensorView(space, type, {s.R, slab.width}, x_TD.device);
+  const std::array<Spare, 2> spare = spare_memory(grads, x_TD.dtype);
+  const BackwardSlabs slabs = backward_slabs(config, s, {spare[0].elements, spare[1].elements});
+  void* const spaces[] = {buffers.rows_RC, spare[0].data, spare[1].data, buffers.scaled_h_RF};
+  const auto rows_of = [&](const Slab& slab) {
+    return TensorView(spaces[static_cast<int>(slab.space)], x_TD.dtype, {s.R, slab.width},
+                      x_TD.device);
   };
-  const auto job_of = [&](const ConstTensorView& from_TD, void* space, const Slab& slab) {
-    return cuda::GatherBeside{columns(from_TD, slab.begin, slab.width), rows_TK, s.K,
-                              rows_of(space, slab)};
+  using Gather = cuda::GatherBeside;
+  const auto gather_of = [&](const ConstTensorView& from_TD, const Slabs& of, int i) {
+    return i < of.count
+               ? Gather{columns(from_TD, of[i].begin, of[i].width), rows_TK, s.K, rows_of(of[i])}
+               : Gather{};
   };
-  const auto gathered_elements = [&](const cuda::GatherBeside& job) {
-    return job ? static_cast<double>(s.T + s.R) * static_cast<double>(job.x_RD.shape[1]) : 0;
+  const auto elements_of = [&](const Gather& gather) {
+    return gather ? static_cast<double>(s.T + s.R) * static_cast<double>(gather.x_RD.shape[1]) : 0;
   };
-  const auto gather = [&](const cuda::GatherBeside& job) {
-    if (!job) return;
-    cuda::gather(job.x_TD, rows_TK, s.K, job.x_RD, stream);
-    told.moved("gather", gathered_elements(job));
+  const auto gather_now = [&](const Gather& gather) {
+    cuda::gather(gather.x_TD, rows_TK, s.K, gather.x_RD, stream);
+    told.moved("gather", elements_of(gather));
   };
-  const auto weight_gradient =
-      [&](const char* name, const TensorView& a_RF, const TensorView& rows_RC, const Slab& slab,
-          const TensorView& out_EFD, const cuda::GatherBeside& beside = {}) {
-        cuda::grouped_gemm_weight_grad(a_RF, rows_RC, offsets_E1,
-                                       columns(out_EFD, slab.begin, slab.width),
-                                       /*accumulate=*/out_EFD.dtype == DType::kFloat32,
-                                       cuda::choose_weight_grad(slab.width), stream, beside);
-        // The same three operands as the down's.
-        told.product(name, s.F, static_cast<double>(slab.width), gathered_elements(beside));
-      };
-
-  const Slabs d_out_slabs =
-      cut_d_out(s, grads.w1_EFD.contiguous() && grads.w1_EFD.dtype == x_TD.dtype);
-  const Slabs x_slabs = cut_slabs(s.D, {s.C, s.F}, /*ends_in_second=*/false, kColumnTile);
-  void* const d_out_spaces[] = {buffers.rows_RC, grads.w1_EFD.data};
-  void* const x_spaces[] = {buffers.rows_RC, buffers.scaled_h_RF};
-
-  gather(job_of(d_out_TD, d_out_spaces[d_out_slabs[0].space], d_out_slabs[0]));
-  for (int i = 0; i < d_out_slabs.count; ++i) {
-    const Slab& slab = d_out_slabs[i];
-    const TensorView rows_RC = rows_of(d_out_spaces[slab.space], slab);
-    const bool last = i + 1 == d_out_slabs.count;
-    const cuda::GatherBeside next =
-        last ? job_of(x_TD, x_spaces[0], x_slabs[0])
-             : job_of(d_out_TD, d_out_spaces[d_out_slabs[i + 1].space], d_out_slabs[i + 1]);
-    const bool apart = last ? slab.space == 1 : d_out_slabs.apart(i);
-    weight_gradient("d_w2", scaled_h_RF, rows_RC, slab, grads.w2_EFD,
-                    apart ? next : cuda::GatherBeside{});
-    if (config.expert_bias) {
-      bias_gradient(rows_RC, buffers.weights_R, columns(grads.b2_ED, slab.begin, slab.width));
-      told.moved("d_bias", static_cast<double>(s.R) * static_cast<double>(slab.width));
-    }
-    if (!apart) gather(next);
-  }
-  for (int i = 0; i < x_slabs.count; ++i) {
-    const Slab& slab = x_slabs[i];
-    const TensorView rows_RC = rows_of(x_spaces[slab.space], slab);
-    const bool apart = x_slabs.apart(i);
-    const cuda::GatherBeside next =
-        i + 1 == x_slabs.count ? cuda::GatherBeside{}
-                               : job_of(x_TD, x_spaces[x_slabs[i + 1].space], x_slabs[i + 1]);
-    const cuda::GatherBeside beside = apart ? next : cuda::GatherBeside{};
+  const auto weight_gradient = [&](const char* name, const TensorView& a_RF, const Slab& slab,
+                                   const TensorView& out_EFD, const Gather& beside = {}) {
+    cuda::grouped_gemm_weight_grad(a_RF, rows_of(slab), offsets_E1,
+                                   columns(out_EFD, slab.begin, slab.width),
+                                   /*accumulate=*/out_EFD.dtype == DType::kFloat32,
+                                   cuda::choose_weight_grad(slab.width), stream, beside);
+    // The same three operands as the down's.
+    told.product(name, s.F, static_cast<double>(slab.width), elements_of(beside));
+  };
+  const auto add_d_x = [&](const Slab& slab, const Gather& beside) {
     const ConstTensorView w1_EFC = columns(weights.w1_EFD, slab.begin, slab.width);
     const cuda::GemmConfig tile = cuda::choose_grouped_gemm(slab.width);
-    weight_gradient("d_w1", saved.gate_RF, rows_RC, slab, grads.w1_EFD);
     if (config.glu) {
-      weight_gradient("d_v1", saved.up_RF, rows_RC, slab, grads.v1_EFD);
       cuda::grouped_gemm_two_terms(saved.gate_RF, w1_EFC, saved.up_RF,
                                    columns(weights.v1_EFD, slab.begin, slab.width),
-                                   buffers.row_tiles, rows_RC, tile, stream, beside);
+                                   buffers.row_tiles, rows_of(slab), tile, stream, beside);
     } else {
-      cuda::grouped_gemm(saved.gate_RF, w1_EFC, true, buffers.row_tiles, rows_RC, tile, stream, {},
-                         beside);
+      cuda::grouped_gemm(saved.gate_RF, w1_EFC, true, buffers.row_tiles, rows_of(slab), tile,
+                         stream, {}, beside);
     }
-    told.product("d_x", told.planes() * s.F, static_cast<double>(slab.width),
-                 gathered_elements(beside));
-    cuda::combine(rows_RC, nullptr, rows_TK, s.K, true, columns(grads.x_TD, slab.begin, slab.width),
-                  stream, drops(config));
+    told.product("d_x", told.planes() * s.F, static_cast<double>(slab.width), elements_of(beside));
+    cuda::combine(rows_of(slab), nullptr, rows_TK, s.K, true,
+                  columns(grads.x_TD, slab.begin, slab.width), stream, drops(config));
     told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * static_cast<double>(slab.width));
-    if (!apart) gather(next);
+  };
+
+  int d_out_ready = 0;  // slabs that are gathered, or beside a product before
+  for (int i = 0; i < slabs.ahead; ++i) {
+    add_d_x(slabs.d_x[i], gather_of(d_out_TD, slabs.d_out, d_out_ready++));
+  }
+
+  int x_ready = 0;
+  for (int i = 0; i < slabs.d_out.count; ++i) {
+    const Slab& slab = slabs.d_out[i];
+    if (d_out_ready == i) gather_now(gather_of(d_out_TD, slabs.d_out, d_out_ready++));
+    Gather beside;
+    if (d_out_ready < slabs.d_out.count) {
+      if (slabs.d_out.free(d_out_ready, i))
+        beside = gather_of(d_out_TD, slabs.d_out, d_out_ready++);
+    } else if (slabs.late() == 0 && i + 1 == slabs.d_out.count && slab.space != slabs.x[0].space) {
+      beside = gather_of(x_TD, slabs.x, x_ready++);
+    }
+    weight_gradient("d_w2", scaled_h_RF, slab, grads.w2_EFD, beside);
+    if (config.expert_bias) {
+      bias_gradient(rows_of(slab), buffers.weights_R, columns(grads.b2_ED, slab.begin, slab.width));
+      told.moved("d_bias", static_cast<double>(s.R) * static_cast<double>(slab.width));
+    }
+  }
+
+  for (int i = 0; i < std::max(slabs.late(), slabs.x.count); ++i) {
+    if (i < slabs.late()) {
+      const bool beside = i < slabs.x.count && slabs.x[i].space == RowSpace::kScaledH;
+      add_d_x(slabs.d_x[slabs.ahead + i], beside ? gather_of(x_TD, slabs.x, x_ready++) : Gather{});
+    }
+    if (i >= slabs.x.count) continue;
+    const Slab& slab = slabs.x[i];
+    if (x_ready == i) gather_now(gather_of(x_TD, slabs.x, x_ready++));
+    Gather beside;
+    if (x_ready < slabs.x.count && x_ready >= slabs.late() && slabs.x.free(x_ready, i)) {
+      beside = gather_of(x_TD, slabs.x, x_ready++);
+    }
+    weight_gradient("d_w1", saved.gate_RF, slab, grads.w1_EFD,
+                    slabs.d_x_over_x ? Gather{} : beside);
+    if (config.glu) weight_gradient("d_v1", saved.up_RF, slab, grads.v1_EFD);
+    if (slabs.d_x_over_x) add_d_x(slab, beside);
   }
 }
 
