@@ -1,4 +1,4 @@
-// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rivals COMMAND] [--rounds N] [--json]`
+// `dropless bench moe [--shape T,d,f,E,k ...] [--routing R ...] [--rivals COMMAND] [--rounds N] [--calls N] [--json]`
 // (--decode: bench_moe_decode.cc): the whole SwiGLU layer, forward and forward with backward, beside the same layer on libtorch's operators
 // (grouped products, a product per expert, batched and padded products), beside dense products of
 // equal FLOPs and a dense network of equal active parameters. All candidates take turns within each
@@ -49,7 +49,7 @@ struct BenchMoeVerb {
   std::vector<std::string> shapes = kShapes;
   std::vector<std::string> routings = {"router"};
   std::string device = "auto", dtype = "bf16";
-  int rounds = 9;
+  int rounds = 9, calls = 1;
   bool decode = false, kernels = false, json = false;
   std::string rival_command;
 };
@@ -114,7 +114,7 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
 // One way to run the layer; what needs more memory than there is drops out.
 struct Candidate {
   std::string name;
-  std::function<std::optional<double>()> time_ms;  // of one run; absent: out of memory
+  std::function<std::optional<double>()> time_ms;  // of its runs in a round; absent: out of memory
   bool out_of_memory = false;
 };
 
@@ -130,13 +130,13 @@ LayerFunction rival(RivalProducts products) {
   };
 }
 
-// All of a direction, one run of each in turn within a round.
+// All of a direction, `calls` runs of each, queued at once, in turn within a round.
 class Contest {
  public:
   // `program`, where there is one, has `c`'s shape prepared as its rivals `names`.
-  Contest(const LayerCase& c, bool backward, const at::Device& device, RivalProgram* program,
-          const std::vector<std::string>& names)
-      : device_(device), rivals_(kRivals) {
+  Contest(const LayerCase& c, bool backward, const at::Device& device, int calls,
+          RivalProgram* program, const std::vector<std::string>& names)
+      : device_(device), calls_(calls), rivals_(kRivals) {
     const auto pass = [&c, backward](const LayerFunction& layer) {
       return [&c, backward, layer] {
         if (backward) {
@@ -169,8 +169,9 @@ class Contest {
                     "give that layer another one");
       }
       rivals_.push_back(name);
-      candidates_.push_back(
-          {name, [program, name, backward] { return program->time_ms(name, backward); }});
+      candidates_.push_back({name, [program, name, backward, calls] {
+                               return program->time_ms(name, backward, calls);
+                             }});
     }
   }
 
@@ -195,10 +196,12 @@ class Contest {
     }
   }
 
-  // Median milliseconds; absent for what did not run.
+  // Median milliseconds of a run; absent for what did not run.
   std::optional<double> ms(const std::string& name) const {
-    if (name == "back_to_back") return *find(name) / kBackToBack;
-    return find(name);
+    const auto found = times_.find(name);
+    if (found == times_.end()) return std::nullopt;
+    const int runs = name == "back_to_back" ? kBackToBack : name == "graph" ? 1 : calls_;
+    return median(found->second) / runs;
   }
 
  private:
@@ -209,7 +212,9 @@ class Contest {
   void add(const std::string& name, const std::function<void()>& run) {
     candidates_.push_back({name, [this, name, run]() -> std::optional<double> {
                              try {
-                               return time_ms(device_, run);
+                               return time_ms(device_, [&] {
+                                 for (int i = 0; i < calls_; ++i) run();
+                               });
                              } catch (const c10::OutOfMemoryError&) {
                                if (name == "own") throw;
                                return std::nullopt;
@@ -227,12 +232,8 @@ class Contest {
     empty_cache(device_);
   }
 
-  std::optional<double> find(const std::string& name) const {
-    const auto found = times_.find(name);
-    return found == times_.end() ? std::nullopt : std::optional(median(found->second));
-  }
-
   at::Device device_;
+  int calls_;
   std::vector<std::string> rivals_;
   std::function<void()> own_;
   std::vector<Candidate> candidates_;
@@ -305,7 +306,7 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
   for (const auto& [name, about] : prepared.rivals) names.push_back(name);
   nlohmann::ordered_json both[2];
   for (const bool backward : {false, true}) {
-    Contest contest(c, backward, device, program, names);
+    Contest contest(c, backward, device, verb.calls, program, names);
     contest.run(verb.rounds);
     both[backward] = make_row(s, verb.dtype, routing.name, backward,
                               (backward ? 3 : 1) * c.forward_flops(), contest);
@@ -392,10 +393,11 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   std::optional<RivalProgram> program;
   if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
   nlohmann::ordered_json json{{"device", describe_device(device)},
+                              {"calls", verb.calls},
                               {"rows", nlohmann::ordered_json::array()}};
   if (!verb.json) {
     std::cout << describe_device(device) << ", " << verb.dtype << ", medians of " << verb.rounds
-              << "\n";
+              << (verb.calls > 1 ? fmt::format(", {} runs at once", verb.calls) : "") << "\n";
     print_header();
   }
   for (const LayerShape& shape : shapes) {
@@ -443,6 +445,12 @@ void add_bench_verb(CLI::App& app) {
   moe->add_option("--rounds", verb->rounds, "of all candidates in turn")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
+  moe->add_option("--calls", verb->calls,
+                  "runs of a candidate queued at once, where 1 is a run alone: all times but those "
+                  "in a row and of a "
+                  "graph are then of a run among so many")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100));
   CLI::Option* routing = moe->get_option("--routing");
   moe->add_flag(
          "--decode", verb->decode,
@@ -453,6 +461,7 @@ void add_bench_verb(CLI::App& app) {
                 "also the layer's time part by part, on a GPU: each beside what its operations or "
                 "bytes would take at the rates of the dense products and of a copy")
       ->excludes("--decode");
+  moe->get_option("--calls")->excludes("--decode");
   moe->add_option("--rivals", verb->rival_command,
                   "a program whose layers take turns with the others, such as \"python3 "
                   "benchmarks/moe_rivals.py\" (transformers, sonic-moe)")
@@ -485,7 +494,8 @@ void add_bench_verb(CLI::App& app) {
                   "choose --device cuda");
     }
     // The CPU has rows of its own, on random routers; with --routing or --rivals it has those of a GPU.
-    if (!device.is_cpu() || moe->count("--routing") > 0 || moe->count("--rivals") > 0) {
+    if (!device.is_cpu() || moe->count("--routing") > 0 || moe->count("--rivals") > 0 ||
+        moe->count("--calls") > 0) {
       return run_bench_moe(*verb);
     }
     run_bench_moe_cpu(shapes, moe->count("--dtype") == 0 ? "" : verb->dtype, verb->rounds,

@@ -113,8 +113,8 @@ RivalProgram::Prepared RivalProgram::prepare(const LayerShape& s, const std::str
   }
 }
 
-std::optional<double> RivalProgram::time_ms(const std::string& name, bool backward) {
-  const nlohmann::json answer = ask({{"time", name}, {"backward", backward}});
+std::optional<double> RivalProgram::time_ms(const std::string& name, bool backward, int calls) {
+  const nlohmann::json answer = ask({{"time", name}, {"backward", backward}, {"calls", calls}});
   const auto ms = answer.find("ms");
   const bool absent = ms != answer.end() && ms->is_null();
   if (!absent && (ms == answer.end() || !ms->is_number() || !(ms->get<double>() > 0))) {

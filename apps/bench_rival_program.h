@@ -29,8 +29,8 @@ class RivalProgram {
   };
   Prepared prepare(const LayerShape& shape, const std::string& dtype, const RoutingChoice& routing,
                    const at::Device& device);
-  // Milliseconds of one run of what was prepared last; absent when it ran out of memory.
-  std::optional<double> time_ms(const std::string& name, bool backward);
+  // Milliseconds of so many runs, queued at once, of what was prepared last; absent when it ran out of memory.
+  std::optional<double> time_ms(const std::string& name, bool backward, int calls);
 
  private:
   nlohmann::json ask(const nlohmann::json& question);

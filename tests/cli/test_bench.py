@@ -104,7 +104,8 @@ for line in sys.stdin:
         assert question["prepare"]["T"] == 64 and question["prepare"]["device"].startswith("cpu"), question
         answer = {"rivals": {"full": "no memory", "two": "a program"}, "absent": {"none": "not installed"}}
     else:
-        ms = {"full": None, "two": 6 if question["backward"] else 2}[question["time"]]
+        two = (6 if question["backward"] else 2) * question["calls"]
+        ms = {"full": None, "two": two}[question["time"]]
         answer = {"ms": ms}
     print(json.dumps(answer), flush=True)
 '''
@@ -130,6 +131,15 @@ for line in sys.stdin:
         self.assertRegex(table, r"two +2\.000 ms")
         self.assertIn("none          not there: not installed", table)
 
+    def test_several_calls_at_once(self):
+        result = self.rivals(self.PROGRAM, "--json", "--calls", 4)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        report = json.loads(result.stdout)
+        self.assertEqual((report["calls"], [row["rivals"]["two"] for row in report["rows"]]), (4, [2, 6]))
+        self.assertIn("4 runs at once", self.rivals(self.PROGRAM, "--calls", 4).stdout)
+        for wrong in ("0", "x", "101"):
+            self.assertEqual(self.rivals(self.PROGRAM, "--calls", wrong).returncode, 2, wrong)
+
     def test_rivals_want_a_program(self):
         result = self.run_command("bench", "moe", "--device", "cpu", "--rivals", "")
         self.assertEqual((result.returncode, "--rivals names no program" in result.stderr), (2, True), result.stderr)
@@ -138,7 +148,7 @@ for line in sys.stdin:
         for program, message in [
             ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
             ("import json\ninput()\nprint(json.dumps({'rivals': {'a': 1}}))", "rivals"),
-            (self.PROGRAM.replace("else 2}", "else 0}"), '{"ms":0}'),
+            (self.PROGRAM.replace("else 2)", "else 0)"), '{"ms":0}'),
         ]:
             result = self.rivals(program)
             self.assertEqual(result.returncode, 1, result.stderr)
