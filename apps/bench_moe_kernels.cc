@@ -103,14 +103,15 @@ nlohmann::ordered_json time_kernels(const LayerCase& c, const LayerFunction& lay
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   for (const Part& part : totals) {
     const double ms = median(part.ms);
-    json.push_back(
-        {{"part", part.name},
-         {"calls", part.calls},
-         {"ms", ms},
-         {"share", ms / whole},
-         {"tflops", 1e-9 * part.flops / ms},
-         {"gb_per_s", 1e-6 * part.bytes / ms},
-         {"of_roofline", std::max(part.flops / flops_per_ms, part.bytes / bytes_per_ms) / ms}});
+    const double for_flops = part.flops / flops_per_ms, for_bytes = part.bytes / bytes_per_ms;
+    json.push_back({{"part", part.name},
+                    {"calls", part.calls},
+                    {"ms", ms},
+                    {"share", ms / whole},
+                    {"tflops", 1e-9 * part.flops / ms},
+                    {"gb_per_s", 1e-6 * part.bytes / ms},
+                    {"bound_by", for_flops >= for_bytes ? "flops" : "bytes"},
+                    {"of_roofline", std::max(for_flops, for_bytes) / ms}});
   }
   return json;
 }

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""The tables of docs/benchmarks.md as Markdown, from the documents that `dropless bench moe --json` writes.
+
+usage: bench_rows.py FILE...     first the layer's rows; with --kernels in the run then its parts, a column a shape
+
+Shapes stand in the order of the files. A part is given in TFLOP/s (T) or GB/s (G), whichever bounds it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+NAMES = {
+    (16384, 1024, 4096, 64, 1): "MB-Medium",
+    (16384, 4096, 14336, 8, 2): "Mixtral",
+    (8192, 6144, 10752, 16, 4): "DBRX",
+    (32768, 2048, 1024, 64, 8): "OLMoE",
+    (32768, 2048, 768, 128, 8): "Qwen3",
+    (8192, 7168, 2048, 64, 8): "DeepSeek",
+}
+GIB = 1 << 30
+
+
+def line(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def name_of(row):
+    shape = tuple(row[side] for side in ("T", "d", "f", "E", "k"))
+    return NAMES.get(shape, ",".join(map(str, shape)))
+
+
+def number(value, scale=1.0):
+    """Three digits, or two behind the point."""
+    if value is None:
+        return "-"
+    value *= scale
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def layer_row(row):
+    direction = "forward" if row["direction"] == "forward" else "with backward"
+    if row["routing"] != "router":
+        direction = f"{row['routing']}, {direction}"
+    rivals = row["rivals"]
+    return line([
+        name_of(row), direction,
+        *(number(row[key]) for key in ("ms", "back_to_back_ms", "graph_ms")),
+        f"{row['tflops']:.0f}", f"{row['dense_tflops']:.0f}", f"{row['of_ceiling']:.2f}",
+        *(number(ms) for ms in rivals.values()),
+        number(row["ratio"]), number(row["dense_model_ms"]),
+        *(number(row[key], 1 / GIB) for key in ("kept_bytes", "peak_bytes")),
+    ])
+
+
+def layer_table(rows):
+    head = ["shape", "direction", "alone, ms", "in a row", "graph", "TFLOP/s", "dense", "of the ceiling",
+            *rows[0]["rivals"], "ratio", "N F", "kept", "peak"]
+    return [line(head), "|" + "---|" * len(head), *(layer_row(row) for row in rows)]
+
+
+def part_cell(part):
+    ms = f"{part['ms']:.1f}" if part["ms"] >= 10 else f"{part['ms']:.2f}" if part["ms"] >= 0.095 else f"{part['ms']:.3f}"
+    rate = f"{part['tflops']:.0f} T" if part["bound_by"] == "flops" else f"{part['gb_per_s']:.0f} G"
+    return f"{ms}, {rate}, {part['of_roofline']:.2f}"
+
+
+def parts_table(rows):
+    names, cells = [], {}
+    for row in rows:
+        for part in row["kernels"]:
+            if part["part"] not in names:
+                names.append(part["part"])
+            cells[part["part"], name_of(row)] = part_cell(part)
+    shapes = list(dict.fromkeys(name_of(row) for row in rows))
+    return [line(["part", *shapes]), "|" + "---|" * (len(shapes) + 1),
+            *(line([name, *(cells.get((name, shape), "-") for shape in shapes)]) for name in names)]
+
+
+def main(paths):
+    if not paths:
+        print(__doc__, file=sys.stderr)
+        return 2
+    rows = [row for path in paths for row in json.loads(Path(path).read_text(encoding="utf-8"))["rows"]]
+    print("\n".join(layer_table(rows)))
+    with_parts = [row for row in rows if "kernels" in row and row["direction"] != "forward"]
+    if with_parts:
+        print()
+        print("\n".join(parts_table(with_parts)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

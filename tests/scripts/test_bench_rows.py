@@ -1,0 +1,59 @@
+"""Tables of two made-up shapes as bench_rows.py writes them."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_rows.py"
+ROW = {
+    "T": 32768, "d": 2048, "f": 1024, "E": 64, "k": 8, "dtype": "bf16", "routing": "router", "direction": "forward",
+    "ms": 4.987, "back_to_back_ms": 5.5, "graph_ms": None, "tflops": 661.4, "dense_tflops": 788.2, "of_ceiling": 0.904,
+    "rivals": {"torch": 11.44, "loop": 12, "padded": None}, "best_rival": "torch", "ratio": 2.294,
+    "dense_model_ms": 4.88, "kept_bytes": 1 << 30, "peak_bytes": 3 << 29,
+}  # fmt: skip
+PARTS = [
+    {"part": "up", "calls": 1, "ms": 3.61, "share": 0.2, "tflops": 608.4, "gb_per_s": 627,
+     "bound_by": "flops", "of_roofline": 0.94},
+    {"part": "route", "calls": 1, "ms": 0.0414, "share": 0.0, "tflops": 0, "gb_per_s": 256.2,
+     "bound_by": "bytes", "of_roofline": 0.06},
+]
+
+
+class BenchRowsTest(unittest.TestCase):
+    def tables(self, *documents):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = []
+            for i, rows in enumerate(documents):
+                paths.append(Path(folder, f"{i}.json"))
+                paths[-1].write_text(json.dumps({"device": "a GPU", "rows": rows}), encoding="utf-8")
+            result = subprocess.run([sys.executable, SCRIPT, *paths], capture_output=True, text=True, check=True)
+        return result.stdout.splitlines()
+
+    def test_rows_of_the_layer(self):
+        rows = self.tables([ROW, {**ROW, "direction": "forward+backward", "routing": "zipf", "ms": 15.27}])
+        self.assertEqual(len(rows), 4)
+        self.assertIn("| torch | loop | padded | ratio |", rows[0])
+        self.assertEqual(
+            rows[2],
+            "| OLMoE | forward | 4.99 | 5.50 | - | 661 | 788 | 0.90 | 11.4 | 12.0 | - | 2.29 | 4.88 | 1.00 | 1.50 |",
+        )
+        self.assertTrue(rows[3].startswith("| OLMoE | zipf, with backward | 15.3 |"), rows[3])
+        self.assertEqual({row.count("|") for row in rows}, {16})
+
+    def test_parts_have_a_column_a_shape(self):
+        both = {**ROW, "direction": "forward+backward", "kernels": PARTS}
+        rows = self.tables([both], [{**both, "T": 5, "kernels": PARTS[:1]}])[5:]
+        self.assertEqual(rows[0], "| part | OLMoE | 5,2048,1024,64,8 |")
+        self.assertEqual(rows[2], "| up | 3.61, 608 T, 0.94 | 3.61, 608 T, 0.94 |")
+        self.assertEqual(rows[3], "| route | 0.041, 256 G, 0.06 | - |")
+
+    def test_wants_a_file(self):
+        result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+        self.assertEqual((result.returncode, "usage" in result.stderr), (2, True))
+
+
+if __name__ == "__main__":
+    unittest.main()
