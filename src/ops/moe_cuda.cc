@@ -10,7 +10,7 @@
 //   with g[r] = W2_e d_out[t(r)], in one kernel, rows gathered there:
 //     gate <- d_gate, up <- d_up, scaled_h = s h, d_s = <g, h>
 //   d_s -> d_logits -> dWr, and the router's part of d_x
-//   and then, slabs of columns at a time, in the order of moe_slabs.h:
+//   and then, slabs of columns at a time, in the order of moe_backward_plan.h:
 //     d_x_RD = d_gate W1_e + d_up V1_e;  d_x += combine(d_x_RD)
 //     d_out_RD[r] = d_out[t(r)];  dW2 = scaled_h^T d_out_RD
 //     x_RD[r] = x[t(r)];  dW1 = d_gate^T x_RD, dV1 = d_up^T x_RD
@@ -30,6 +30,7 @@
 #include <array>
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "dropless/permute.h"
 #include "src/common/check.h"
@@ -37,8 +38,8 @@
 #include "src/common/workspace.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/small_batch.h"
+#include "src/ops/moe_backward_plan.h"
 #include "src/ops/moe_sizes.h"
-#include "src/ops/moe_slabs.h"
 #include "src/ops/observed.h"
 
 namespace dropless {
@@ -152,12 +153,12 @@ std::array<Spare, 2> spare_memory(const MoEGradients& grads, DType dtype) {
   return {whole(w1), whole(v1)};
 }
 
-BackwardSlabs backward_slabs(const MoEConfig& config, const Sizes& s,
-                             std::array<std::int64_t, 2> spare_elements) {
+std::vector<BackwardStep> backward_plan(const MoEConfig& config, const Sizes& s,
+                                        std::array<std::int64_t, 2> spare_elements) {
   const std::int64_t rows = std::max<std::int64_t>(s.R, 1);
   const int d_x_slabs = up_gathers(config) ? 4 : 0;
-  return cut_backward(s.D, {s.C, spare_elements[0] / rows, spare_elements[1] / rows, s.F},
-                      d_x_slabs, kColumnTile);
+  return plan_backward(s.D, {s.C, spare_elements[0] / rows, spare_elements[1] / rows, s.F},
+                       d_x_slabs, kColumnTile);
 }
 
 // Columns of the widest slab of d_out, whatever the layout of the gradients.
@@ -166,7 +167,9 @@ std::int64_t widest_d_out(const MoEConfig& config, const Sizes& s) {
   std::int64_t width = 0;
   for (const std::array<std::int64_t, 2> spare :
        {std::array<std::int64_t, 2>{0, 0}, {w1, 0}, {w1, w1}, {2 * w1, 0}}) {
-    width = std::max(width, backward_slabs(config, s, spare).d_out.widest());
+    for (const BackwardStep& step : backward_plan(config, s, spare)) {
+      if (step.product == SlabProduct::kDW2) width = std::max(width, step.slab.width);
+    }
   }
   return width;
 }
@@ -175,7 +178,7 @@ std::int64_t score_parts(const Sizes& s) { return ceil_div(s.F, cuda::kActivatio
 
 BackwardBuffers carve_backward(WorkspaceCarver& carver, const MoEConfig& config, const Sizes& s) {
   // Sums of columns are taken of d_gate, of d_up and of d_out's slabs.
-  const std::int64_t summed = std::max(s.F, widest_d_out(config, s));
+  const std::int64_t summed = config.expert_bias ? std::max(s.F, widest_d_out(config, s)) : 0;
   return {.logits_TP = carver.take<float>(s.T * s.P),
           .d_logits_TP = carver.take<float>(s.T * s.P),
           .weights_R = carver.take<float>(s.R),
@@ -405,27 +408,23 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
   told.part("d_router", 4.0 * s.T * s.D * s.E, 2.0 * (s.T + s.E) * s.D + 2.0 * s.T * s.P);
 
   const std::array<Spare, 2> spare = spare_memory(grads, x_TD.dtype);
-  const BackwardSlabs slabs = backward_slabs(config, s, {spare[0].elements, spare[1].elements});
   void* const spaces[] = {buffers.rows_RC, spare[0].data, spare[1].data, buffers.scaled_h_RF};
   const auto rows_of = [&](const Slab& slab) {
     return TensorView(spaces[static_cast<int>(slab.space)], x_TD.dtype, {s.R, slab.width},
                       x_TD.device);
   };
-  using Gather = cuda::GatherBeside;
-  const auto gather_of = [&](const ConstTensorView& from_TD, const Slabs& of, int i) {
-    return i < of.count
-               ? Gather{columns(from_TD, of[i].begin, of[i].width), rows_TK, s.K, rows_of(of[i])}
-               : Gather{};
+  const auto gather_of = [&](const std::optional<SlabGather>& gather) {
+    if (!gather) return cuda::GatherBeside{};
+    const ConstTensorView& from_TD = gather->from == RowSource::kX ? x_TD : d_out_TD;
+    return cuda::GatherBeside{columns(from_TD, gather->slab.begin, gather->slab.width), rows_TK,
+                              s.K, rows_of(gather->slab)};
   };
-  const auto elements_of = [&](const Gather& gather) {
+  const auto elements_of = [&](const cuda::GatherBeside& gather) {
     return gather ? static_cast<double>(s.T + s.R) * static_cast<double>(gather.x_RD.shape[1]) : 0;
   };
-  const auto gather_now = [&](const Gather& gather) {
-    cuda::gather(gather.x_TD, rows_TK, s.K, gather.x_RD, stream);
-    told.moved("gather", elements_of(gather));
-  };
   const auto weight_gradient = [&](const char* name, const TensorView& a_RF, const Slab& slab,
-                                   const TensorView& out_EFD, const Gather& beside = {}) {
+                                   const TensorView& out_EFD,
+                                   const cuda::GatherBeside& beside = {}) {
     cuda::grouped_gemm_weight_grad(a_RF, rows_of(slab), offsets_E1,
                                    columns(out_EFD, slab.begin, slab.width),
                                    /*accumulate=*/out_EFD.dtype == DType::kFloat32,
@@ -433,7 +432,7 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
     // The same three operands as the down's.
     told.product(name, s.F, static_cast<double>(slab.width), elements_of(beside));
   };
-  const auto add_d_x = [&](const Slab& slab, const Gather& beside) {
+  const auto add_d_x = [&](const Slab& slab, const cuda::GatherBeside& beside) {
     const ConstTensorView w1_EFC = columns(weights.w1_EFD, slab.begin, slab.width);
     const cuda::GemmConfig tile = cuda::choose_grouped_gemm(slab.width);
     if (config.glu) {
@@ -450,45 +449,31 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
     told.moved("add d_x", static_cast<double>(s.R + 2 * s.T) * static_cast<double>(slab.width));
   };
 
-  int d_out_ready = 0;  // slabs that are gathered, or beside a product before
-  for (int i = 0; i < slabs.ahead; ++i) {
-    add_d_x(slabs.d_x[i], gather_of(d_out_TD, slabs.d_out, d_out_ready++));
-  }
-
-  int x_ready = 0;
-  for (int i = 0; i < slabs.d_out.count; ++i) {
-    const Slab& slab = slabs.d_out[i];
-    if (d_out_ready == i) gather_now(gather_of(d_out_TD, slabs.d_out, d_out_ready++));
-    Gather beside;
-    if (d_out_ready < slabs.d_out.count) {
-      if (slabs.d_out.free(d_out_ready, i))
-        beside = gather_of(d_out_TD, slabs.d_out, d_out_ready++);
-    } else if (slabs.late() == 0 && i + 1 == slabs.d_out.count && slab.space != slabs.x[0].space) {
-      beside = gather_of(x_TD, slabs.x, x_ready++);
+  for (const BackwardStep& step :
+       backward_plan(config, s, {spare[0].elements, spare[1].elements})) {
+    const Slab& slab = step.slab;
+    const cuda::GatherBeside gather = gather_of(step.gather);
+    switch (step.product) {
+      case SlabProduct::kNone:
+        cuda::gather(gather.x_TD, rows_TK, s.K, gather.x_RD, stream);
+        told.moved("gather", elements_of(gather));
+        break;
+      case SlabProduct::kDX:
+        add_d_x(slab, gather);
+        break;
+      case SlabProduct::kDW2:
+        weight_gradient("d_w2", scaled_h_RF, slab, grads.w2_EFD, gather);
+        if (config.expert_bias) {
+          bias_gradient(rows_of(slab), buffers.weights_R,
+                        columns(grads.b2_ED, slab.begin, slab.width));
+          told.moved("d_bias", static_cast<double>(s.R) * static_cast<double>(slab.width));
+        }
+        break;
+      case SlabProduct::kDW1V1:
+        weight_gradient("d_w1", saved.gate_RF, slab, grads.w1_EFD, gather);
+        if (config.glu) weight_gradient("d_v1", saved.up_RF, slab, grads.v1_EFD);
+        break;
     }
-    weight_gradient("d_w2", scaled_h_RF, slab, grads.w2_EFD, beside);
-    if (config.expert_bias) {
-      bias_gradient(rows_of(slab), buffers.weights_R, columns(grads.b2_ED, slab.begin, slab.width));
-      told.moved("d_bias", static_cast<double>(s.R) * static_cast<double>(slab.width));
-    }
-  }
-
-  for (int i = 0; i < std::max(slabs.late(), slabs.x.count); ++i) {
-    if (i < slabs.late()) {
-      const bool beside = i < slabs.x.count && slabs.x[i].space == RowSpace::kScaledH;
-      add_d_x(slabs.d_x[slabs.ahead + i], beside ? gather_of(x_TD, slabs.x, x_ready++) : Gather{});
-    }
-    if (i >= slabs.x.count) continue;
-    const Slab& slab = slabs.x[i];
-    if (x_ready == i) gather_now(gather_of(x_TD, slabs.x, x_ready++));
-    Gather beside;
-    if (x_ready < slabs.x.count && x_ready >= slabs.late() && slabs.x.free(x_ready, i)) {
-      beside = gather_of(x_TD, slabs.x, x_ready++);
-    }
-    weight_gradient("d_w1", saved.gate_RF, slab, grads.w1_EFD,
-                    slabs.d_x_over_x ? Gather{} : beside);
-    if (config.glu) weight_gradient("d_v1", saved.up_RF, slab, grads.v1_EFD);
-    if (slabs.d_x_over_x) add_d_x(slab, beside);
   }
 }
 
