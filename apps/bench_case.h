@@ -88,10 +88,9 @@ class LayerCase {
                           {d_out_});
   }
 
-  // Moves as many bytes as one combination of the experts' outputs.
-  void copy_combine() const {
-    const std::int64_t half = (R_ + s_.T) / 2;
-    rows_d_.narrow(0, 0, half).clone();
+  // Read and written by one combination of the experts' outputs.
+  double combined_bytes() const {
+    return static_cast<double>((R_ + s_.T) * s_.d) * static_cast<double>(rows_d_.element_size());
   }
   std::int64_t gradient_bytes() const {
     std::int64_t bytes = 0;

@@ -136,7 +136,7 @@ class Contest {
   // `program`, where there is one, has `c`'s shape prepared as its rivals `names`.
   Contest(const LayerCase& c, bool backward, const at::Device& device, int calls,
           RivalProgram* program, const std::vector<std::string>& names)
-      : device_(device), calls_(calls), rivals_(kRivals) {
+      : device_(device), calls_(calls), copy_(device), rivals_(kRivals) {
     const auto pass = [&c, backward](const LayerFunction& layer) {
       return [&c, backward, layer] {
         if (backward) {
@@ -150,7 +150,7 @@ class Contest {
     own_ = pass(kOwn);
     add("own", own_);
     add("dense", [&c, backward] { c.dense(backward); });
-    add("copy", [&c] { c.copy_combine(); });
+    add("copy", [this] { copy_.run(); });
     add("torch", pass(kTorch));
     add("loop", pass(rival(RivalProducts::kLoop)));
     add("padded", pass(rival(RivalProducts::kPadded)));
@@ -196,6 +196,8 @@ class Contest {
     }
   }
 
+  double copied_bytes_per_ms() const { return copy_.bytes() / *ms("copy"); }
+
   // Median milliseconds of a run; absent for what did not run.
   std::optional<double> ms(const std::string& name) const {
     const auto found = times_.find(name);
@@ -234,6 +236,7 @@ class Contest {
 
   at::Device device_;
   int calls_;
+  LargeCopy copy_;
   std::vector<std::string> rivals_;
   std::function<void()> own_;
   std::vector<Candidate> candidates_;
@@ -245,10 +248,13 @@ nlohmann::ordered_json or_null(const std::optional<double>& value) {
 }
 
 nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
-                                const std::string& routing, bool backward, double flops,
+                                const std::string& routing, bool backward, const LayerCase& c,
                                 const Contest& contest) {
   const double ms = *contest.ms("own"), dense = *contest.ms("dense");
-  const double ceiling = dense + (backward ? 2 : 1) * *contest.ms("copy");
+  const double flops = (backward ? 3 : 1) * c.forward_flops();
+  // With backward what belongs to x is combined too.
+  const double combined_bytes = (backward ? 2 : 1) * c.combined_bytes();
+  const double ceiling = dense + combined_bytes / contest.copied_bytes_per_ms();
   nlohmann::ordered_json rivals;
   std::string best;
   std::optional<double> best_ms;
@@ -273,6 +279,7 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
           {"graph_ms", or_null(contest.ms("graph"))},
           {"tflops", 1e-9 * flops / ms},
           {"dense_tflops", 1e-9 * flops / dense},
+          {"copied_gb_per_s", 1e-6 * contest.copied_bytes_per_ms()},
           {"of_ceiling", ceiling / ms},
           {"rivals", rivals},
           {"best_rival", best.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(best)},
@@ -308,8 +315,7 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
   for (const bool backward : {false, true}) {
     Contest contest(c, backward, device, verb.calls, program, names);
     contest.run(verb.rounds);
-    both[backward] = make_row(s, verb.dtype, routing.name, backward,
-                              (backward ? 3 : 1) * c.forward_flops(), contest);
+    both[backward] = make_row(s, verb.dtype, routing.name, backward, c, contest);
   }
   measure_memory(c, device, both[0], both[1]);
   for (const bool backward : {false, true}) {

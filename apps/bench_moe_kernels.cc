@@ -14,8 +14,6 @@
 namespace dropless::apps {
 namespace {
 
-constexpr std::int64_t kCopiedBytes = 1 << 29;  // large beside any cache
-
 struct Part {
   std::string name;
   int calls = 0;
@@ -85,19 +83,18 @@ nlohmann::ordered_json time_kernels(const LayerCase& c, const LayerFunction& lay
   };
   std::vector<Part> totals;
   std::vector<double> dense_ms, copy_ms;
-  const at::Tensor from = at::zeros({kCopiedBytes}, at::TensorOptions(device).dtype(at::kByte));
-  const at::Tensor to = at::empty_like(from);
+  const LargeCopy copy(device);
   for (int round = 0; round < rounds; ++round) {
     dense_ms.push_back(time_ms(device, [&] { c.dense(backward); }));
     pass();  // not waited for
-    copy_ms.push_back(time_ms(device, [&] { to.copy_(from); }));
+    copy_ms.push_back(time_ms(device, [&] { copy.run(); }));
     pass();
     PartEvents events(device);
     pass();
     events.count(totals);
   }
   const double flops_per_ms = (backward ? 3 : 1) * c.forward_flops() / median(dense_ms);
-  const double bytes_per_ms = 2.0 * kCopiedBytes / median(copy_ms);
+  const double bytes_per_ms = copy.bytes() / median(copy_ms);
   double whole = 0;
   for (const Part& part : totals) whole += median(part.ms);
   nlohmann::ordered_json json = nlohmann::ordered_json::array();

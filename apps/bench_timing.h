@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -37,6 +38,21 @@ double time_ms(const at::Device& device, Work&& work) {
   end.synchronize();
   return begin.elapsedTime(end);
 }
+
+// A copy large beside any cache, of memory that is there before: what bytes cost a device at best.
+class LargeCopy {
+ public:
+  explicit LargeCopy(const at::Device& device)
+      : from_(at::zeros({device.is_cuda() ? std::int64_t{1} << 29 : std::int64_t{1} << 26},
+                        at::TensorOptions(device).dtype(at::kByte))),
+        to_(at::empty_like(from_)) {}
+
+  void run() const { to_.copy_(from_); }
+  double bytes() const { return 2.0 * static_cast<double>(from_.numel()); }  // read and written
+
+ private:
+  at::Tensor from_, to_;
+};
 
 struct MemoryUse {
   std::int64_t now;

@@ -32,7 +32,7 @@ using testing::DeviceBuffer;
 const Device kGpu{DeviceType::kCuda, 0};
 constexpr std::int64_t kBlock = 128;
 
-struct Options {
+struct Settings {
   std::string shape, op, routing = "uniform";
   double density = 0.25;
   int rounds = 9;
@@ -92,13 +92,13 @@ GpuTopology make_topology(std::int64_t dense_size, std::int64_t rows, std::int64
 
 class Runner {
  public:
-  explicit Runner(Options options) : options_(std::move(options)) {}
+  explicit Runner(Settings settings) : settings_(std::move(settings)) {}
 
   void run() {
     std::printf("card: %s; routing: %s; density: %g; rounds: %d\n", testing::gpu_name(),
-                options_.routing.c_str(), options_.density, options_.rounds);
+                settings_.routing.c_str(), settings_.density, settings_.rounds);
     for (const Shape& shape : kShapes) {
-      if (options_.shape.empty() || options_.shape == shape.name) run_shape(shape);
+      if (settings_.shape.empty() || settings_.shape == shape.name) run_shape(shape);
     }
   }
 
@@ -113,16 +113,16 @@ class Runner {
   void run_shape(const Shape& shape) {
     std::vector<std::int64_t> offsets{0};
     std::vector<int> experts;  // of each block row
-    for (const std::int64_t rows : route(shape, options_.routing)) {
+    for (const std::int64_t rows : route(shape, settings_.routing)) {
       const std::int64_t blocks = (rows + kBlock - 1) / kBlock;
       experts.insert(experts.end(), blocks, static_cast<int>(offsets.size()) - 1);
       offsets.push_back(offsets.back() + blocks * kBlock);
     }
     const std::int64_t R = offsets.back(), d = shape.d, F = shape.f, E = shape.experts;
     const std::int64_t per_expert = F / kBlock;
-    const auto columns = static_cast<std::int64_t>(F / options_.density) / kBlock;
+    const auto columns = static_cast<std::int64_t>(F / settings_.density) / kBlock;
     std::mt19937_64 rng(3);
-    std::bernoulli_distribution drawn(options_.density);
+    std::bernoulli_distribution drawn(settings_.density);
     Layer x{
         R,
         d,
@@ -203,11 +203,11 @@ class Runner {
   template <class Product>
   void compare(const char* shape, const char* op, const char* formula, const Layer& x,
                std::function<void()> grouped, Product product) {
-    if (!options_.op.empty() && options_.op != op) return;
+    if (!settings_.op.empty() && settings_.op != op) return;
     std::vector<Candidate> candidates{{"grouped", std::move(grouped), {}},
                                       {"diagonal", [&] { product(x.diagonal); }, {}},
                                       {"random", [&] { product(x.random); }, {}}};
-    time_interleaved(candidates, options_.rounds);
+    time_interleaved(candidates, settings_.rounds);
     double base = 0;
     std::printf("%s %s: %s\n", shape, op, formula);
     for (const Candidate& c : candidates) {
@@ -221,49 +221,35 @@ class Runner {
     std::fflush(stdout);
   }
 
-  Options options_;
+  Settings settings_;
 };
 
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string argument = argv[i];
-    if (i + 1 == argc) throw Error(ErrorKind::kInvalidArgument, argument + " needs a value");
-    const char* value = argv[i + 1];
-    if (argument == "--rounds") {
-      options.rounds = std::max(1, std::atoi(value));
-    } else if (argument == "--shape") {
-      options.shape = value;
-    } else if (argument == "--op") {
-      options.op = value;
-    } else if (argument == "--routing") {
-      options.routing = value;
-    } else if (argument == "--density") {
-      options.density = std::atof(value);
-      if (!(options.density > 0 && options.density <= 1)) {
-        throw Error(ErrorKind::kInvalidArgument, "--density " + std::string(value) + ": 0 to 1");
-      }
-    } else {
-      throw Error(ErrorKind::kInvalidArgument, "unknown option " + argument);
-    }
-  }
-  return options;
+Settings parse(int argc, char** argv) {
+  Settings settings;
+  read_options(argc, argv,
+               {{"--rounds", positive(settings.rounds)},
+                {"--shape", text(settings.shape)},
+                {"--op", text(settings.op)},
+                {"--routing", text(settings.routing)},
+                {"--density", [&](const std::string& value) {
+                   settings.density = std::atof(value.c_str());
+                   if (settings.density > 0 && settings.density <= 1) return;
+                   throw Error(ErrorKind::kInvalidArgument, "--density " + value,
+                               "above 0, at most 1");
+                 }}});
+  return settings;
 }
 
 }  // namespace
 }  // namespace dropless::benchmarks
 
 int main(int argc, char** argv) {
-  try {
-    const auto options = dropless::benchmarks::parse(argc, argv);
+  return dropless::benchmarks::run_program([&] {
+    const auto settings = dropless::benchmarks::parse(argc, argv);
     if (!dropless::testing::gpu_is_hopper()) {
       std::printf("no Hopper GPU: nothing to measure\n");
-      return 0;
+      return;
     }
-    dropless::benchmarks::Runner(options).run();
-  } catch (const dropless::Error& error) {
-    std::fprintf(stderr, "%s\nHINT: %s\n", error.what(), error.hint().c_str());
-    return error.kind() == dropless::ErrorKind::kInvalidArgument ? 2 : 1;
-  }
-  return 0;
+    dropless::benchmarks::Runner(settings).run();
+  });
 }

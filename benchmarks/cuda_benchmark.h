@@ -1,18 +1,22 @@
 // What the CUDA benchmarks share: the six layers of docs/benchmarks.md, how tokens fall to experts,
-// and timing in turns.
+// timing in turns, and options.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
+#include <map>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "dropless/error.h"
 #include "src/cuda/check.h"
 
 namespace dropless::benchmarks {
@@ -81,6 +85,51 @@ inline void time_interleaved(std::vector<Candidate>& candidates, int rounds) {
   }
   for (auto& event : events) cudaEventDestroy(event);
   for (auto& candidate : candidates) std::sort(candidate.ms.begin(), candidate.ms.end());
+}
+
+// Of options "--name value": what to do with each value.
+using Options = std::map<std::string, std::function<void(const std::string&)>>;
+
+inline void read_options(int argc, char** argv, const Options& options) {
+  for (int i = 1; i < argc; i += 2) {
+    const auto option = options.find(argv[i]);
+    if (option == options.end()) {
+      std::string names;
+      for (const auto& [name, action] : options) names += " " + name;
+      throw Error(ErrorKind::kInvalidArgument, "unknown option " + std::string(argv[i]),
+                  "there are:" + names);
+    }
+    if (i + 1 == argc) {
+      throw Error(ErrorKind::kInvalidArgument, option->first + " needs a value", "put it behind");
+    }
+    option->second(argv[i + 1]);
+  }
+}
+
+// An option's action: a whole number of 1 or more into `number`.
+inline std::function<void(const std::string&)> positive(int& number) {
+  return [&number](const std::string& text) {
+    const char* const end = text.data() + text.size();
+    const auto [behind, error] = std::from_chars(text.data(), end, number);
+    if (error == std::errc() && behind == end && number > 0) return;
+    throw Error(ErrorKind::kInvalidArgument, "'" + text + "' is no whole number of 1 or more",
+                "such as 9");
+  };
+}
+inline std::function<void(const std::string&)> text(std::string& into) {
+  return [&into](const std::string& value) { into = value; };
+}
+
+// main's result: 2 for bad options, 1 for other errors.
+template <class Program>
+int run_program(Program program) {
+  try {
+    program();
+  } catch (const Error& error) {
+    std::fprintf(stderr, "error: %s\nhint: %s\n", error.what(), error.hint().c_str());
+    return error.kind() == ErrorKind::kInvalidArgument ? 2 : 1;
+  }
+  return 0;
 }
 
 }  // namespace dropless::benchmarks

@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -129,13 +127,12 @@ void run_shape(const ProductShape& shape, std::int64_t rows, int rounds, double 
 
 int main(int argc, char** argv) {
   using namespace dropless::benchmarks;
-  try {
+  return run_program([&] {
     int rounds = 31;
-    if (argc == 3 && std::strcmp(argv[1], "--rounds") == 0)
-      rounds = std::max(1, std::atoi(argv[2]));
+    read_options(argc, argv, {{"--rounds", positive(rounds)}});
     if (!dropless::testing::gpu_available()) {
       std::printf("no GPU: nothing to measure\n");
-      return 0;
+      return;
     }
     const double copy = copy_gb_per_s(rounds);
     std::printf("card: %s, copy %.0f GB/s\n", dropless::testing::gpu_name(), copy);
@@ -143,9 +140,5 @@ int main(int argc, char** argv) {
     for (const ProductShape& shape : kProducts) {
       for (const std::int64_t rows : {1, 2, 4, 8}) run_shape(shape, rows, rounds, copy, cublas);
     }
-  } catch (const dropless::Error& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
-  }
-  return 0;
+  });
 }

@@ -32,7 +32,7 @@ using cuda::GemmConfig;
 using testing::DeviceBuffer;
 const Device kGpu{DeviceType::kCuda, 0};
 
-struct Options {
+struct Settings {
   std::string json, shape, op, routing = "random";
   std::vector<int> widths{8};
   int rounds = 11;
@@ -47,16 +47,16 @@ std::string name_of(const GemmConfig& c) {
 
 class Runner {
  public:
-  explicit Runner(Options options) : options_(std::move(options)) {}
+  explicit Runner(Settings settings) : settings_(std::move(settings)) {}
 
   void run() {
-    if (!options_.json.empty()) json_ = std::fopen(options_.json.c_str(), "w");
+    if (!settings_.json.empty()) json_ = std::fopen(settings_.json.c_str(), "w");
     if (json_ != nullptr)
       std::fprintf(json_, "{\"card\": \"%s\", \"results\": [", testing::gpu_name());
     std::printf("card: %s; routing: %s; rounds: %d\n", testing::gpu_name(),
-                options_.routing.c_str(), options_.rounds);
+                settings_.routing.c_str(), settings_.rounds);
     for (const Shape& shape : kShapes) {
-      if (options_.shape.empty() || options_.shape == shape.name) run_shape(shape);
+      if (settings_.shape.empty() || settings_.shape == shape.name) run_shape(shape);
     }
     if (json_ != nullptr) {
       std::fprintf(json_, "\n]}\n");
@@ -67,7 +67,7 @@ class Runner {
  private:
   void run_shape(const Shape& shape) {
     const std::int64_t rows = shape.rows(), experts = shape.experts, d = shape.d, f = shape.f;
-    rows_ = route(shape, options_.routing);
+    rows_ = route(shape, settings_.routing);
     offsets_.assign(1, 0);
     for (auto r : rows_) offsets_.push_back(offsets_.back() + r);
     DeviceBuffer offsets_E1(offsets_.size() * 8);
@@ -101,12 +101,12 @@ class Runner {
     weight_grad(shape, "d_w2", wide.get(), narrow.get(), f, d, out.get());
   }
 
-  bool wanted(const char* op) const { return options_.op.empty() || options_.op == op; }
+  bool wanted(const char* op) const { return settings_.op.empty() || settings_.op == op; }
 
   // The config at every asked-for raster width.
   std::vector<GemmConfig> expand(GemmConfig config) const {
     std::vector<GemmConfig> all;
-    for (int width : options_.widths) {
+    for (int width : settings_.widths) {
       config.raster_width = width;
       all.push_back(config);
     }
@@ -262,7 +262,7 @@ class Runner {
 
   void report(const Shape& shape, const char* op, std::vector<Candidate>& candidates,
               double flops) {
-    time_interleaved(candidates, options_.rounds);
+    time_interleaved(candidates, settings_.rounds);
     double dense = 0.0;
     std::printf("%s %s\n", shape.name, op);
     for (const Candidate& candidate : candidates) {
@@ -277,8 +277,8 @@ class Runner {
             json_,
             "%s\n{\"shape\": \"%s\", \"op\": \"%s\", \"routing\": \"%s\", \"kernel\": \"%s\", "
             "\"ms\": %.5f, \"min_ms\": %.5f, \"max_ms\": %.5f, \"tflops\": %.2f}",
-            first_ ? "" : ",", shape.name, op, options_.routing.c_str(), candidate.name.c_str(), ms,
-            candidate.ms.front(), candidate.ms.back(), tflops);
+            first_ ? "" : ",", shape.name, op, settings_.routing.c_str(), candidate.name.c_str(),
+            ms, candidate.ms.front(), candidate.ms.back(), tflops);
         first_ = false;
       }
     }
@@ -292,7 +292,7 @@ class Runner {
     return static_cast<char*>(base) + elements * 2;
   }
 
-  Options options_;
+  Settings settings_;
   Cublas cublas_;
   std::FILE* json_ = nullptr;
   bool first_ = true;
@@ -311,47 +311,33 @@ std::vector<std::string> split(const std::string& list) {
   return parts;
 }
 
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    const char* value = i + 1 < argc ? argv[i + 1] : nullptr;
-    if (value == nullptr) throw Error(ErrorKind::kInvalidArgument, argument + " needs a value");
-    ++i;
-    if (argument == "--json")
-      options.json = value;
-    else if (argument == "--rounds")
-      options.rounds = std::max(1, std::atoi(value));
-    else if (argument == "--routing")
-      options.routing = value;
-    else if (argument == "--shape")
-      options.shape = value;
-    else if (argument == "--op")
-      options.op = value;
-    else if (argument == "--widths") {
-      options.widths.clear();
-      for (const std::string& part : split(value)) options.widths.push_back(std::stoi(part));
-    } else {
-      throw Error(ErrorKind::kInvalidArgument, "unknown option " + argument);
-    }
-  }
-  return options;
+Settings parse(int argc, char** argv) {
+  Settings settings;
+  read_options(argc, argv,
+               {{"--json", text(settings.json)},
+                {"--rounds", positive(settings.rounds)},
+                {"--routing", text(settings.routing)},
+                {"--shape", text(settings.shape)},
+                {"--op", text(settings.op)},
+                {"--widths", [&](const std::string& list) {
+                   settings.widths.clear();
+                   for (const std::string& part : split(list)) {
+                     positive(settings.widths.emplace_back())(part);
+                   }
+                 }}});
+  return settings;
 }
 
 }  // namespace
 }  // namespace dropless::benchmarks
 
 int main(int argc, char** argv) {
-  try {
-    const auto options = dropless::benchmarks::parse(argc, argv);
+  return dropless::benchmarks::run_program([&] {
+    const auto settings = dropless::benchmarks::parse(argc, argv);
     if (!dropless::testing::gpu_supported()) {
       std::printf("no GPU of compute capability 8.0 or later: nothing to measure\n");
-      return 0;
+      return;
     }
-    dropless::benchmarks::Runner(options).run();
-  } catch (const dropless::Error& error) {
-    std::fprintf(stderr, "%s\nHINT: %s\n", error.what(), error.hint().c_str());
-    return error.kind() == dropless::ErrorKind::kInvalidArgument ? 2 : 1;
-  }
-  return 0;
+    dropless::benchmarks::Runner(settings).run();
+  });
 }

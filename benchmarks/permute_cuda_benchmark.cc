@@ -8,12 +8,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <vector>
 
-#include "dropless/error.h"
+#include "benchmarks/cuda_benchmark.h"
 #include "src/cuda/check.h"
 #include "src/cuda/kernels.h"
 #include "tests/cuda/gpu_support.h"
@@ -23,16 +21,6 @@ namespace {
 
 using testing::DeviceBuffer;
 const Device kGpu{DeviceType::kCuda, 0};
-
-struct Shape {
-  const char* name;
-  std::int64_t tokens, d, experts, k;
-};
-constexpr Shape kShapes[] = {
-    {"mb-medium", 16384, 1024, 64, 1}, {"mixtral", 16384, 4096, 8, 2},
-    {"dbrx", 8192, 6144, 16, 4},       {"olmoe", 32768, 2048, 64, 8},
-    {"qwen3", 32768, 2048, 128, 8},    {"deepseek", 8192, 7168, 64, 8},
-};
 
 double median_ms(const std::function<void()>& launch, int rounds) {
   cudaEvent_t begin, end;
@@ -108,21 +96,17 @@ void run_shape(const Shape& shape, int rounds) {
 }  // namespace dropless::benchmarks
 
 int main(int argc, char** argv) {
-  try {
+  return dropless::benchmarks::run_program([&] {
     int rounds = 21;
-    if (argc == 3 && std::strcmp(argv[1], "--rounds") == 0)
-      rounds = std::max(1, std::atoi(argv[2]));
+    dropless::benchmarks::read_options(argc, argv,
+                                       {{"--rounds", dropless::benchmarks::positive(rounds)}});
     if (!dropless::testing::gpu_available()) {
       std::printf("no GPU: nothing to measure\n");
-      return 0;
+      return;
     }
     std::printf("card: %s\n", dropless::testing::gpu_name());
     for (const auto& shape : dropless::benchmarks::kShapes) {
       dropless::benchmarks::run_shape(shape, rounds);
     }
-  } catch (const dropless::Error& error) {
-    std::fprintf(stderr, "%s\nHINT: %s\n", error.what(), error.hint().c_str());
-    return 1;
-  }
-  return 0;
+  });
 }
