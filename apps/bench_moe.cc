@@ -114,11 +114,13 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
 // One way to run the layer; what needs more memory than there is drops out.
 struct Candidate {
   std::string name;
-  std::function<std::optional<double>()> time_ms;  // of its runs in a round; absent: out of memory
+  std::function<std::optional<double>()> time_ms;  // of one run; absent: out of memory
   bool out_of_memory = false;
 };
 
 const std::vector<std::string> kRivals = {"torch", "loop", "padded"};
+
+const std::string kInARow = "back_to_back", kGraph = "graph";  // ours, beside the turns
 
 constexpr int kBackToBack = 5;  // calls queued without waiting
 constexpr int kWarmUp = 2;      // rounds that do not count
@@ -130,7 +132,7 @@ LayerFunction rival(RivalProducts products) {
   };
 }
 
-// All of a direction, `calls` runs of each, queued at once, in turn within a round.
+// All of a direction, in turn within a round; a time is the mean of `calls` runs queued at once.
 class Contest {
  public:
   // `program`, where there is one, has `c`'s shape prepared as its rivals `names`.
@@ -164,7 +166,8 @@ class Contest {
     });
     for (const std::string& name : names) {
       const auto taken = [&](const Candidate& candidate) { return candidate.name == name; };
-      if (std::any_of(candidates_.begin(), candidates_.end(), taken)) {
+      if (name == kInARow || name == kGraph ||
+          std::any_of(candidates_.begin(), candidates_.end(), taken)) {
         throw Error(ErrorKind::kInvalidArgument, "--rivals: the name " + name + " is taken",
                     "give that layer another one");
       }
@@ -179,13 +182,11 @@ class Contest {
 
   void run(int rounds) {
     // Alone: they warm the card for whoever comes next.
-    alone("back_to_back", rounds, [this] {
-      for (int i = 0; i < kBackToBack; ++i) own_();
-    });
+    alone(kInARow, rounds, kBackToBack, own_);
     if (device_.is_cuda()) {
       // Also for its memory: libtorch gives to others what a graph was captured with.
       const DeviceGraph graph(device_, own_);
-      alone("graph", rounds, [&graph] { graph.launch(); });
+      alone(kGraph, rounds, 1, [&graph] { graph.launch(); });
     }
     // Whoever comes next finds the card as the one before left it: each round begins with another.
     const std::size_t count = candidates_.size();
@@ -201,22 +202,27 @@ class Contest {
   // Median milliseconds of a run; absent for what did not run.
   std::optional<double> ms(const std::string& name) const {
     const auto found = times_.find(name);
-    if (found == times_.end()) return std::nullopt;
-    const int runs = name == "back_to_back" ? kBackToBack : name == "graph" ? 1 : calls_;
-    return median(found->second) / runs;
+    return found == times_.end() ? std::nullopt : std::optional(median(found->second));
   }
 
  private:
-  void alone(const std::string& name, int rounds, const std::function<void()>& run) {
-    for (int i = 0; i < rounds; ++i) times_[name].push_back(time_ms(device_, run));
+  // Of a run, so many queued at once.
+  double mean_ms(int calls, const std::function<void()>& run) const {
+    return time_ms(device_,
+                   [&] {
+                     for (int i = 0; i < calls; ++i) run();
+                   }) /
+           calls;
+  }
+
+  void alone(const std::string& name, int rounds, int calls, const std::function<void()>& run) {
+    for (int i = 0; i < rounds; ++i) times_[name].push_back(mean_ms(calls, run));
   }
 
   void add(const std::string& name, const std::function<void()>& run) {
     candidates_.push_back({name, [this, name, run]() -> std::optional<double> {
                              try {
-                               return time_ms(device_, [&] {
-                                 for (int i = 0; i < calls_; ++i) run();
-                               });
+                               return mean_ms(calls_, run);
                              } catch (const c10::OutOfMemoryError&) {
                                if (name == "own") throw;
                                return std::nullopt;
@@ -275,8 +281,8 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
           {"routing", routing},
           {"direction", backward ? "forward+backward" : "forward"},
           {"ms", ms},
-          {"back_to_back_ms", *contest.ms("back_to_back")},
-          {"graph_ms", or_null(contest.ms("graph"))},
+          {"back_to_back_ms", *contest.ms(kInARow)},
+          {"graph_ms", or_null(contest.ms(kGraph))},
           {"tflops", 1e-9 * flops / ms},
           {"dense_tflops", 1e-9 * flops / dense},
           {"copied_gb_per_s", 1e-6 * contest.copied_bytes_per_ms()},
@@ -451,10 +457,10 @@ void add_bench_verb(CLI::App& app) {
   moe->add_option("--rounds", verb->rounds, "of all candidates in turn")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  moe->add_option("--calls", verb->calls,
-                  "runs of a candidate queued at once, where 1 is a run alone: all times but those "
-                  "in a row and of a "
-                  "graph are then of a run among so many")
+  moe->add_option(
+         "--calls", verb->calls,
+         "runs of a candidate queued at once, of which its time is the mean; in a row, graph "
+         "and --kernels stay as they are")
       ->capture_default_str()
       ->check(CLI::Range(1, 100));
   CLI::Option* routing = moe->get_option("--routing");
@@ -499,9 +505,9 @@ void add_bench_verb(CLI::App& app) {
       throw Error(ErrorKind::kInvalidArgument, "--kernels shows what a GPU is given to do",
                   "choose --device cuda");
     }
-    // The CPU has rows of its own, on random routers; with --routing or --rivals it has those of a GPU.
+    // The CPU has rows of its own, on random routers; with --routing, --rivals or --calls it has those of a GPU.
     if (!device.is_cpu() || moe->count("--routing") > 0 || moe->count("--rivals") > 0 ||
-        moe->count("--calls") > 0) {
+        verb->calls > 1) {
       return run_bench_moe(*verb);
     }
     run_bench_moe_cpu(shapes, moe->count("--dtype") == 0 ? "" : verb->dtype, verb->rounds,

@@ -29,7 +29,7 @@ class RivalProgram {
   };
   Prepared prepare(const LayerShape& shape, const std::string& dtype, const RoutingChoice& routing,
                    const at::Device& device);
-  // Milliseconds of so many runs, queued at once, of what was prepared last; absent when it ran out of memory.
+  // Milliseconds of a run, the mean of so many queued at once, of what was prepared last; absent when it ran out of memory.
   std::optional<double> time_ms(const std::string& name, bool backward, int calls);
 
  private:

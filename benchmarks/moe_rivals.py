@@ -9,7 +9,7 @@ A line of JSON on standard input asks for something, a line of JSON on standard 
     {"prepare": {"T", "d", "f", "E", "k", "dtype": "bf16", "routing": "router", "loads": [], "device": "cuda:0"}}
         -> {"rivals": {NAME: what it is}, "absent": {NAME: why}}
     {"time": NAME, "backward": false, "calls": 1}
-        -> {"ms": milliseconds of so many runs queued at once, or null where it failed, as for want of memory}
+        -> {"ms": milliseconds of a run, the mean of so many queued at once, or null where it failed, as for want of memory}
 
 All are SwiGLU layers with random weights of [E, 2 f, d] and [E, d, f]. `router` routes by a random router, the others
 by logits that stand in the tokens' first E columns, as in apps/bench_case.h. Before its first run each is
@@ -215,7 +215,7 @@ class Server:
                 run(rival, backward)
 
         try:
-            return {"ms": time_ms(rival.problem.device, work)}
+            return {"ms": time_ms(rival.problem.device, work) / calls}
         except Exception as error:  # it may fail in its compiler or a kernel; the others go on
             if rival.problem.device.type == "cuda":
                 torch.cuda.empty_cache()

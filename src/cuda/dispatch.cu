@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kMaxExperts)
   __syncthreads();
   int row = shared[expert] + before;
   int* counts = counts_BE + static_cast<std::int64_t>(begin) * experts + expert;
-  constexpr int kLoads =
-      8;  // before the first store, which might be to their place for all the compiler knows
+  // Before the first store, which might be to their place for all the compiler knows.
+  constexpr int kLoads = 8;
   for (int b = begin; b < end; b += kLoads, counts += static_cast<std::int64_t>(kLoads) * experts) {
     int ahead[kLoads];
 #pragma unroll

@@ -41,7 +41,7 @@ struct BackwardStep {
 };
 
 // Narrow experts (d_x_slabs > 0, so many products of d_x if d_model is wide enough): those products need nothing gathered,
-// last long and move few bytes, so that gathers beside them cost next to nothing. Some come first and bring d_out's rows into
+// last long and move few bytes, so that gathers beside them cost least. Some come first and bring d_out's rows into
 // dW1 and dV1, the others come before dW1 and dV1 and bring x's into scaled_h; what is left goes beside dW2 and dW1.
 // Wide experts (0): gathers are little. dW2, then dW1 and dV1, then d_x over the same rows, each with the next gather.
 //

@@ -125,7 +125,7 @@ struct BackwardBuffers {
   std::int32_t *tokens_R, *tokens_per_expert_E;
   void *router_space, *row_tiles;
   void* scaled_h_RF;
-  void* rows_RC;     // a slab of d_out_RD, later of x_RD and d_x_RD
+  void* rows_RC;     // a slab of d_x_RD, d_out_RD or x_RD
   void* bias_space;  // with expert biases
 };
 
@@ -135,17 +135,18 @@ struct Spare {
   std::int64_t elements = 0;
 };
 
-// dW1 and dV1, where they are of x's type, so that they are only written, and have no gaps; as halves of one tensor they
-// are one piece.
-std::array<Spare, 2> spare_memory(const MoEGradients& grads, DType dtype) {
-  const TensorView &w1 = grads.w1_EFD, &v1 = grads.v1_EFD;
+// dW1 and, with a gated unit, dV1, where they are of x's type, so that they are only written, and have no gaps. As halves of
+// one tensor each expert's lie in turn: two pieces as large, whatever of which lies there later.
+std::array<Spare, 2> spare_memory(const MoEGradients& grads, bool glu, DType dtype) {
+  const TensorView& w1 = grads.w1_EFD;
+  const TensorView v1 = glu ? grads.v1_EFD : TensorView();
   if (v1 && w1.dtype == dtype && w1.numel() > 0) {
+    const auto bytes = static_cast<std::int64_t>(dtype_bytes(dtype));
     const std::int64_t half = w1.shape[1] * w1.shape[2];
+    auto* const data = static_cast<char*>(w1.data);
     const bool halves = w1.stride == v1.stride && w1.stride[0] == 2 * half &&
-                        w1.stride[1] == w1.shape[2] &&
-                        v1.data == static_cast<char*>(w1.data) +
-                                       half * static_cast<std::int64_t>(dtype_bytes(dtype));
-    if (halves) return {Spare{w1.data, 2 * w1.numel()}, Spare{}};
+                        w1.stride[1] == w1.shape[2] && v1.data == data + half * bytes;
+    if (halves) return {Spare{data, w1.numel()}, Spare{data + w1.numel() * bytes, w1.numel()}};
   }
   const auto whole = [&](const TensorView& w) {
     return w && w.dtype == dtype && w.contiguous() ? Spare{w.data, w.numel()} : Spare{};
@@ -166,7 +167,7 @@ std::int64_t widest_d_out(const MoEConfig& config, const Sizes& s) {
   const std::int64_t w1 = s.E * s.F * s.D;
   std::int64_t width = 0;
   for (const std::array<std::int64_t, 2> spare :
-       {std::array<std::int64_t, 2>{0, 0}, {w1, 0}, {w1, w1}, {2 * w1, 0}}) {
+       {std::array<std::int64_t, 2>{0, 0}, {w1, 0}, {0, w1}, {w1, w1}}) {
     for (const BackwardStep& step : backward_plan(config, s, spare)) {
       if (step.product == SlabProduct::kDW2) width = std::max(width, step.slab.width);
     }
@@ -407,7 +408,7 @@ void moe_cuda_backward(const MoEConfig& config, const ConstTensorView& x_TD,
                         buffers.router_space, stream);
   told.part("d_router", 4.0 * s.T * s.D * s.E, 2.0 * (s.T + s.E) * s.D + 2.0 * s.T * s.P);
 
-  const std::array<Spare, 2> spare = spare_memory(grads, x_TD.dtype);
+  const std::array<Spare, 2> spare = spare_memory(grads, config.glu, x_TD.dtype);
   void* const spaces[] = {buffers.rows_RC, spare[0].data, spare[1].data, buffers.scaled_h_RF};
   const auto rows_of = [&](const Slab& slab) {
     return TensorView(spaces[static_cast<int>(slab.space)], x_TD.dtype, {s.R, slab.width},

@@ -104,8 +104,8 @@ for line in sys.stdin:
         assert question["prepare"]["T"] == 64 and question["prepare"]["device"].startswith("cpu"), question
         answer = {"rivals": {"full": "no memory", "two": "a program"}, "absent": {"none": "not installed"}}
     else:
-        two = (6 if question["backward"] else 2) * question["calls"]
-        ms = {"full": None, "two": two}[question["time"]]
+        assert question["calls"] in (1, 4), question
+        ms = {"full": None, "two": 6 if question["backward"] else 2}[question["time"]]
         answer = {"ms": ms}
     print(json.dumps(answer), flush=True)
 '''
@@ -139,6 +139,13 @@ for line in sys.stdin:
         self.assertIn("4 runs at once", self.rivals(self.PROGRAM, "--calls", 4).stdout)
         for wrong in ("0", "x", "101"):
             self.assertEqual(self.rivals(self.PROGRAM, "--calls", wrong).returncode, 2, wrong)
+        result = self.run_command("bench", "moe", "--device", "cpu", "--decode", "--calls", 4)
+        self.assertEqual((result.returncode, "--calls" in result.stderr), (2, True), result.stderr)
+
+    def test_names_of_rivals_are_their_own(self):
+        for name in ("own", "torch", "graph", "back_to_back"):
+            result = self.rivals(self.PROGRAM.replace('"two"', f'"{name}"'))
+            self.assertEqual((result.returncode, f"the name {name} is taken" in result.stderr), (2, True), result.stderr)
 
     def test_rivals_want_a_program(self):
         result = self.run_command("bench", "moe", "--device", "cpu", "--rivals", "")
@@ -148,7 +155,7 @@ for line in sys.stdin:
         for program, message in [
             ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
             ("import json\ninput()\nprint(json.dumps({'rivals': {'a': 1}}))", "rivals"),
-            (self.PROGRAM.replace("else 2)", "else 0)"), '{"ms":0}'),
+            (self.PROGRAM.replace("else 2}", "else 0}"), '{"ms":0}'),
         ]:
             result = self.rivals(program)
             self.assertEqual(result.returncode, 1, result.stderr)

@@ -190,12 +190,14 @@ TEST_F(MoECudaLayer, RandomLayersMatchDouble) {
   EXPECT_LE(small_batches, layers / 3);  // those have tests of their own
 }
 
-// Of d_out's rows, which lie in dW1 where that has room for all columns: needs no GPU.
+// Of d_out's rows, which lie in dW1 where that has room for all columns, or with wide experts in the workspace: needs no GPU.
 TEST(MoECudaWorkspace, HoldsTheBiasSumsOfTheWidestSlab) {
   const struct {
     std::int64_t tokens;
     MoEConfig config;
-  } layers[] = {{4096, config_of(64, 8, 2048, 1024)}, {2048, config_of(16, 2, 1536, 256)}};
+  } layers[] = {{4096, config_of(64, 8, 2048, 1024)},
+                {2048, config_of(16, 2, 1536, 256)},
+                {5000, config_of(1, 1, 3072, 2056)}};
   for (const auto& [tokens, config] : layers) {
     const auto bytes = [&, tokens = tokens](const MoEConfig& c) {
       return moe_backward_workspace_bytes(c, tokens, DType::kBFloat16, kGpu);
@@ -293,6 +295,7 @@ TEST_F(MoECudaLayer, TellsItsParts) {
                            "d_scores", "d_router", "d_w2", "d_w1", "d_v1", "d_x"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
+  EXPECT_FALSE(names.contains("gather"));  // all go beside products
   const double layer = 18.0 * 2000 * 1024 * 256, router = 8.0 * 1000 * 1024 * 64;
   EXPECT_DOUBLE_EQ(flops, layer + router);
 }
@@ -339,10 +342,11 @@ TEST_F(MoECudaLayer, LossesAndTheirGradientsMayBeAbsent) {
   EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
 }
 
-// w1 and v1, and their gradients, as the halves of one tensor each. Gathers then find no room in dW1.
-TEST_F(MoECudaLayer, GateAndUpMayBeHalvesOfOneTensor) {
+// w1 and v1, and their gradients, as the halves of one tensor each.
+void expect_halves_match(std::int64_t tokens) {
+  SCOPED_TRACE(tokens);
   constexpr std::int64_t E = 8, F = 264, D = 1032;
-  MoECase c(config_of(E, 2, D, F), 900, DType::kBFloat16, 6);
+  MoECase c(config_of(E, 2, D, F), tokens, DType::kBFloat16, 6);
   MoECase reference = c.to(DType::kFloat64);
   ASSERT_TRUE(reference.forward() && reference.backward());
   Tensor both(DType::kBFloat16, {E, 2 * F, D});
@@ -382,6 +386,11 @@ TEST_F(MoECudaLayer, GateAndUpMayBeHalvesOfOneTensor) {
   EXPECT_LE(relative_error(c.d_w1_EFD, reference.d_w1_EFD), kTolerance);
   EXPECT_LE(relative_error(c.d_v1_EFD, reference.d_v1_EFD), kTolerance);
   EXPECT_LE(relative_error(c.d_w2_EFD, reference.d_w2_EFD), kTolerance);
+}
+
+TEST_F(MoECudaLayer, GateAndUpMayBeHalvesOfOneTensor) {
+  expect_halves_match(900);   // a half has room for all of d_out's rows
+  expect_halves_match(2600);  // for a slab: they take turns
 }
 
 TEST_F(MoECudaLayer, AddsToFp32GradientsOfWeights) {

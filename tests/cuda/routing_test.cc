@@ -140,11 +140,13 @@ TEST_P(RoutingCuda, GeneralRoutersMatchTheCpu) {
 // Scores that underflow, and powers of scores that would.
 TEST_P(RoutingCuda, PeakedRoutersMatchTheCpu) {
   const auto [T, E, K, q] = GetParam();
-  std::vector<float> logits = random_floats(T * E, 11);
-  for (float& logit : logits) logit *= 40;
-  for (const double norm : {0.5, 1.0, 3.0, 40.0}) {
-    SCOPED_TRACE(norm);
-    expect_router_matches(GetParam(), {.normalize_p = norm}, logits, {});
+  for (const float scale : {1.0f, 40.0f}) {
+    std::vector<float> logits = random_floats(T * E, 11);
+    for (float& logit : logits) logit *= scale;
+    for (const double norm : {0.5, 1.0, 3.0, 40.0}) {
+      SCOPED_TRACE(::testing::Message() << "logits x " << scale << ", norm " << norm);
+      expect_router_matches(GetParam(), {.normalize_p = norm}, logits, {});
+    }
   }
 }
 

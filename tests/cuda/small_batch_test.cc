@@ -126,9 +126,13 @@ TEST_F(SmallBatchCuda, OneExpertTakesAllAndOthersAreNotUsed) {
 // What is chosen for the layer, with the backward that follows.
 TEST_F(SmallBatchCuda, LayerMatchesDouble) {
   for (const std::int64_t tokens : {1, 2, 7, 8, 9, 33, 64, 100, 256}) {
-    SCOPED_TRACE(tokens);
-    MoECase c(config_of(24, 3, 104, 88), tokens, DType::kBFloat16, 40 + tokens);
-    expect_matches_double(c);
+    for (const double norm : {0.0, 1.0, 0.5, 2.0}) {  // the last two go the way of many rows
+      SCOPED_TRACE(::testing::Message() << tokens << " tokens, norm " << norm);
+      MoEConfig config = config_of(24, 3, 104, 88);
+      config.route.normalize_p = norm;
+      MoECase c(config, tokens, DType::kBFloat16, 40 + tokens);
+      expect_matches_double(c);
+    }
   }
 }
 
