@@ -183,18 +183,64 @@ verb_bench() {
   run_benchmarks "$preset" '*_benchmark' "$@"
 }
 
+# bench_moe_table NAME ARG...: `dropless bench moe ARG...` as the tables of docs/benchmarks.md; its JSON stays in build/gpu.
+bench_moe_table() {
+  local name=$1 json=$root/build/gpu/$1.json
+  shift
+  say "== dropless bench moe $*"
+  mkdir -p "$root/build/gpu"
+  "$(command_of cuda)" bench moe --json "$@" > "$json" || fail 1 "dropless bench moe $* failed"
+  "$venv/bin/python" "$root/scripts/bench_rows.py" "$json"
+  say "   its JSON: build/gpu/$name.json"
+}
+
+# What docs/kernels.md says was checked so: layers of a few sizes, routing, the router, few tokens.
+sanitize_gpu() {
+  command -v compute-sanitizer >/dev/null ||
+    fail 2 "compute-sanitizer is not on the PATH" "it comes with the CUDA toolkit: add its bin folder"
+  local tool test filter layers='*T130_*:*T96_*:*T1_*'
+  for tool in memcheck racecheck; do
+    for test in moe routing router small_batch; do
+      filter='*'
+      [[ $test != moe ]] || filter=$layers
+      [[ $test != moe || $tool != memcheck ]] || filter+=':*T1300*bfloat16:*Halves*:*AddsToFp32*'
+      [[ $test != small_batch ]] || filter='*ManyExperts*'
+      say "== $tool $test"
+      compute-sanitizer --tool "$tool" --error-exitcode 1 "$root/build/cuda/bin/${test}_cuda_test" \
+        --gtest_brief=1 --gtest_filter="$filter" || fail 1 "$tool found errors in ${test}_cuda_test"
+    done
+  done
+}
+
 verb_gpu() {
+  local rounds=() rivals=() sanitize=
+  while (($#)); do
+    case $1 in
+      --rounds | --rivals)
+        (($# > 1)) || fail 2 "$1 needs a value"
+        if [[ $1 == --rounds ]]; then rounds=(--rounds "$2"); else rivals=(--rivals "$2"); fi
+        shift
+        ;;
+      --sanitize) sanitize=1 ;;
+      *) fail 2 "./dev gpu has no option '$1'" "--rounds N, --rivals COMMAND, --sanitize" ;;
+    esac
+    shift
+  done
   has_gpu || fail 2 "this machine has no NVIDIA GPU (no /dev/nvidia0)" \
     "run ./dev gpu on a machine with one; ./dev build cuda compiles the kernels anywhere with nvcc"
   check_preset cuda
   build_all cuda
   # Of the kernels, and of the programs of the trainer that have tests for a GPU: all that say GPU in their CMakeLists.txt.
   run_tests cuda -L '^gpu$'
-  run_benchmarks cuda '*cuda_benchmark' "$@"
+  [[ -z $sanitize ]] || sanitize_gpu
+  run_benchmarks cuda '*cuda_benchmark' "${rounds[@]}"
   say "== ladder"
   "$root/build/cuda/bin/ladder" || fail 1 "ladder failed"
-  say "== dropless bench moe"
-  "$(command_of cuda)" bench moe "$@" || fail 1 "dropless bench moe failed"
+  bench_moe_table layer --kernels "${rounds[@]}" "${rivals[@]}"
+  bench_moe_table skew --routing uniform --routing zipf --shape 32768,2048,1024,64,8 \
+    --shape 8192,7168,2048,64,8 "${rounds[@]}"
+  say "== dropless bench moe --decode"
+  "$(command_of cuda)" bench moe --decode "${rounds[@]}" || fail 1 "dropless bench moe --decode failed"
 }
 
 verb_wheel() {

@@ -12,8 +12,8 @@ namespace dropless {
 // Where a slab of rows lies: in the workspace, in dW1 or dV1 before those are written, in scaled_h when dW2 is done.
 enum class RowSpace { kWorkspace, kW1, kV1, kScaledH };
 inline constexpr int kRowSpaces = 4;
-using RowRoom =
-    std::array<std::int64_t, kRowSpaces>;  // columns of all T k rows that a space has room for
+// Columns of all T k rows that each space has room for.
+using RowRoom = std::array<std::int64_t, kRowSpaces>;
 
 struct Slab {
   std::int64_t begin = 0, width = 0;  // columns of d_model
@@ -27,17 +27,17 @@ struct SlabGather {
 };
 
 enum class SlabProduct {
-  kNone,  // the gather alone
-  kDX,  // the slab's columns of d_x from d_gate and d_up; its rows are written and combined at once
-  kDW2,    // of dW2, from d_out's rows
-  kDW1V1,  // of dW1 and dV1, from x's rows
+  kNone,   // the gather alone
+  kDX,     // columns of d_x, from d_gate and d_up: rows are written and combined at once
+  kDW2,    // columns of dW2, from d_out's rows
+  kDW1V1,  // columns of dW1 and dV1, from x's rows
 };
 
 struct BackwardStep {
   SlabProduct product;
   Slab slab = {};
-  std::optional<SlabGather> gather =
-      {};  // beside the product: into another space than those in use
+  // Beside the product: into another space than those in use.
+  std::optional<SlabGather> gather = {};
 };
 
 // Narrow experts (d_x_slabs > 0, so many products of d_x if d_model is wide enough): those products need nothing gathered,

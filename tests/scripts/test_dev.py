@@ -4,6 +4,7 @@ prints where, and how it fails. Nothing is installed or built."""
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -67,6 +68,48 @@ class DevTest(unittest.TestCase):
             result = self.dev(*arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""), arguments)
             self.assertIn("HINT: ", result.stderr)
+
+    def gpu(self, arguments):
+        """`./dev gpu` with a stand-in for all that is built."""
+        programs = self.root / "build" / "cuda" / "bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        rows = {"rows": [], "device": "a GPU"}
+        for name in ("permute_cuda_benchmark", "ladder", "dropless"):
+            (programs / name).write_text(f'#!/bin/bash\necho ran {name} "$@" >&2\ncat "$0.json" 2>/dev/null || true\n')
+            (programs / name).chmod(0o755)
+        (programs / "dropless.json").write_text(str(rows).replace("'", '"'))
+        (self.root / "scripts" / "bench_rows.py").write_text("import sys; print('table of', sys.argv[1].split('/')[-1])")
+        (self.root / "bin").mkdir(exist_ok=True)
+        if not (self.root / "bin" / "python").exists():
+            (self.root / "bin" / "python").symlink_to(sys.executable)
+        self.tool("compute-sanitizer", 'echo "$2" "${5##*/}" "${@:6}" >&2')
+        return self.shell(
+            f"PATH={self.tools}:$PATH; venv={self.root}; has_gpu() {{ true; }}; check_preset() {{ :; }}; "
+            f"build_all() {{ :; }}; run_tests() {{ echo tests \"$@\" >&2; }}; "
+            f"command_of() {{ echo {programs}/dropless; }}; verb_gpu {arguments}"
+        )
+
+    def test_gpu_fills_the_tables(self):
+        result = self.gpu("--rounds 3 --rivals 'python3 rivals.py'")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for line in (
+            "tests cuda -L ^gpu$", "ran permute_cuda_benchmark --rounds 3", "ran ladder",
+            "ran dropless bench moe --json --kernels --rounds 3 --rivals python3 rivals.py",
+            "ran dropless bench moe --decode --rounds 3",
+        ):  # fmt: skip
+            self.assertIn(line, result.stderr)
+        self.assertIn("table of layer.json", result.stdout)
+        self.assertIn("table of skew.json", result.stdout)
+        self.assertNotIn("memcheck", result.stderr)
+
+    def test_gpu_sanitizes_on_request(self):
+        result = self.gpu("--sanitize")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("memcheck moe_cuda_test --gtest_brief=1 --gtest_filter=*T130_*", result.stderr)
+        self.assertIn("racecheck small_batch_cuda_test --gtest_brief=1 --gtest_filter=*ManyExperts*", result.stderr)
+        for arguments, message in (("--round 3", "no option '--round'"), ("--rounds", "--rounds needs a value")):
+            result = self.gpu(arguments)
+            self.assertEqual((result.returncode, message in result.stderr), (2, True), result.stderr)
 
     def test_missing_packages_without_root(self):
         # Everything is installed but mold and libfmt-dev; libgtest-dev was removed.

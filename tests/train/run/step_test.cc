@@ -18,6 +18,9 @@
 namespace dropless::train {
 namespace {
 
+// Asked before any operator: libtorch looks for CUDA once, and an operator makes it look.
+const bool kCuda = cuda_available();
+
 constexpr const char* kConfig = R"(
 model: {d_model: 16, n_heads: 2, n_layers: 1, max_seq_len: 8, vocab_size: 257}
 tokenizer: {name: bytes}
@@ -185,13 +188,13 @@ TEST(Stepper, ActivationCheckpointingAndTheCutChangeNothing) {
 }
 
 TEST(Stepper, ActivationCheckpointingAndTheCutChangeNothingOnAGpu) {
-  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  if (!kCuda) GTEST_SKIP() << "no GPU";
   expect_same_step_however_computed(at::kCUDA);
 }
 
 // amp_fp16 with its loss scale, amp_bf16 and fp32 on a GPU against fp64 on the CPU, from equal weights.
 TEST(Stepper, PrecisionsOfAGpuLearnAlike) {
-  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  if (!kCuda) GTEST_SKIP() << "no GPU";
   const auto losses = [](const std::string& precision, at::Device device) {
     Training run({"precision=" + precision, "global_train_batch_size=48", "model.d_model=64",
                   "optimizer.lr=3e-3", std::string(kMixture) + "ffn_hidden_size: 64}",
