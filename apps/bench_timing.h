@@ -43,8 +43,9 @@ double time_ms(const at::Device& device, Work&& work) {
 class LargeCopy {
  public:
   explicit LargeCopy(const at::Device& device)
-      : from_(at::zeros({device.is_cuda() ? std::int64_t{1} << 29 : std::int64_t{1} << 26},
-                        at::TensorOptions(device).dtype(at::kByte))),
+      : LargeCopy(device, std::int64_t{1} << (device.is_cuda() ? 29 : 26)) {}
+  LargeCopy(const at::Device& device, std::int64_t size)
+      : from_(at::zeros({size}, at::TensorOptions(device).dtype(at::kByte))),
         to_(at::empty_like(from_)) {}
 
   void run() const { to_.copy_(from_); }

@@ -32,10 +32,9 @@ using testing::DeviceBuffer;
 const Device kGpu{DeviceType::kCuda, 0};
 constexpr std::int64_t kBlock = 128;
 
-struct Settings {
-  std::string shape, op, routing = "uniform";
+struct Settings : Selection {
+  Settings() : Selection{.routing = "uniform", .rounds = 9} {}
   double density = 0.25;
-  int rounds = 9;
 };
 
 // A topology on the GPU, with a workspace for dense sides of `dense_size`.
@@ -98,7 +97,7 @@ class Runner {
     std::printf("card: %s; routing: %s; density: %g; rounds: %d\n", testing::gpu_name(),
                 settings_.routing.c_str(), settings_.density, settings_.rounds);
     for (const Shape& shape : kShapes) {
-      if (settings_.shape.empty() || settings_.shape == shape.name) run_shape(shape);
+      if (settings_.wants(shape)) run_shape(shape);
     }
   }
 
@@ -203,7 +202,7 @@ class Runner {
   template <class Product>
   void compare(const char* shape, const char* op, const char* formula, const Layer& x,
                std::function<void()> grouped, Product product) {
-    if (!settings_.op.empty() && settings_.op != op) return;
+    if (!settings_.wants(op)) return;
     std::vector<Candidate> candidates{{"grouped", std::move(grouped), {}},
                                       {"diagonal", [&] { product(x.diagonal); }, {}},
                                       {"random", [&] { product(x.random); }, {}}};
@@ -226,17 +225,13 @@ class Runner {
 
 Settings parse(int argc, char** argv) {
   Settings settings;
-  read_options(argc, argv,
-               {{"--rounds", positive(settings.rounds)},
-                {"--shape", text(settings.shape)},
-                {"--op", text(settings.op)},
-                {"--routing", text(settings.routing)},
-                {"--density", [&](const std::string& value) {
-                   settings.density = std::atof(value.c_str());
-                   if (settings.density > 0 && settings.density <= 1) return;
-                   throw Error(ErrorKind::kInvalidArgument, "--density " + value,
-                               "above 0, at most 1");
-                 }}});
+  Options options = settings.options();
+  options["--density"] = [&](const std::string& value) {
+    settings.density = std::atof(value.c_str());
+    if (settings.density > 0 && settings.density <= 1) return;
+    throw Error(ErrorKind::kInvalidArgument, "--density " + value, "above 0, at most 1");
+  };
+  read_options(argc, argv, options);
   return settings;
 }
 

@@ -120,6 +120,21 @@ inline std::function<void(const std::string&)> text(std::string& into) {
   return [&into](const std::string& value) { into = value; };
 }
 
+// What a benchmark of many products runs: all of what has no name here.
+struct Selection {
+  std::string shape = {}, op = {}, routing = {};
+  int rounds = 0;
+
+  bool wants(const Shape& of) const { return shape.empty() || shape == of.name; }
+  bool wants(const std::string& product) const { return op.empty() || op == product; }
+  Options options() {
+    return {{"--shape", text(shape)},
+            {"--op", text(op)},
+            {"--routing", text(routing)},
+            {"--rounds", positive(rounds)}};
+  }
+};
+
 // main's result: 2 for bad options, 1 for other errors.
 template <class Program>
 int run_program(Program program) {

@@ -32,10 +32,10 @@ using cuda::GemmConfig;
 using testing::DeviceBuffer;
 const Device kGpu{DeviceType::kCuda, 0};
 
-struct Settings {
-  std::string json, shape, op, routing = "random";
+struct Settings : Selection {
+  Settings() : Selection{.routing = "random", .rounds = 11} {}
+  std::string json;
   std::vector<int> widths{8};
-  int rounds = 11;
 };
 
 std::string name_of(const GemmConfig& c) {
@@ -56,7 +56,7 @@ class Runner {
     std::printf("card: %s; routing: %s; rounds: %d\n", testing::gpu_name(),
                 settings_.routing.c_str(), settings_.rounds);
     for (const Shape& shape : kShapes) {
-      if (settings_.shape.empty() || settings_.shape == shape.name) run_shape(shape);
+      if (settings_.wants(shape)) run_shape(shape);
     }
     if (json_ != nullptr) {
       std::fprintf(json_, "\n]}\n");
@@ -101,7 +101,7 @@ class Runner {
     weight_grad(shape, "d_w2", wide.get(), narrow.get(), f, d, out.get());
   }
 
-  bool wanted(const char* op) const { return settings_.op.empty() || settings_.op == op; }
+  bool wanted(const char* op) const { return settings_.wants(op); }
 
   // The config at every asked-for raster width.
   std::vector<GemmConfig> expand(GemmConfig config) const {
@@ -313,18 +313,13 @@ std::vector<std::string> split(const std::string& list) {
 
 Settings parse(int argc, char** argv) {
   Settings settings;
-  read_options(argc, argv,
-               {{"--json", text(settings.json)},
-                {"--rounds", positive(settings.rounds)},
-                {"--routing", text(settings.routing)},
-                {"--shape", text(settings.shape)},
-                {"--op", text(settings.op)},
-                {"--widths", [&](const std::string& list) {
-                   settings.widths.clear();
-                   for (const std::string& part : split(list)) {
-                     positive(settings.widths.emplace_back())(part);
-                   }
-                 }}});
+  Options options = settings.options();
+  options["--json"] = text(settings.json);
+  options["--widths"] = [&](const std::string& list) {
+    settings.widths.clear();
+    for (const std::string& part : split(list)) positive(settings.widths.emplace_back())(part);
+  };
+  read_options(argc, argv, options);
   return settings;
 }
 

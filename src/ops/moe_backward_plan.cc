@@ -20,13 +20,13 @@ Slabs cut(std::int64_t columns, const RowRoom& room, std::int64_t tile, SpaceOf 
   std::int64_t left = 0;  // room of the slabs from the next on
   while (left < tiles) left += room_of(count++);
   Slabs slabs;
-  for (std::int64_t begin = 0, i = 0; i < count; ++i) {
-    const int at = static_cast<int>(i);
-    left -= room_of(at);
+  std::int64_t begin = 0;
+  for (int i = 0; i < count; ++i) {
+    left -= room_of(i);
     const std::int64_t rest = tiles - begin;
-    const std::int64_t even = ceil_div(rest, count - i);
-    const std::int64_t width = std::min({room_of(at), rest, std::max(even, rest - left)});
-    slabs.push_back({begin * tile, std::min(width * tile, columns - begin * tile), space_of(at)});
+    const std::int64_t even = ceil_div(rest, std::int64_t{count - i});
+    const std::int64_t width = std::min({room_of(i), rest, std::max(even, rest - left)});
+    slabs.push_back({begin * tile, std::min(width * tile, columns - begin * tile), space_of(i)});
     begin += width;
   }
   return slabs;
@@ -41,16 +41,16 @@ class Gathers {
 
   const Slab& operator[](int i) const { return slabs_[static_cast<std::size_t>(i)]; }
   int count() const { return size_of(slabs_); }
-  bool left() const { return done_ < count(); }
   int done() const { return done_; }
 
   SlabGather next() { return {from_, (*this)[done_++]}; }
   // If the next one's space holds none of the slabs from `first` on.
   std::optional<SlabGather> next_beside(int first) {
-    for (int i = first; i < done_ && left(); ++i) {
+    if (done_ == count()) return std::nullopt;
+    for (int i = first; i < done_; ++i) {
       if ((*this)[i].space == (*this)[done_].space) return std::nullopt;
     }
-    return left() ? std::optional(next()) : std::nullopt;
+    return next();
   }
 
  private:
