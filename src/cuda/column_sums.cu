@@ -21,6 +21,11 @@ __device__ __forceinline__ const RowTile* tiles_of(const int* row_tiles) {
   return reinterpret_cast<const RowTile*>(row_tiles + 4);
 }
 
+// Where the sums of the tile that begins at `row` go, whatever the order of the table: an expert's in order, no two in one place.
+__device__ __forceinline__ std::int64_t slot_of(std::int64_t row, int expert) {
+  return row / kColumnSumRows + expert;
+}
+
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
     tile_sums_kernel(const uint4* rows_RN, const float* weights_R, const int* row_tiles, int width,
@@ -52,38 +57,23 @@ __global__ void __launch_bounds__(kThreads)
   if (column >= width) return;
   float total = 0.0f;
   for (int w = 0; w < kWarps; ++w) total += shared[w][threadIdx.x];
-  partials_SN[static_cast<std::int64_t>(blockIdx.x) * width + column] = total;
-}
-
-// The number of the first tile whose expert is `expert` or a later one.
-__device__ __forceinline__ int first_tile(const int* row_tiles, int expert) {
-  const RowTile* tiles = tiles_of(row_tiles);
-  int low = 0, high = *row_tiles;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (tiles[middle].expert < expert) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  partials_SN[slot_of(tile.row, tile.expert) * width + column] = total;
 }
 
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
-    add_tiles_kernel(const float* partials_SN, const std::int64_t* offsets_E1, const int* row_tiles,
-                     int width, std::int64_t pitch, Element* out_EN) {
+    add_tiles_kernel(const float* partials_SN, const std::int64_t* offsets_E1, int width,
+                     std::int64_t pitch, Element* out_EN) {
   const int expert = blockIdx.y;
   const int column = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x;
   if (column >= width) return;
   const std::int64_t rows = offsets_E1[expert + 1] - offsets_E1[expert];
   const auto count = static_cast<int>((rows + kColumnSumRows - 1) / kColumnSumRows);
-  const int first = count == 0 ? 0 : first_tile(row_tiles, expert);
+  const std::int64_t first = slot_of(offsets_E1[expert], expert);
   float sum = 0.0f;
 #pragma unroll 8
   for (int i = 0; i < count; ++i) {
-    sum += partials_SN[static_cast<std::int64_t>(first + i) * width + column];
+    sum += partials_SN[(first + i) * width + column];
   }
   out_EN[expert * pitch + column] = static_cast<Element>(sum);
 }
@@ -115,7 +105,7 @@ void column_sums(ConstTensorView rows_RN, const float* weights_R, const std::int
     add_tiles_kernel<<<dim3(static_cast<unsigned>(ceil_div(width, kThreads)),
                             static_cast<unsigned>(experts)),
                        kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        partials_SN, offsets_E1, tiles, n, out_EN.stride[0], static_cast<Element*>(out_EN.data));
+        partials_SN, offsets_E1, n, out_EN.stride[0], static_cast<Element*>(out_EN.data));
   });
   DROPLESS_CUDA_CHECK(cudaGetLastError());
 }

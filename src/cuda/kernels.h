@@ -66,8 +66,8 @@ void combine_backward(ConstTensorView y_RD, const float* weights_TK, const std::
 // ---- matrix products
 // ------------------------------------------------------------------------------
 
-// Row tiles: the experts' rows cut into tiles of at most block_m rows, in row order. Memory: a
-// count, then {expert, row, rows} records of 16 bytes.
+// Row tiles: the experts' rows cut into tiles of at most block_m rows, in an order that serves the products: row_tiles.cu.
+// At most 1024 experts. Memory: a count, then {expert, row, rows} records of 16 bytes.
 std::size_t row_tiles_bytes(std::int64_t max_rows, std::int64_t num_experts, int block_m);
 void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, int block_m,
                      void* row_tiles, Stream stream);

@@ -1,6 +1,8 @@
 // Cuts the experts' rows into row tiles on the device, so that the host never waits for the counts.
 #include <cuda_runtime.h>
 
+#include <string>
+
 #include "src/cuda/check.h"
 #include "src/cuda/device/scan.cuh"
 #include "src/cuda/device/scheduler.cuh"
@@ -9,42 +11,64 @@
 namespace dropless::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kMostExperts = 1024;
+constexpr int kFewTiles = 3;
 constexpr int kHeaderBytes = 16;  // the count; keeps the records aligned
 
-// One CTA: thread i counts the tiles of expert i, a scan places them, then all threads write.
-__global__ void __launch_bounds__(kThreads)
+// Clusters of two take tiles 2 i and 2 i + 1, and share the expert's matrix where both are of one expert. The third tile of an
+// expert, its last, maybe nearly empty, would tear apart the pairs behind it: behind an expert's pair stands its odd tile with
+// the next odd tile of another expert, and the two take half the time of a full tile. Only of experts with few tiles: of the
+// others fewer pairs are torn, and their matrix would be read again for an odd tile that stands apart (docs/kernels.md).
+//
+// One CTA: thread i counts the tiles of expert i, scans place them, then a warp per expert writes.
+__global__ void __launch_bounds__(kMostExperts)
     row_tiles_kernel(const std::int64_t* offsets_E1, int experts, int block_m, int* count,
                      RowTile* tiles) {
-  __shared__ int scratch[kThreads / 32];
-  __shared__ int first_tile[kThreads + 1];
-  int base = 0;
-  for (int chunk = 0; chunk < experts; chunk += kThreads) {
-    const int expert = chunk + threadIdx.x;
-    int own = 0;
-    if (expert < experts) {
-      const auto rows = static_cast<int>(offsets_E1[expert + 1] - offsets_E1[expert]);
-      own = (rows + block_m - 1) / block_m;
+  __shared__ int scratch[kMostExperts / 32];
+  __shared__ int place[kMostExperts];    // of the expert's tiles
+  __shared__ int partner[kMostExperts];  // whose odd tile follows the expert's own; -1: nobody's
+  __shared__ int odd[kMostExperts + 1];  // the experts with an odd tile, then -1
+  const auto tile_count = [&](int expert) {
+    const auto rows = static_cast<int>(offsets_E1[expert + 1] - offsets_E1[expert]);
+    return (rows + block_m - 1) / block_m;
+  };
+  const auto tile_of = [&](int expert, int i) {
+    const std::int64_t row = offsets_E1[expert] + static_cast<std::int64_t>(i) * block_m;
+    const std::int64_t left = offsets_E1[expert + 1] - row;
+    return RowTile{expert, static_cast<int>(row),
+                   static_cast<int>(min(left, std::int64_t{block_m})), 0};
+  };
+  const auto odd_tiles = [&](int count) { return count <= kFewTiles ? count & 1 : 0; };
+  const int own = threadIdx.x < experts ? tile_count(threadIdx.x) : 0;
+  const bool is_odd = odd_tiles(own) == 1;
+  int others, odds;
+  const int before = exclusive_scan<kMostExperts>(own - odd_tiles(own), scratch, others);
+  const int at = exclusive_scan<kMostExperts>(odd_tiles(own), scratch, odds);
+  if (is_odd) odd[at] = threadIdx.x;
+  if (threadIdx.x == 0) odd[odds] = -1;
+  __syncthreads();
+  // Odd tiles before this expert's: of every two the first brings both. The last one of an odd number stands at the end.
+  place[threadIdx.x] = before + min((at + 1) & ~1, odds & ~1);
+  partner[threadIdx.x] = is_odd && at % 2 == 0 ? odd[at + 1] : -1;
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  for (int expert = threadIdx.x / 32; expert < experts; expert += kMostExperts / 32) {
+    const int all = tile_count(expert);
+    const int inside = all - odd_tiles(all);
+    RowTile* out = tiles + place[expert];
+    for (int i = lane; i < inside; i += 32) out[i] = tile_of(expert, i);
+    if (partner[expert] >= 0 && lane < 2) {
+      const int whose = lane == 0 ? expert : partner[expert];
+      out[inside + lane] = tile_of(whose, tile_count(whose) - 1);
     }
-    int total;
-    first_tile[threadIdx.x] = base + exclusive_scan<kThreads>(own, scratch, total);
-    __syncthreads();
-    // A warp per expert.
-    const int end = min(kThreads, experts - chunk);
-    for (int i = threadIdx.x / 32; i < end; i += kThreads / 32) {
-      const std::int64_t row0 = offsets_E1[chunk + i];
-      const std::int64_t row1 = offsets_E1[chunk + i + 1];
-      RowTile* out = tiles + first_tile[i];
-      const int lane = threadIdx.x % 32;
-      for (std::int64_t row = row0 + lane * block_m; row < row1; row += 32 * block_m) {
-        out[(row - row0) / block_m] = {chunk + i, static_cast<int>(row),
-                                       static_cast<int>(min(row1 - row, std::int64_t{block_m})), 0};
-      }
-    }
-    base += total;
-    __syncthreads();
   }
-  if (threadIdx.x == 0) *count = base;
+  if (threadIdx.x == 0) {
+    *count = others + odds;
+    if (odds % 2 == 1) {
+      const int last = odd[odds - 1];
+      tiles[others + odds - 1] = tile_of(last, tile_count(last) - 1);
+    }
+  }
 }
 
 }  // namespace
@@ -56,8 +80,13 @@ std::size_t row_tiles_bytes(std::int64_t max_rows, std::int64_t num_experts, int
 
 void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, int block_m,
                      void* row_tiles, Stream stream) {
+  if (num_experts > kMostExperts) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "row tiles of " + std::to_string(num_experts) + " experts", "at most 1024",
+                __FILE__, __LINE__);
+  }
   auto* bytes = static_cast<unsigned char*>(row_tiles);
-  row_tiles_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+  row_tiles_kernel<<<1, kMostExperts, 0, static_cast<cudaStream_t>(stream)>>>(
       offsets_E1, static_cast<int>(num_experts), block_m, reinterpret_cast<int*>(bytes),
       reinterpret_cast<RowTile*>(bytes + kHeaderBytes));
   DROPLESS_CUDA_CHECK(cudaGetLastError());
