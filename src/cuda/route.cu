@@ -161,17 +161,20 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const int expert = k < top_k ? indices_TK[token * top_k + k] : 0;
     action(k < top_k, expert, k < top_k ? d_weights_TK[token * top_k + k] : 0.0f);
   };
-  // norm = sum_j s_j, inner = sum_j d_w_j w_j
+  // norm = sum_j s_j, inner = sum_j d_w_j w_j with w_j = s_j / norm: of one choice w is 1 and nothing is left of d_w.
   float norm = normalize ? 0.0f : 1.0f;
   float inner = 0.0f;
   for (int first = 0; normalize && first < top_k; first += 32) {
-    round(first, [&](bool valid, int expert, float d_w) {
-      const float s = softmax.of(expert);
+    round(first, [&](bool valid, int expert, float) {
+      const float s = softmax.of(expert);  // by all lanes
       norm += warp_sum(valid ? s : 0.0f);
-      inner += warp_sum(d_w * s);
     });
   }
-  inner /= norm;
+  for (int first = 0; normalize && first < top_k; first += 32) {
+    round(first, [&](bool, int expert, float d_w) {
+      inner += warp_sum(d_w * (softmax.of(expert) / norm));
+    });
+  }
 
   float d_p[kPerLane];
   const auto t = static_cast<float>(tokens);
