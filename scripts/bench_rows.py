@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The tables of docs/benchmarks.md as Markdown, from the documents that `dropless bench moe --json` writes.
 
-usage: bench_rows.py FILE...     first the layer's rows; with --kernels in the run then its parts, a column a shape
+usage: bench_rows.py FILE...     first the layer's rows; with --kernels in the run then its parts, a column a shape;
+                                 then those of `--decode`
 
 Shapes stand in the order of the files. A part is given in TFLOP/s (T) or GB/s (G), whichever bounds it.
 """
@@ -77,16 +78,29 @@ def parts_table(rows):
             *(line([name, *(cells.get((name, shape), "-") for shape in shapes)]) for name in names)]
 
 
+def decode_row(row):
+    return line([
+        ", ".join(str(row[side]) for side in ("T", "d", "f", "E", "k")), str(row["experts_read"]),
+        f"{row['bytes'] / 1e6:.1f}", f"{row['us']:.1f}", *(f"{row[key]:.0f}" for key in ("gb_per_s", "copy_gb_per_s")),
+        f"{row['of_copy']:.2f}", f"{row['torch_us']:.1f}", f"{row['ratio']:.2f}",
+    ])  # fmt: skip
+
+
+def decode_table(rows):
+    head = ["T, d, f, E, k", "experts", "MB", "us", "GB/s", "copy", "of copy", "torch, us", "ratio"]
+    return [line(head), "|" + "---|" * len(head), *(decode_row(row) for row in rows)]
+
+
 def main(paths):
     if not paths:
         print(__doc__, file=sys.stderr)
         return 2
     rows = [row for path in paths for row in json.loads(Path(path).read_text(encoding="utf-8"))["rows"]]
-    print("\n".join(layer_table(rows)))
-    with_parts = [row for row in rows if "kernels" in row and row["direction"] != "forward"]
-    if with_parts:
-        print()
-        print("\n".join(parts_table(with_parts)))
+    layers = [row for row in rows if "rivals" in row]
+    with_parts = [row for row in layers if "kernels" in row and row["direction"] != "forward"]
+    decoding = [row for row in rows if "experts_read" in row]
+    tables = [(layer_table, layers), (parts_table, with_parts), (decode_table, decoding)]
+    print("\n\n".join("\n".join(table(chosen)) for table, chosen in tables if chosen))
     return 0
 
 

@@ -50,6 +50,15 @@ class BenchRowsTest(unittest.TestCase):
         self.assertEqual(rows[2], "| up | 3.61, 608 T, 0.94 | 3.61, 608 T, 0.94 |")
         self.assertEqual(rows[3], "| route | 0.041, 256 G, 0.06 | - |")
 
+    def test_decoding(self):
+        few = {"T": 8, "d": 2048, "f": 1024, "E": 64, "k": 8, "dtype": "bf16", "experts_read": 40, "bytes": 503578624,
+               "us": 126.23, "gb_per_s": 3989.3, "copy_gb_per_s": 4155.9, "of_copy": 0.9599, "torch_us": 266.99,
+               "ratio": 2.115, "rival_differs_by": 0.004}  # fmt: skip
+        rows = self.tables([few], [ROW])
+        self.assertEqual(rows[3:5], ["", "| T, d, f, E, k | experts | MB | us | GB/s | copy | of copy | torch, us | ratio |"])
+        self.assertEqual(rows[6], "| 8, 2048, 1024, 64, 8 | 40 | 503.6 | 126.2 | 3989 | 4156 | 0.96 | 267.0 | 2.12 |")
+        self.assertEqual(self.tables([few])[0][:3], "| T")
+
     def test_wants_a_file(self):
         result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
         self.assertEqual((result.returncode, "usage" in result.stderr), (2, True))

@@ -95,7 +95,7 @@ class DevTest(unittest.TestCase):
         for line in (
             "tests cuda -L ^gpu$", "ran permute_cuda_benchmark --rounds 3", "ran ladder",
             "ran dropless bench moe --json --kernels --rounds 3 --rivals python3 rivals.py",
-            "ran dropless bench moe --decode --rounds 3",
+            "ran dropless bench moe --json --decode --rounds 3",
         ):  # fmt: skip
             self.assertIn(line, result.stderr)
         self.assertIn("table of layer.json", result.stdout)
