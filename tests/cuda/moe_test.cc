@@ -135,17 +135,6 @@ class MoECudaLayer : public ::testing::Test {
   }
 };
 
-// x and the router as multiples of 1/4 and 1/1024: then logits are exact in any order of summation, and experts the same
-// however near they lie.
-void make_logits_exact(MoECase& c) {
-  for (std::int64_t i = 0; i < c.x_TD.numel(); ++i) {
-    c.x_TD.set(i, std::round(c.x_TD.get(i) * 4) / 4);
-  }
-  for (std::int64_t i = 0; i < c.router_ED.numel(); ++i) {
-    c.router_ED.set(i, std::round(c.router_ED.get(i) * 1024) / 1024);
-  }
-}
-
 struct RandomLayer {
   LayerCase layer;
   DType dtype;

@@ -37,8 +37,7 @@ std::vector<Record> tiles_of(const std::vector<std::int64_t>& rows_E, int block_
   offsets_E1.upload(offsets);
   tiles.poison();
   build_row_tiles(offsets_E1.as<std::int64_t>(), E, block_m, tiles.get(), nullptr);
-  const auto words =
-      tiles.download<std::int32_t>(row_tiles_bytes(offsets.back(), E, block_m) / 4);
+  const auto words = tiles.download<std::int32_t>(row_tiles_bytes(offsets.back(), E, block_m) / 4);
   std::vector<Record> records(words[0]);
   if (!records.empty()) std::memcpy(records.data(), words.data() + 4, 16 * records.size());
   return records;
@@ -110,8 +109,8 @@ TEST_F(RowTilesCuda, ManyTilesStayTogether) {
     const auto begin = std::find_if(records.begin(), records.end(), is_own);
     const auto end = std::find_if_not(begin, records.end(), is_own);
     EXPECT_EQ(end - begin, expert == 1 ? 9 : 5);
-    EXPECT_TRUE(std::is_sorted(begin, end,
-                               [](const Record& a, const Record& b) { return a.row < b.row; }));
+    EXPECT_TRUE(
+        std::is_sorted(begin, end, [](const Record& a, const Record& b) { return a.row < b.row; }));
   }
 }
 

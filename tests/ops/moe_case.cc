@@ -192,6 +192,15 @@ double MoECase::objective() const {
   return sum;
 }
 
+void make_logits_exact(MoECase& c) {
+  for (std::int64_t i = 0; i < c.x_TD.numel(); ++i) {
+    c.x_TD.set(i, std::round(c.x_TD.get(i) * 4) / 4);
+  }
+  for (std::int64_t i = 0; i < c.router_ED.numel(); ++i) {
+    c.router_ED.set(i, std::round(c.router_ED.get(i) * 1024) / 1024);
+  }
+}
+
 NaiveResult naive_forward(const MoECase& c) {
   const std::int64_t T = c.tokens, D = c.config.d_model, F = c.config.d_ffn,
                      E = c.config.num_experts, K = c.config.top_k;

@@ -72,4 +72,57 @@ struct NaiveResult {
 };
 NaiveResult naive_forward(const MoECase& c);
 
+// ---- the layer in 16 bits, as a GPU computes it, against the layer in double
+
+inline constexpr double kTolerance = 5e-3;
+
+// x and the router as multiples of 1/4 and 1/1024: then logits are exact in any order of summation, and experts the same
+// however near they lie.
+void make_logits_exact(MoECase& c);
+
+// The error of the rows that experts have: a capacity leaves the last ones unwritten.
+inline double error_of_rows(const Tensor& actual, const Tensor& expected,
+                            const Tensor& offsets_E1) {
+  const auto rows = static_cast<std::int64_t>(offsets_E1.get(offsets_E1.numel() - 1));
+  Tensor a(actual.dtype(), {rows, actual.dim(1)}), b(expected.dtype(), {rows, actual.dim(1)});
+  for (std::int64_t i = 0; i < a.numel(); ++i) {
+    a.set(i, actual.get(i));
+    b.set(i, expected.get(i));
+  }
+  return relative_error(a, b);
+}
+
+// What forward left in `c` against the layer in double, which has run forward.
+inline void expect_forward_matches(const MoECase& c, const MoECase& reference) {
+  EXPECT_TRUE(same_bits(c.indices_TK, reference.indices_TK));
+  EXPECT_TRUE(same_bits(c.rows_TK, reference.rows_TK));
+  EXPECT_TRUE(same_bits(c.offsets_E1, reference.offsets_E1));
+  EXPECT_TRUE(same_bits(c.counts_E, reference.counts_E));
+  EXPECT_LE(relative_error(c.out_TD, reference.out_TD), kTolerance);
+  EXPECT_LE(relative_error(c.losses_2, reference.losses_2), 1e-5);
+  EXPECT_LE(relative_error(c.weights_TK, reference.weights_TK), 1e-4);
+  EXPECT_LE(error_of_rows(c.gate_RF, reference.gate_RF, c.offsets_E1), kTolerance);
+  if (c.config.glu) {
+    EXPECT_LE(error_of_rows(c.up_RF, reference.up_RF, c.offsets_E1), kTolerance);
+  }
+}
+
+// The same of backward.
+inline void expect_backward_matches(const MoECase& c, const MoECase& reference) {
+  EXPECT_LE(relative_error(c.d_x_TD, reference.d_x_TD), kTolerance);
+  EXPECT_LE(relative_error(c.d_router_ED, reference.d_router_ED), kTolerance);
+  EXPECT_LE(relative_error(c.d_w1_EFD, reference.d_w1_EFD), kTolerance);
+  if (c.config.glu) {
+    EXPECT_LE(relative_error(c.d_v1_EFD, reference.d_v1_EFD), kTolerance);
+  }
+  EXPECT_LE(relative_error(c.d_w2_EFD, reference.d_w2_EFD), kTolerance);
+  if (c.config.expert_bias) {
+    EXPECT_LE(relative_error(c.d_b1_EF, reference.d_b1_EF), kTolerance);
+    EXPECT_LE(relative_error(c.d_b2_ED, reference.d_b2_ED), kTolerance);
+    if (c.config.glu) {
+      EXPECT_LE(relative_error(c.d_bv1_EF, reference.d_bv1_EF), kTolerance);
+    }
+  }
+}
+
 }  // namespace dropless::testing

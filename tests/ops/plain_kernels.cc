@@ -1,0 +1,499 @@
+// The contracts are in src/cuda/kernels.h. Sums are in float, results rounded where the kernels round theirs. Every entry
+// overwrites all of its workspace, as a kernel may.
+#include "tests/ops/plain_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "dropless/error.h"
+#include "dropless/permute.h"
+#include "src/common/dispatch.h"
+#include "src/cuda/kernels.h"
+#include "src/cuda/small_batch.h"
+
+namespace dropless::testing {
+namespace {
+
+bool gather_after = false;
+
+}  // namespace
+
+void gather_after_products(bool after) { gather_after = after; }
+
+}  // namespace dropless::testing
+
+namespace dropless::cuda {
+namespace {
+
+using Floats = std::vector<float>;
+
+// A workspace is as many bytes as it says, all of them overwritten: poison, and a look at its bounds by AddressSanitizer.
+void poison(void* workspace, std::size_t bytes) { std::memset(workspace, 0xff, bytes); }
+
+Floats row_of(const ConstTensorView& matrix, std::int64_t row) {
+  Floats values(static_cast<std::size_t>(matrix.shape[1]));
+  visit_floating(matrix.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const S* from = static_cast<const S*>(matrix.data) + row * matrix.stride[0];
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(to_float(from[i]));
+  });
+  return values;
+}
+
+void store_row(const TensorView& matrix, std::int64_t row, const Floats& values) {
+  visit_floating(matrix.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    S* to = static_cast<S*>(matrix.data) + row * matrix.stride[0];
+    for (std::size_t i = 0; i < values.size(); ++i) to[i] = from_float<S>(values[i]);
+  });
+}
+
+// Rounded as in memory of `dtype`.
+float rounded(float value, DType dtype) {
+  return visit_floating(dtype, [&](auto zero) {
+    return static_cast<float>(to_float(from_float<decltype(zero)>(value)));
+  });
+}
+
+// One expert's matrix of [E, rows, columns].
+template <class View>
+View matrix_of(View tensor, std::int64_t expert) {
+  const std::int64_t bytes = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
+  using Bytes = std::conditional_t<std::is_same_v<View, TensorView>, char*, const char*>;
+  tensor.data = static_cast<Bytes>(tensor.data) + expert * tensor.stride[0] * bytes;
+  tensor.rank = 2;
+  for (int i = 0; i < 2; ++i) {
+    tensor.shape[i] = tensor.shape[i + 1];
+    tensor.stride[i] = tensor.stride[i + 1];
+  }
+  return tensor;
+}
+
+std::vector<Floats> rows_of(const ConstTensorView& matrix) {
+  std::vector<Floats> rows;
+  for (std::int64_t i = 0; i < matrix.shape[0]; ++i) rows.push_back(row_of(matrix, i));
+  return rows;
+}
+
+float dot(const Floats& a, const Floats& b) {
+  float sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+void add_scaled(Floats& sums, float scale, const Floats& values) {
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += scale * values[i];
+}
+
+// What a table of row tiles holds here.
+struct Ranges {
+  const std::int64_t* offsets_E1;
+  std::int64_t experts;
+};
+
+// action(expert, first row, end), of experts that have rows.
+template <class Action>
+void for_each_expert(const void* row_tiles, Action action) {
+  Ranges ranges;
+  std::memcpy(&ranges, row_tiles, sizeof(ranges));
+  for (std::int64_t e = 0; e < ranges.experts; ++e) {
+    if (ranges.offsets_E1[e + 1] > ranges.offsets_E1[e]) {
+      action(e, ranges.offsets_E1[e], ranges.offsets_E1[e + 1]);
+    }
+  }
+}
+
+template <class Product>
+void with_gather(const GatherBeside& beside, Product product) {
+  const auto carry_out = [&] {
+    if (beside) gather(beside.x_TD, beside.rows_TK, beside.top_k, beside.x_RD, nullptr);
+  };
+  if (!testing::gather_after) carry_out();
+  product();
+  if (testing::gather_after) carry_out();
+}
+
+// out_RN = sum over the pairs (a_RK, b_EKN) of a_RK b_e, + bias.
+void multiply_rows(const std::vector<std::pair<ConstTensorView, ConstTensorView>>& terms,
+                   const void* row_tiles, const TensorView& out_RN,
+                   const ConstTensorView& bias_EN) {
+  for_each_expert(row_tiles, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
+    std::vector<Floats> sums(static_cast<std::size_t>(end - begin),
+                             Floats(static_cast<std::size_t>(out_RN.shape[1])));
+    for (const auto& [a_RK, b_EKN] : terms) {
+      const std::vector<Floats> b = rows_of(matrix_of(b_EKN, e));
+      for (std::int64_t r = begin; r < end; ++r) {
+        const Floats a = row_of(a_RK, r);
+        for (std::size_t k = 0; k < a.size(); ++k) add_scaled(sums[r - begin], a[k], b[k]);
+      }
+    }
+    for (std::int64_t r = begin; r < end; ++r) {
+      if (bias_EN) add_scaled(sums[r - begin], 1, row_of(bias_EN, e));
+      store_row(out_RN, r, sums[r - begin]);
+    }
+  });
+}
+
+struct ValueAndSlope {
+  float value, slope;
+};
+
+ValueAndSlope activate(Activation activation, float x) {
+  const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
+  const double z = x;
+  double value = 0, slope = 0;
+  switch (activation) {
+    case Activation::kSilu: {
+      const double s = sigmoid(z);
+      value = z * s, slope = s + z * s * (1 - s);
+      break;
+    }
+    case Activation::kQuickGelu: {
+      const double s = sigmoid(1.702 * z);
+      value = z * s, slope = s + 1.702 * z * s * (1 - s);
+      break;
+    }
+    case Activation::kGeluTanh: {
+      const double c = std::sqrt(2 / M_PI), u = std::tanh(c * (z + 0.044715 * z * z * z));
+      value = 0.5 * z * (1 + u);
+      slope = 0.5 * (1 + u) + 0.5 * z * (1 - u * u) * c * (1 + 3 * 0.044715 * z * z);
+      break;
+    }
+    case Activation::kGelu: {
+      const double cdf = 0.5 * (1 + std::erf(z / std::sqrt(2.0)));
+      value = z * cdf, slope = cdf + z * std::exp(-0.5 * z * z) / std::sqrt(2 * M_PI);
+      break;
+    }
+    case Activation::kRelu:
+      value = std::max(z, 0.0), slope = z > 0 ? 1 : 0;
+      break;
+  }
+  return {static_cast<float>(value), static_cast<float>(slope)};
+}
+
+// [T, E] without the gaps between rows of `pitch`.
+Floats without_gaps(const float* logits_TE, std::int64_t pitch, std::int64_t tokens,
+                    std::int64_t experts) {
+  Floats dense(static_cast<std::size_t>(tokens * experts));
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    std::copy_n(logits_TE + t * pitch, experts, dense.data() + t * experts);
+  }
+  return dense;
+}
+
+struct alignas(64) Line {
+  char bytes[64];
+};
+
+}  // namespace
+
+// ---- router, dispatch order, permute, combine
+
+std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts) {
+  return static_cast<std::size_t>(4 * (num_tokens + num_experts));
+}
+
+void route_forward(const RouteConfig& config, const float* bias_E, const float* logits_TE,
+                   std::int64_t pitch, std::int64_t num_tokens, std::int64_t num_experts,
+                   std::int64_t top_k, float* weights_TK, std::int32_t* indices_TK, float* losses_2,
+                   std::int32_t* tokens_per_expert_E, void* workspace, Stream /*stream*/) {
+  poison(workspace, route_workspace_bytes(num_tokens, num_experts));
+  const Floats logits = without_gaps(logits_TE, pitch, num_tokens, num_experts);
+  const std::size_t bytes =
+      dropless::route_workspace_bytes(num_tokens, num_experts, DType::kFloat32);
+  std::vector<Line> space(bytes / sizeof(Line) + 1);
+  const auto optional = [](auto* data, DType dtype, std::int64_t size) {
+    return data == nullptr ? TensorView() : TensorView(data, dtype, {size});
+  };
+  dropless::route_forward(
+      config, {logits.data(), DType::kFloat32, {num_tokens, num_experts}},
+      bias_E == nullptr ? ConstTensorView()
+                        : ConstTensorView(bias_E, DType::kFloat32, {num_experts}),
+      {weights_TK, DType::kFloat32, {num_tokens, top_k}},
+      {indices_TK, DType::kInt32, {num_tokens, top_k}}, optional(losses_2, DType::kFloat32, 2),
+      optional(tokens_per_expert_E, DType::kInt32, num_experts), space.data(),
+      space.size() * sizeof(Line));
+}
+
+void route_backward(const RouteConfig& config, const float* logits_TE, std::int64_t pitch,
+                    std::int64_t num_tokens, std::int64_t num_experts, std::int64_t top_k,
+                    const std::int32_t* indices_TK, const std::int32_t* tokens_per_expert_E,
+                    const float* d_weights_TK, const float* d_losses_2, float* d_logits_TE,
+                    Stream /*stream*/) {
+  const Floats logits = without_gaps(logits_TE, pitch, num_tokens, num_experts);
+  Floats d_logits(logits.size());
+  dropless::route_backward(
+      config, {logits.data(), DType::kFloat32, {num_tokens, num_experts}},
+      {indices_TK, DType::kInt32, {num_tokens, top_k}},
+      {tokens_per_expert_E, DType::kInt32, {num_experts}},
+      {d_weights_TK, DType::kFloat32, {num_tokens, top_k}},
+      d_losses_2 == nullptr ? ConstTensorView() : ConstTensorView(d_losses_2, DType::kFloat32, {2}),
+      {d_logits.data(), DType::kFloat32, {num_tokens, num_experts}});
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    std::copy_n(d_logits.data() + t * num_experts, num_experts, d_logits_TE + t * pitch);
+  }
+}
+
+std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t /*top_k*/,
+                                           std::int64_t num_experts) {
+  return static_cast<std::size_t>(4 * (num_tokens + num_experts));
+}
+
+void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
+                    std::int64_t num_tokens, std::int64_t top_k, std::int64_t num_experts,
+                    std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
+                    float* weights_R, void* workspace, Stream /*stream*/, std::int64_t capacity) {
+  poison(workspace, dispatch_order_workspace_bytes(num_tokens, top_k, num_experts));
+  const std::size_t bytes = dropless::dispatch_order_workspace_bytes(num_tokens, num_experts);
+  std::vector<Line> space(bytes / sizeof(Line) + 1);
+  dropless::dispatch_order({indices_TK, DType::kInt32, {num_tokens, top_k}},
+                           {rows_TK, DType::kInt32, {num_tokens, top_k}},
+                           {offsets_E1, DType::kInt64, {num_experts + 1}}, {}, space.data(),
+                           space.size() * sizeof(Line), Backend::kAuto, capacity);
+  for (std::int64_t i = 0; i < num_tokens * top_k; ++i) {
+    if (rows_TK[i] < 0) continue;
+    if (tokens_R != nullptr) tokens_R[rows_TK[i]] = static_cast<std::int32_t>(i / top_k);
+    if (weights_R != nullptr) weights_R[rows_TK[i]] = weights_TK[i];
+  }
+}
+
+void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
+            Stream /*stream*/) {
+  for (std::int64_t i = 0; i < x_TD.shape[0] * top_k; ++i) {
+    if (rows_TK[i] >= 0) store_row(x_RD, rows_TK[i], row_of(x_TD, i / top_k));
+  }
+}
+
+void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
+             std::int64_t top_k, bool add, TensorView out_TD, Stream /*stream*/, bool dropped) {
+  for (std::int64_t t = 0; t < out_TD.shape[0]; ++t) {
+    Floats sums = add ? row_of(out_TD, t) : Floats(static_cast<std::size_t>(out_TD.shape[1]));
+    for (std::int64_t i = t * top_k; i < (t + 1) * top_k; ++i) {
+      if (dropped && rows_TK[i] < 0) continue;
+      add_scaled(sums, weights_TK == nullptr ? 1 : weights_TK[i], row_of(y_RD, rows_TK[i]));
+    }
+    store_row(out_TD, t, sums);
+  }
+}
+
+// ---- matrix products
+
+std::size_t row_tiles_bytes(std::int64_t /*max_rows*/, std::int64_t /*num_experts*/,
+                            int /*block_m*/) {
+  return sizeof(Ranges);
+}
+
+void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, int /*block_m*/,
+                     void* row_tiles, Stream /*stream*/) {
+  const Ranges ranges{offsets_E1, num_experts};
+  std::memcpy(row_tiles, &ranges, sizeof(ranges));
+}
+
+void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
+                  TensorView out_RN, const GemmConfig& /*config*/, Stream /*stream*/,
+                  ConstTensorView bias_EN, const GatherBeside& beside) {
+  if (!b_is_EKN) throw Error(ErrorKind::kInternal, "the layer multiplies weights [E, K, N] only");
+  with_gather(beside, [&] { multiply_rows({{a_RK, b}}, row_tiles, out_RN, bias_EN); });
+}
+
+void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
+                            ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
+                            const GemmConfig& /*config*/, Stream /*stream*/,
+                            const GatherBeside& beside) {
+  with_gather(beside, [&] {
+    multiply_rows({{a_RK, b_EKN}, {a2_RK, b2_EKN}}, row_tiles, out_RN, {});
+  });
+}
+
+void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
+                              const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
+                              const GemmConfig& /*config*/, Stream /*stream*/,
+                              const GatherBeside& beside) {
+  with_gather(beside, [&] {
+    for (std::int64_t e = 0; e < out_EMN.shape[0]; ++e) {
+      const TensorView out_MN = matrix_of(out_EMN, e);
+      std::vector<Floats> sums(static_cast<std::size_t>(out_MN.shape[0]),
+                               Floats(static_cast<std::size_t>(out_MN.shape[1])));
+      for (std::int64_t r = offsets_E1[e]; r < offsets_E1[e + 1]; ++r) {
+        const Floats a = row_of(a_RM, r), b = row_of(b_RN, r);
+        for (std::size_t m = 0; m < a.size(); ++m) add_scaled(sums[m], a[m], b);
+      }
+      for (std::int64_t m = 0; m < out_MN.shape[0]; ++m) {
+        if (accumulate) add_scaled(sums[m], 1, row_of(out_MN, m));
+        store_row(out_MN, m, sums[m]);
+      }
+    }
+  });
+}
+
+void grouped_gemm_activation(Activation activation, ConstTensorView x, const std::int32_t* list_R,
+                             ConstTensorView w1_EFD, ConstTensorView v1_EFD, const void* row_tiles,
+                             TensorView gate_RF, TensorView up_RF, TensorView act_RF,
+                             Stream /*stream*/, ConstTensorView b1_EF, ConstTensorView bv1_EF) {
+  const auto F = static_cast<std::size_t>(act_RF.shape[1]);
+  for_each_expert(row_tiles, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
+    const std::vector<Floats> w1 = rows_of(matrix_of(w1_EFD, e));
+    const std::vector<Floats> v1 = v1_EFD ? rows_of(matrix_of(v1_EFD, e)) : std::vector<Floats>();
+    for (std::int64_t r = begin; r < end; ++r) {
+      const Floats from = row_of(x, list_R == nullptr ? r : list_R[r]);
+      Floats gate(F), up(F, 1), act(F);
+      if (b1_EF) gate = row_of(b1_EF, e);
+      if (v1_EFD && bv1_EF) up = row_of(bv1_EF, e);
+      for (std::size_t f = 0; f < F; ++f) {
+        gate[f] = rounded(gate[f] + dot(from, w1[f]), act_RF.dtype);
+        if (v1_EFD) {
+          up[f] = rounded((bv1_EF ? up[f] : 0) + dot(from, v1[f]), act_RF.dtype);
+        }
+        act[f] = activate(activation, gate[f]).value * up[f];
+      }
+      if (gate_RF) store_row(gate_RF, r, gate);
+      if (gate_RF && up_RF) store_row(up_RF, r, up);
+      store_row(act_RF, r, act);
+    }
+  });
+}
+
+void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_TD,
+                                  const std::int32_t* tokens_R, ConstTensorView w2_EFD,
+                                  const float* scores_R, const void* row_tiles, TensorView gate_RF,
+                                  TensorView up_RF, TensorView act_RF, float* d_scores_NR,
+                                  Stream /*stream*/) {
+  const std::int64_t rows = act_RF.shape[0];
+  const auto F = static_cast<std::size_t>(act_RF.shape[1]);
+  for_each_expert(row_tiles, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
+    const std::vector<Floats> w2 = rows_of(matrix_of(w2_EFD, e));
+    for (std::int64_t r = begin; r < end; ++r) {
+      const Floats d_out = row_of(d_out_TD, tokens_R[r]);
+      Floats gate = row_of(gate_RF, r), up = up_RF ? row_of(up_RF, r) : Floats(F, 1), act(F);
+      Floats parts((F + kActivationGradColumns - 1) / kActivationGradColumns);
+      for (std::size_t f = 0; f < F; ++f) {
+        const float t = dot(d_out, w2[f]), u = up[f];
+        const auto [value, slope] = activate(activation, gate[f]);
+        parts[f / kActivationGradColumns] += t * value * u;
+        act[f] = scores_R[r] * value * u;
+        gate[f] = scores_R[r] * t * u * slope;
+        up[f] = scores_R[r] * t * value;
+      }
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        d_scores_NR[static_cast<std::int64_t>(i) * rows + r] = parts[i];
+      }
+      store_row(gate_RF, r, gate);
+      if (up_RF) store_row(up_RF, r, up);
+      store_row(act_RF, r, act);
+    }
+  });
+}
+
+// ---- router products
+
+std::size_t router_workspace_bytes(std::int64_t num_tokens, std::int64_t d_model,
+                                   std::int64_t num_experts) {
+  return static_cast<std::size_t>(8 * (num_tokens + d_model + num_experts));
+}
+
+void router_logits(ConstTensorView x_TD, ConstTensorView router_ED, float* logits_TP,
+                   void* workspace, Stream /*stream*/) {
+  const std::int64_t experts = router_ED.shape[0], pitch = router_pitch(experts);
+  poison(workspace, router_workspace_bytes(x_TD.shape[0], x_TD.shape[1], experts));
+  const std::vector<Floats> router = rows_of(router_ED);
+  for (std::int64_t t = 0; t < x_TD.shape[0]; ++t) {
+    const Floats x = row_of(x_TD, t);
+    for (std::int64_t e = 0; e < experts; ++e) logits_TP[t * pitch + e] = dot(x, router[e]);
+  }
+}
+
+void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const float* d_logits_TP,
+                     TensorView d_x_TD, TensorView d_router_ED, void* workspace,
+                     Stream /*stream*/) {
+  const std::int64_t experts = router_ED.shape[0], pitch = router_pitch(experts);
+  poison(workspace, router_workspace_bytes(x_TD.shape[0], x_TD.shape[1], experts));
+  const std::vector<Floats> router = rows_of(router_ED);
+  std::vector<Floats> d_router(static_cast<std::size_t>(experts),
+                               Floats(static_cast<std::size_t>(x_TD.shape[1])));
+  for (std::int64_t t = 0; t < x_TD.shape[0]; ++t) {
+    const Floats x = row_of(x_TD, t);
+    Floats d_x(x.size());
+    for (std::int64_t e = 0; e < experts; ++e) {
+      add_scaled(d_x, d_logits_TP[t * pitch + e], router[e]);
+      add_scaled(d_router[e], d_logits_TP[t * pitch + e], x);
+    }
+    store_row(d_x_TD, t, d_x);
+  }
+  for (std::int64_t e = 0; e < experts; ++e) store_row(d_router_ED, e, d_router[e]);
+}
+
+// ---- between the parts of the layer's backward pass
+
+void prepare_backward(const float* weights_TK, const std::int32_t* indices_TK,
+                      const std::int32_t* rows_TK, std::int64_t num_rows, std::int64_t top_k,
+                      std::int64_t num_experts, float* weights_R, std::int32_t* tokens_R,
+                      std::int32_t* tokens_per_expert_E, Stream /*stream*/) {
+  std::fill_n(tokens_per_expert_E, num_experts, 0);
+  for (std::int64_t i = 0; i < num_rows; ++i) {
+    if (indices_TK[i] >= 0 && indices_TK[i] < num_experts) ++tokens_per_expert_E[indices_TK[i]];
+    if (rows_TK[i] < 0) continue;
+    weights_R[rows_TK[i]] = weights_TK[i];
+    tokens_R[rows_TK[i]] = static_cast<std::int32_t>(i / top_k);
+  }
+}
+
+void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
+                         std::int64_t num_rows, std::int64_t top_k, const float* added_TP,
+                         std::int64_t pitch, const std::int32_t* indices_TK, float* d_weights_TK,
+                         Stream /*stream*/) {
+  for (std::int64_t i = 0; i < num_rows; ++i) {
+    d_weights_TK[i] = 0;
+    if (rows_TK[i] < 0) continue;
+    if (added_TP != nullptr) d_weights_TK[i] = added_TP[i / top_k * pitch + indices_TK[i]];
+    for (std::int64_t part = 0; part < parts; ++part) {
+      d_weights_TK[i] += d_scores_NR[part * num_rows + rows_TK[i]];
+    }
+  }
+}
+
+std::size_t column_sums_workspace_bytes(std::int64_t max_rows, std::int64_t num_experts,
+                                        std::int64_t width) {
+  return static_cast<std::size_t>(4 * (max_rows / kColumnSumRows + num_experts) * width);
+}
+
+void column_sums(ConstTensorView rows_RN, const float* weights_R, const std::int64_t* offsets_E1,
+                 const void* /*row_tiles*/, TensorView out_EN, void* workspace,
+                 Stream /*stream*/) {
+  poison(workspace,
+         column_sums_workspace_bytes(rows_RN.shape[0], out_EN.shape[0], rows_RN.shape[1]));
+  for (std::int64_t e = 0; e < out_EN.shape[0]; ++e) {
+    Floats sums(static_cast<std::size_t>(out_EN.shape[1]));
+    for (std::int64_t r = offsets_E1[e]; r < offsets_E1[e + 1]; ++r) {
+      add_scaled(sums, weights_R == nullptr ? 1 : weights_R[r], row_of(rows_RN, r));
+    }
+    store_row(out_EN, e, sums);
+  }
+}
+
+// ---- device; few tokens take the same way as many
+
+CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {}
+CurrentDevice::~CurrentDevice() = default;
+std::string device_problem(int /*index*/) { return ""; }
+bool portable_path(int /*index*/) { return false; }
+
+bool small_batch_fits(std::int64_t /*tokens*/, std::int64_t /*num_experts*/,
+                      std::int64_t /*top_k*/) {
+  return false;
+}
+std::size_t small_batch_workspace_bytes(const SmallBatchPlan& /*plan*/, std::int64_t /*tokens*/,
+                                        std::int64_t /*top_k*/, std::int64_t /*d_model*/,
+                                        std::int64_t /*d_ffn*/, std::int64_t /*num_experts*/) {
+  throw Error(ErrorKind::kInternal, "no plain loops for few tokens");
+}
+void small_batch_forward(const SmallBatchPlan& /*plan*/, const SmallBatch& /*layer*/,
+                         void* /*workspace*/, Stream /*stream*/) {
+  throw Error(ErrorKind::kInternal, "no plain loops for few tokens");
+}
+
+}  // namespace dropless::cuda
