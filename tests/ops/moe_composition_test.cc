@@ -77,8 +77,8 @@ class HostLayer {
     }
     Workspace space(moe_backward_workspace_bytes(c.config, c.tokens, c.dtype, gpu));
     std::memset(space.data(), 0xff, space.bytes());
-    moe_backward(c.config, on_gpu(c.x_TD), weights, saved, on_gpu(c.d_out_TD),
-                 on_gpu(c.d_losses_2), gradients, space.data(), space.bytes());
+    moe_backward(c.config, on_gpu(c.x_TD), weights, saved, on_gpu(c.d_out_TD), on_gpu(c.d_losses_2),
+                 gradients, space.data(), space.bytes());
     EXPECT_TRUE(space.intact());
     ASSERT_TRUE(reference_.backward());
     if (layout_.halves) copy_halves(c.d_w1_EFD, c.d_v1_EFD, /*to_whole=*/false);
@@ -97,8 +97,8 @@ class HostLayer {
     if (!layout_.halves || !own) return on_gpu(own);
     TensorView view = on_gpu(whole);
     view.shape[1] /= 2;
-    view.data = static_cast<char*>(view.data) + which * view.shape[1] * view.stride[1] *
-                                                    static_cast<int>(dtype_bytes(view.dtype));
+    view.data = static_cast<char*>(view.data) +
+                which * view.shape[1] * view.stride[1] * static_cast<int>(dtype_bytes(view.dtype));
     return view;
   }
   void copy_halves(Tensor& first, Tensor& second, bool to_whole) {
@@ -123,10 +123,10 @@ class HostLayer {
 void expect_matches_double(const MoEConfig& config, std::int64_t tokens, const Layout& layout = {},
                            DType dtype = DType::kBFloat16, std::uint64_t seed = 5) {
   for (const bool after : {false, true}) {
-    SCOPED_TRACE(::testing::Message() << "T " << tokens << ", D " << config.d_model << ", F "
-                                      << config.d_ffn << ", E " << config.num_experts << ", K "
-                                      << config.top_k << ", gathers "
-                                      << (after ? "after" : "before") << " products");
+    SCOPED_TRACE(::testing::Message()
+                 << "T " << tokens << ", D " << config.d_model << ", F " << config.d_ffn << ", E "
+                 << config.num_experts << ", K " << config.top_k << ", gathers "
+                 << (after ? "after" : "before") << " products");
     gather_after_products(after);
     MoECase c(config, tokens, dtype, seed);
     make_logits_exact(c);
@@ -209,9 +209,9 @@ TEST(MoEComposition, RandomLayers) {
   };
   for (int i = 0; i < 12; ++i) {
     const std::int64_t experts = draw(1, 9), top_k = draw(1, std::min<std::int64_t>(experts, 4));
-    MoEConfig config = config_of(experts, top_k, 8 * draw(1, 140), 8 * draw(1, 8),
-                                 static_cast<Activation>(i % 5), draw(0, 2) > 0,
-                                 static_cast<double>(i % 3));
+    MoEConfig config =
+        config_of(experts, top_k, 8 * draw(1, 140), 8 * draw(1, 8), static_cast<Activation>(i % 5),
+                  draw(0, 2) > 0, static_cast<double>(i % 3));
     config.expert_bias = draw(0, 1) == 1;
     if (draw(0, 2) == 0) config.capacity_factor = static_cast<double>(draw(4, 12)) / 8;
     const Layout layout = {.halves = config.glu && draw(0, 1) == 1, .fp32 = draw(0, 2) == 0};

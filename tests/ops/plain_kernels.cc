@@ -40,7 +40,8 @@ Floats row_of(const ConstTensorView& matrix, std::int64_t row) {
   visit_floating(matrix.dtype, [&](auto zero) {
     using S = decltype(zero);
     const S* from = static_cast<const S*>(matrix.data) + row * matrix.stride[0];
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(to_float(from[i]));
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(to_float(from[i]));
   });
   return values;
 }
@@ -462,8 +463,7 @@ std::size_t column_sums_workspace_bytes(std::int64_t max_rows, std::int64_t num_
 }
 
 void column_sums(ConstTensorView rows_RN, const float* weights_R, const std::int64_t* offsets_E1,
-                 const void* /*row_tiles*/, TensorView out_EN, void* workspace,
-                 Stream /*stream*/) {
+                 const void* /*row_tiles*/, TensorView out_EN, void* workspace, Stream /*stream*/) {
   poison(workspace,
          column_sums_workspace_bytes(rows_RN.shape[0], out_EN.shape[0], rows_RN.shape[1]));
   for (std::int64_t e = 0; e < out_EN.shape[0]; ++e) {
