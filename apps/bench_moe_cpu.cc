@@ -203,7 +203,7 @@ nlohmann::ordered_json make_row(const LayerShape& s, at::ScalarType dtype, bool 
           {"E", s.E},
           {"k", s.k},
           {"dtype", dtype == at::kFloat ? "fp32" : "bf16"},
-          {"routing", "random router"},
+          {"routing", "router"},
           {"direction", backward ? "forward+backward" : "forward"},
           {"ms", ms},
           {"tflops", 1e-9 * flops / ms},

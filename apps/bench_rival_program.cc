@@ -1,22 +1,27 @@
 #include "apps/bench_rival_program.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <spawn.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <iostream>
 #include <sstream>
 #include <string_view>
 #include <thread>
 #include <utility>
 
 #include "dropless/error.h"
+#include "train/base/signals.h"
 
 extern char** environ;
 
@@ -24,6 +29,21 @@ namespace dropless::apps {
 namespace {
 
 constexpr std::size_t kLongestAnswer = 1 << 20;
+constexpr int kPatienceMs = 60'000;  // then we say for what we wait
+
+// What a program says of itself goes to a terminal.
+std::string printable(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+  return text;
+}
+
+bool is_name(const std::string& name) {
+  return !name.empty() && name.size() <= 40 &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) != 0 || std::strchr("_.+-", c) != nullptr;
+         });
+}
 
 }  // namespace
 
@@ -37,24 +57,32 @@ RivalProgram::RivalProgram(std::string command) : command_(std::move(command)) {
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  // A process group of its own: what the shell starts ends with it, and with us.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
   std::string shell = "sh", option = "-c";
   std::array<char*, 4> arguments = {shell.data(), option.data(), command_.data(), nullptr};
-  const int error = ::posix_spawn(&child_, "/bin/sh", &actions, nullptr, arguments.data(), environ);
+  const int error =
+      ::posix_spawn(&child_, "/bin/sh", &actions, &attributes, arguments.data(), environ);
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   ::close(ends[1]);
   if (error != 0) {
     ::close(socket_);
     fail(std::strerror(error));
   }
+  train::end_group_with_us(child_);
 }
 
 RivalProgram::~RivalProgram() {
+  train::end_group_with_us(0);
   ::close(socket_);  // ends its loop over questions
   for (int i = 0; i < 100; ++i) {
     if (::waitpid(child_, nullptr, WNOHANG) != 0) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
-  ::kill(child_, SIGKILL);
+  ::kill(-child_, SIGKILL);
   while (::waitpid(child_, nullptr, 0) == -1 && errno == EINTR) {
   }
 }
@@ -62,6 +90,14 @@ RivalProgram::~RivalProgram() {
 void RivalProgram::fail(const std::string& what) const {
   throw Error(ErrorKind::kResource, fmt::format("--rivals \"{}\": {}", command_, what),
               "what it printed stands above; benchmarks/moe_rivals.py says what it has to answer");
+}
+
+void RivalProgram::wait_for_answer(const nlohmann::json& question) const {
+  pollfd readable{.fd = socket_, .events = POLLIN, .revents = 0};
+  for (int waits = 1; ::poll(&readable, 1, kPatienceMs) == 0; ++waits) {
+    std::cerr << fmt::format("--rivals: no answer for {} s to {}\n", waits * kPatienceMs / 1000,
+                             question.dump().substr(0, 200));
+  }
 }
 
 nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
@@ -82,6 +118,7 @@ nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
       return parsed;
     }
     if (unread_.size() > kLongestAnswer) fail("answered more than 1 MB without a line's end");
+    wait_for_answer(question);
     std::array<char, 4096> buffer{};
     const ssize_t got = ::read(socket_, buffer.data(), buffer.size());
     if (got == -1 && errno == EINTR) continue;
@@ -105,12 +142,23 @@ RivalProgram::Prepared RivalProgram::prepare(const LayerShape& s, const std::str
                                        {"routing", routing.name},
                                        {"loads", routing.loads},
                                        {"device", device_name.str()}}}});
+  Prepared prepared;
   try {
-    return {answer.at("rivals").get<std::map<std::string, std::string>>(),
-            answer.at("absent").get<std::map<std::string, std::string>>()};
+    prepared = {answer.at("rivals").get<std::map<std::string, std::string>>(),
+                answer.at("absent").get<std::map<std::string, std::string>>()};
   } catch (const nlohmann::json::exception&) {
     fail("answered " + answer.dump());
   }
+  if (prepared.rivals.empty() && prepared.absent.empty()) {
+    fail("has no rival and does not say why");
+  }
+  for (auto* texts : {&prepared.rivals, &prepared.absent}) {
+    for (auto& [name, text] : *texts) {
+      if (!is_name(name)) fail("names a rival " + nlohmann::json(name).dump());
+      text = printable(text);
+    }
+  }
+  return prepared;
 }
 
 std::optional<double> RivalProgram::time_ms(const std::string& name, bool backward, int calls) {

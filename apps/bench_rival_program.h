@@ -34,6 +34,7 @@ class RivalProgram {
 
  private:
   nlohmann::json ask(const nlohmann::json& question);
+  void wait_for_answer(const nlohmann::json& question) const;
   [[noreturn]] void fail(const std::string& what) const;
 
   std::string command_;

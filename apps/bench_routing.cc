@@ -25,14 +25,15 @@ std::vector<double> loads_of(const std::vector<double>& counts) {
   return loads;
 }
 
-// A list of lists of numbers, as a run writes it.
+// A list of lists of counts, as a run writes it.
 bool holds_counts(const nlohmann::json& line) {
   const auto found = line.find(kCounts);
   if (found == line.end() || !found->is_array()) return false;
   return std::all_of(found->begin(), found->end(), [](const nlohmann::json& layer) {
     return layer.is_array() &&
-           std::all_of(layer.begin(), layer.end(),
-                       [](const nlohmann::json& count) { return count.is_number(); });
+           std::all_of(layer.begin(), layer.end(), [](const nlohmann::json& count) {
+             return count.is_number() && count.get<double>() >= 0 && count.get<double>() < 1e15;
+           });
   });
 }
 
@@ -54,10 +55,16 @@ std::vector<double> loads_of_run(const std::string& folder) {
     if (fullest.empty() || most(loads) > most(fullest)) fullest = std::move(loads);
   }
   if (fullest.empty()) {
-    throw Error(ErrorKind::kInvalidArgument, path + " holds no " + kCounts,
+    throw Error(ErrorKind::kInvalidArgument, path + " holds no " + kCounts + " above 0",
                 "name the folder of a run whose model has experts");
   }
   return fullest;
+}
+
+// Of the row: two runs' are told apart.
+std::string run_name(const std::string& folder) {
+  const std::string name = base_name(folder);
+  return name.empty() ? "run" : "run:" + name;
 }
 
 }  // namespace
@@ -67,7 +74,7 @@ RoutingChoice parse_routing(const std::string& text) {
   if (text == "uniform") return {text, Routing::kUniform};
   if (text == "zipf") return {text, Routing::kZipf};
   if (path_exists(join_path(text, "metrics.jsonl"))) {
-    return {"run", Routing::kLoads, loads_of_run(text)};
+    return {run_name(text), Routing::kLoads, loads_of_run(text)};
   }
   if (path_exists(text)) {
     throw Error(ErrorKind::kInvalidArgument, "--routing " + text + " has no metrics.jsonl",

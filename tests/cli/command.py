@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve() if len(sys.argv) > 1 else None
@@ -101,6 +102,12 @@ class CommandTest(unittest.TestCase):
         result = self.run_command(*arguments, **options)
         self.assertEqual(result.returncode, 0, result.stderr)
         return result.stdout
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
 
     def write_data(self, train_bytes: int = 20000, val_bytes: int = 2000):
         for split, seed, size in [("train", 1, train_bytes), ("val", 2, val_bytes)]:

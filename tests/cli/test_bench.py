@@ -1,10 +1,12 @@
 """`dropless bench moe`: the shape of its report, on the CPU, and what it refuses."""
 
 import json
+import subprocess
 import sys
 import unittest
+from pathlib import Path
 
-from command import CommandTest
+from command import BINARY, CommandTest
 
 
 class BenchMoeTest(CommandTest):
@@ -82,7 +84,7 @@ class BenchMoeTest(CommandTest):
         arguments = ["bench", "moe", "--device", "cpu", "--dtype", "fp32", "--rounds", 1, "--routing", "run"]
         report = json.loads(self.check_command(*arguments, "--json", "--shape", "64,32,16,8,2"))
         for row in report["rows"]:
-            self.assertEqual(row["routing"], "run")
+            self.assertEqual(row["routing"], "run:run")
             self.assertLess(row["rivals_differ_by"], 1e-5)
         result = self.run_command(*arguments, "--shape", "64,32,16,4,2")
         self.assertEqual((result.returncode, "8 experts" in result.stderr), (2, True), result.stderr)
@@ -90,7 +92,7 @@ class BenchMoeTest(CommandTest):
         result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
         self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
         self.assertIn("--routing run has no metrics.jsonl", result.stderr)
-        for line in ('{"step": 1}', '{"step": 1, "mb_moe/tokens_per_expert": [[1, "a"]]}'):
+        for line in ('{"step": 1}', *(f'{{"step": 1, "mb_moe/tokens_per_expert": [[{counts}]]}}' for counts in ('1, "a"', "-1, 2", "1e308, 1", "0, 0"))):
             (run / "metrics.jsonl").write_text(line + "\n")
             result = self.run_command(*arguments, "--shape", "64,32,16,8,2")
             self.assertEqual((result.returncode, "mb_moe/tokens_per_expert" in result.stderr), (2, True), result.stderr)
@@ -155,12 +157,32 @@ for line in sys.stdin:
         for program, message in [
             ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
             ("import json\ninput()\nprint(json.dumps({'rivals': {'a': 1}}))", "rivals"),
+            ("input(); print('{\"rivals\": {}, \"absent\": {}}', flush=True); input()", "has no rival"),
+            (self.PROGRAM.replace('"two": "a', r'"a\x1b[31m": "a'), r"a\u001b[31m"),
             (self.PROGRAM.replace("else 2}", "else 0}"), '{"ms":0}'),
         ]:
             result = self.rivals(program)
             self.assertEqual(result.returncode, 1, result.stderr)
             self.assertIn("--rivals", result.stderr)
             self.assertIn(message, result.stderr)
+
+    def test_rows_before_a_failure_are_printed(self):
+        program = self.PROGRAM.replace('["T"] == 64 and', '["T"] == 64 and question["prepare"]["f"] == 16 and')
+        result = self.rivals(program, "--json", "--shape", "64,32,24,8,2")
+        self.assertEqual((result.returncode, "ended without an answer" in result.stderr), (1, True), result.stderr)
+        self.assertEqual([row["f"] for row in json.loads(result.stdout)["rows"]], [16, 16])
+
+    def test_what_a_rival_started_ends_with_the_command(self):
+        (self.folder / "rivals.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '.')\ntime.sleep(100)\n")
+        command = [str(BINARY), "bench", "moe", "--device", "cpu", "--rounds", "1", "--shape", "64,32,16,8,2"]
+        command += ["--rivals", f"{sys.executable} {self.folder}/rivals.py; true"]
+        with subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+            pid = self.folder / "pid"
+            self.wait_for(lambda: pid.exists() and pid.read_text().endswith("."))
+            running.terminate()
+            self.assertIn(b"SIGTERM", running.communicate()[1])
+        stat = Path("/proc", pid.read_text()[:-1], "stat")
+        self.wait_for(lambda: not stat.exists() or ") Z " in stat.read_text())
 
     def test_table_names_the_device_and_every_shape(self):
         lines = self.check_command(

@@ -129,12 +129,6 @@ class VerbsTest(CommandTest):
         self.assertRegex(error, "^error: libtorch: .*AllocatorConfig")
         self.assertRegex(hint, "^hint: .*PYTORCH_")
 
-    def wait_for(self, condition):
-        deadline = time.monotonic() + 120
-        while not condition():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
-
     def test_a_signal_ends_a_wait_for_standard_input(self):
         for number in [signal.SIGTERM, signal.SIGINT]:
             with self.subTest(number):

@@ -17,6 +17,7 @@ namespace {
 // Handlers may touch only lock-free atomics and async-signal-safe calls (_exit).
 std::atomic<int> stop{0};
 std::atomic<bool> save{false};
+std::atomic<int> group_to_end{0};
 std::atomic<SignalMode> current_mode{SignalMode::kFinishStep};
 static_assert(std::atomic<int>::is_always_lock_free);
 static_assert(std::atomic<SignalMode>::is_always_lock_free);
@@ -39,6 +40,7 @@ const char* signal_text(int signal_number) {
         train ? "" : signal_text(signal_number), "\n"}) {
     [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text, std::strlen(text));
   }
+  if (const int group = group_to_end; group > 0) ::kill(-group, SIGKILL);
   _exit(1);
 }
 
@@ -82,6 +84,8 @@ void install_signal_handlers(SignalMode mode) {
     throw_errno("unblock", "signals", failed);
   }
 }
+
+void end_group_with_us(int group) noexcept { group_to_end = group; }
 
 int stop_signal() noexcept { return stop; }
 bool take_save_request() noexcept { return save.exchange(false); }

@@ -13,6 +13,8 @@ enum class SignalMode { kFinishStep, kThrow, kExit };
 // Also unblocks the signals it handles: the launcher (apps/launcher.cc) blocks them while the
 // program is being loaded.
 void install_signal_handlers(SignalMode mode);
+// In kExit mode a signal kills this process group too (0: none), so that nobody we started outlives us.
+void end_group_with_us(int group) noexcept;
 // The signal that asked to stop (SIGINT, SIGTERM or SIGHUP), 0 as long as none did.
 int stop_signal() noexcept;
 // True once for each batch of SIGUSR1 since the last call.
