@@ -4,7 +4,7 @@
 usage: bench_rows.py FILE...     first the layer's rows; with --kernels in the run then its parts, a column a shape;
                                  then those of `--decode`
 
-Shapes stand in the order of the files. A part is given in TFLOP/s (T) or GB/s (G), whichever bounds it.
+Before them the device and the rounds. Shapes stand in the order of the files. A part is given in TFLOP/s (T) or GB/s (G), whichever bounds it.
 """
 
 import json
@@ -39,25 +39,25 @@ def number(value, scale=1.0):
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def layer_row(row):
+def layer_row(row, rivals):
     direction = "forward" if row["direction"] == "forward" else "with backward"
     if row["routing"] != "router":
         direction = f"{row['routing']}, {direction}"
-    rivals = row["rivals"]
     return line([
         name_of(row), direction,
         *(number(row[key]) for key in ("ms", "back_to_back_ms", "graph_ms")),
         f"{row['tflops']:.0f}", f"{row['dense_tflops']:.0f}", f"{row['of_ceiling']:.2f}",
-        *(number(ms) for ms in rivals.values()),
+        *(number(row["rivals"].get(name)) for name in rivals),
         number(row["ratio"]), number(row["dense_model_ms"]),
         *(number(row[key], 1 / GIB) for key in ("kept_bytes", "peak_bytes")),
     ])
 
 
 def layer_table(rows):
+    rivals = list(dict.fromkeys(name for row in rows for name in row["rivals"]))
     head = ["shape", "direction", "alone, ms", "in a row", "graph", "TFLOP/s", "dense", "of the ceiling",
-            *rows[0]["rivals"], "ratio", "N F", "kept", "peak"]
-    return [line(head), "|" + "---|" * len(head), *(layer_row(row) for row in rows)]
+            *rivals, "ratio", "N F", "kept", "peak"]
+    return [line(head), "|" + "---|" * len(head), *(layer_row(row, rivals) for row in rows)]
 
 
 def part_cell(part):
@@ -67,13 +67,19 @@ def part_cell(part):
 
 
 def parts_table(rows):
+    several_types = len({row["dtype"] for row in rows}) > 1
+
+    def column(row):
+        return ", ".join([name_of(row), *([row["routing"]] if row["routing"] != "router" else []),
+                          *([row["dtype"]] if several_types else [])])  # fmt: skip
+
     names, cells = [], {}
     for row in rows:
         for part in row["kernels"]:
             if part["part"] not in names:
                 names.append(part["part"])
-            cells[part["part"], name_of(row)] = part_cell(part)
-    shapes = list(dict.fromkeys(name_of(row) for row in rows))
+            cells[part["part"], column(row)] = part_cell(part)
+    shapes = list(dict.fromkeys(column(row) for row in rows))
     return [line(["part", *shapes]), "|" + "---|" * (len(shapes) + 1),
             *(line([name, *(cells.get((name, shape), "-") for shape in shapes)]) for name in names)]
 
@@ -91,11 +97,27 @@ def decode_table(rows):
     return [line(head), "|" + "---|" * len(head), *(decode_row(row) for row in rows)]
 
 
+def read(path):
+    """The document of `bench moe --json` on a GPU, or of --decode."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path}: {error}")
+    rows = document.get("rows") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not all("back_to_back_ms" in row or "experts_read" in row for row in rows):
+        sys.exit(f"{path}: not what `dropless bench moe --json` writes on a GPU (the CPU's rows are others)")
+    return document
+
+
 def main(paths):
-    if not paths:
-        print(__doc__, file=sys.stderr)
-        return 2
-    rows = [row for path in paths for row in json.loads(Path(path).read_text(encoding="utf-8"))["rows"]]
+    if not paths or paths[0] in ("-h", "--help"):
+        print(__doc__, file=sys.stdout if paths else sys.stderr)
+        return 0 if paths else 2
+    documents = [read(path) for path in paths]
+    for about in dict.fromkeys((document.get("device", "?"), document.get("rounds")) for document in documents):
+        print(about[0] + (f", medians of {about[1]}" if about[1] else ""))
+    print()
+    rows = [row for document in documents for row in document["rows"]]
     layers = [row for row in rows if "rivals" in row]
     with_parts = [row for row in layers if "kernels" in row and row["direction"] != "forward"]
     decoding = [row for row in rows if "experts_read" in row]

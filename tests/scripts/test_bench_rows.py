@@ -28,9 +28,11 @@ class BenchRowsTest(unittest.TestCase):
             paths = []
             for i, rows in enumerate(documents):
                 paths.append(Path(folder, f"{i}.json"))
-                paths[-1].write_text(json.dumps({"device": "a GPU", "rows": rows}), encoding="utf-8")
+                paths[-1].write_text(json.dumps({"device": "a GPU", "rounds": 9, "rows": rows}), encoding="utf-8")
             result = subprocess.run([sys.executable, SCRIPT, *paths], capture_output=True, text=True, check=True)
-        return result.stdout.splitlines()
+        lines = result.stdout.splitlines()
+        self.assertEqual(lines[:2], ["a GPU, medians of 9", ""])
+        return lines[2:]
 
     def test_rows_of_the_layer(self):
         rows = self.tables([ROW, {**ROW, "direction": "forward+backward", "routing": "zipf", "ms": 15.27}])
@@ -59,9 +61,26 @@ class BenchRowsTest(unittest.TestCase):
         self.assertEqual(rows[6], "| 8, 2048, 1024, 64, 8 | 40 | 503.6 | 126.2 | 3989 | 4156 | 0.96 | 267.0 | 2.12 |")
         self.assertEqual(self.tables([few])[0][:3], "| T")
 
+    def test_rows_with_other_rivals_and_routings(self):
+        more = {**ROW, "rivals": {**ROW["rivals"], "sonic": 6.3}}
+        rows = self.tables([ROW, more])
+        self.assertEqual({row.count("|") for row in rows}, {17})
+        self.assertIn("| - | - | 2.29 |", rows[2])
+        both = {**ROW, "direction": "forward+backward", "kernels": PARTS}
+        self.assertIn("| part | OLMoE | OLMoE, zipf |", self.tables([both, {**both, "routing": "zipf"}]))
+
     def test_wants_a_file(self):
-        result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
-        self.assertEqual((result.returncode, "usage" in result.stderr), (2, True))
+        def run(*arguments):
+            return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+        self.assertEqual((run().returncode, "usage" in run().stderr), (2, True))
+        self.assertEqual((run("--help").returncode, "usage" in run("--help").stdout), (0, True))
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            for text in ("", "{}", "[1]", '{"rows": [{"ms": 1}]}'):
+                file.seek(0), file.truncate(), file.write(text), file.flush()
+                self.assertIn(file.name, run(file.name).stderr, text)
+                self.assertNotIn("Traceback", run(file.name).stderr, text)
+        self.assertIn("No such file", run("absent.json").stderr)
 
 
 if __name__ == "__main__":
