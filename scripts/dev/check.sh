@@ -200,7 +200,7 @@ sanitize_gpu() {
     fail 2 "compute-sanitizer is not on the PATH" "it comes with the CUDA toolkit: add its bin folder"
   local tool test filter layers='*T130_*:*T96_*:*T1_*'
   for tool in memcheck racecheck; do
-    for test in moe routing router small_batch; do
+    for test in moe routing router small_batch row_tiles column_sums; do
       filter='*'
       [[ $test != moe ]] || filter=$layers
       [[ $test != moe || $tool != memcheck ]] || filter+=':*T1300*bfloat16:*Halves*:*AddsToFp32*'

@@ -21,7 +21,9 @@ __device__ __forceinline__ const RowTile* tiles_of(const int* row_tiles) {
   return reinterpret_cast<const RowTile*>(row_tiles + 4);
 }
 
-// Where the sums of the tile that begins at `row` go, whatever the order of the table: an expert's in order, no two in one place.
+// Where the sums of the tile that begins at `row` go, whatever the order of the table: an expert's tiles, which begin at its first
+// row + 128 i, in order. The last one of expert e lies at most at (end - 1) / 128 + e, the first of e + 1 at end / 128 + e + 1: no
+// two in one place, and all below tile_bound.
 __device__ __forceinline__ std::int64_t slot_of(std::int64_t row, int expert) {
   return row / kColumnSumRows + expert;
 }

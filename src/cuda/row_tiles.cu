@@ -12,12 +12,12 @@ namespace dropless::cuda {
 namespace {
 
 constexpr int kMostExperts = 1024;
-constexpr int kFewTiles = 3;
+constexpr int kFewTiles = 3;      // measured: docs/kernels.md
 constexpr int kHeaderBytes = 16;  // the count; keeps the records aligned
 
 // Clusters of two take tiles 2 i and 2 i + 1, and share the expert's matrix where both are of one expert. The third tile of an
 // expert, its last, maybe nearly empty, would tear apart the pairs behind it: behind an expert's pair stands its odd tile with
-// the next odd tile of another expert, and the two take half the time of a full tile. Only of experts with few tiles: of the
+// the next odd tile of another expert (two with at most 64 rows each take half a tile's time). Only of experts with few tiles: of the
 // others fewer pairs are torn, and their matrix would be read again for an odd tile that stands apart (docs/kernels.md).
 //
 // One CTA: thread i counts the tiles of expert i, scans place them, then a warp per expert writes.
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kMostExperts)
     return RowTile{expert, static_cast<int>(row),
                    static_cast<int>(min(left, std::int64_t{block_m})), 0};
   };
-  const auto odd_tiles = [&](int count) { return count <= kFewTiles ? count & 1 : 0; };
+  const auto odd_tiles = [](int all) { return all <= kFewTiles ? all & 1 : 0; };
   const int own = threadIdx.x < experts ? tile_count(threadIdx.x) : 0;
   const bool is_odd = odd_tiles(own) == 1;
   int others, odds;

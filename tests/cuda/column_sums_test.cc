@@ -31,7 +31,8 @@ TEST_P(ColumnSumsCuda, MatchesDouble) {
         std::vector<std::int64_t>{0, 0, 5000, 5000}, std::vector<std::int64_t>{0, 0, 0}}) {
     const std::int64_t E = offsets.size() - 1, R = offsets.back(), pitch = N + 16;
     DeviceBuffer offsets_E1(8 * (E + 1)), rows(R * N * 2), weights(R * 4), out(E * pitch * 2);
-    DeviceBuffer space(column_sums_workspace_bytes(R, E, N));
+    const std::size_t space_bytes = column_sums_workspace_bytes(R, E, N);
+    DeviceBuffer space(space_bytes + 1024);
     DeviceBuffer tiles(row_tiles_bytes(R, E, kColumnSumRows));
     offsets_E1.upload(offsets);
     dropless::testing::fill_random(rows.get(), dtype, R * N, 1, 1.0f);
@@ -57,6 +58,8 @@ TEST_P(ColumnSumsCuda, MatchesDouble) {
         column_sums({rows.get(), dtype, {R, N}, kGpu}, weighed ? weights.as<float>() : nullptr,
                     offsets_E1.as<std::int64_t>(), tiles.get(), out_EN, space.get(), nullptr);
         run = out.download<std::uint16_t>(E * pitch);
+        const auto all = space.download<unsigned char>(space_bytes + 1024);
+        for (std::size_t i = space_bytes; i < all.size(); ++i) ASSERT_EQ(all[i], 0xff);
       }
       EXPECT_EQ(bits[0], bits[1]);
       const auto all = values_of(out, dtype, E * pitch);

@@ -39,6 +39,8 @@ std::vector<Record> tiles_of(const std::vector<std::int64_t>& rows_E, int block_
   build_row_tiles(offsets_E1.as<std::int64_t>(), E, block_m, tiles.get(), nullptr);
   const auto words = tiles.download<std::int32_t>(row_tiles_bytes(offsets.back(), E, block_m) / 4);
   std::vector<Record> records(words[0]);
+  // Behind the last one nothing is written.
+  for (std::size_t i = 4 + 4 * records.size(); i < words.size(); ++i) EXPECT_EQ(words[i], -1);
   if (!records.empty()) std::memcpy(records.data(), words.data() + 4, 16 * records.size());
   return records;
 }
@@ -87,11 +89,13 @@ TEST_F(RowTilesCuda, KeepsPairsTogether) {
     for (auto& rows : rows_E) rows = std::uniform_int_distribution<>(1, 384)(random);
     const std::vector<Record> records = tiles_of(rows_E, 128);
     check_covered(rows_E, 128, records);
+    if (HasFailure()) return;
     std::int64_t first_row = 0;
     for (std::size_t e = 0; e < rows_E.size(); ++e) {
       if (rows_E[e] > 128) {
         const auto at = std::find_if(records.begin(), records.end(),
                                      [&](const Record& tile) { return tile.row == first_row; });
+        ASSERT_LT(at - records.begin() + 1, static_cast<std::ptrdiff_t>(records.size()));
         ASSERT_EQ((at - records.begin()) % 2, 0) << "expert " << e;
         ASSERT_EQ(at[1].row, first_row + 128) << "expert " << e;
       }
