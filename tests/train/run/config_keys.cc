@@ -250,7 +250,11 @@ std::string escaped(const std::string& text) {
   std::string out;
   for (const char c : text) {
     if (c == '|') out += '\\';
-    out += c;
+    if (c == '\n') {  // a row is one line
+      out += "\\n";
+    } else {
+      out += c;
+    }
   }
   return out;
 }
