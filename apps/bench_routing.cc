@@ -21,6 +21,7 @@ std::vector<double> loads_of(const std::vector<double>& counts) {
   const double mean =
       std::accumulate(counts.begin(), counts.end(), 0.0) / static_cast<double>(counts.size());
   std::vector<double> loads;
+  loads.reserve(counts.size());
   for (const double count : counts) loads.push_back(std::max(count / mean, 1e-3));
   return loads;
 }

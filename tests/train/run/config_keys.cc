@@ -233,7 +233,9 @@ void add_variant(const std::vector<std::string>& overrides, Page& page) {
     block.choices.insert(choice);
     for (const auto& [name, record] : map.keys) {
       if (block.any_key) continue;
-      const std::string key_path = path.empty() ? name : path + "." + name;
+      std::string key_path = path;
+      if (!path.empty()) key_path += '.';
+      key_path += name;
       add_key(overrides, key_path, choice, record, block.keys[name]);
       if (record.is_map && !record.no_effect && !record.not_served) {
         page.wanted.insert(page_path(key_path, *recorder));
