@@ -18,7 +18,8 @@ constexpr int kHeaderBytes = 16;  // the count; keeps the records aligned
 // Clusters of two take tiles 2 i and 2 i + 1, and share the expert's matrix where both are of one expert. The third tile of an
 // expert, its last, maybe nearly empty, would tear apart the pairs behind it: behind an expert's pair stands its odd tile with
 // the next odd tile of another expert (two with at most 64 rows each take half a tile's time). Only of experts with few tiles: of the
-// others fewer pairs are torn, and their matrix would be read again for an odd tile that stands apart (docs/kernels.md).
+// others fewer pairs are torn, and their matrix would be read again for an odd tile that stands apart (docs/kernels.md). Those
+// others come behind all of these, which an odd number of tiles would shift.
 //
 // One CTA: thread i counts the tiles of expert i, scans place them, then a warp per expert writes.
 __global__ void __launch_bounds__(kMostExperts)
@@ -40,16 +41,22 @@ __global__ void __launch_bounds__(kMostExperts)
   };
   const auto odd_tiles = [](int all) { return all <= kFewTiles ? all & 1 : 0; };
   const int own = threadIdx.x < experts ? tile_count(threadIdx.x) : 0;
-  const bool is_odd = odd_tiles(own) == 1;
-  int others, odds;
-  const int before = exclusive_scan<kMostExperts>(own - odd_tiles(own), scratch, others);
-  const int at = exclusive_scan<kMostExperts>(odd_tiles(own), scratch, odds);
-  if (is_odd) odd[at] = threadIdx.x;
+  const bool few = own <= kFewTiles;
+  // Of experts with few tiles: those in pairs in the lower half of the sum, the odd ones in the upper.
+  static_assert(kMostExperts * kFewTiles < 1 << 15);
+  int few_tiles, many_tiles;
+  const int few_before =
+      exclusive_scan<kMostExperts>(few ? (own & ~1) + ((own & 1) << 16) : 0, scratch, few_tiles);
+  const int many_before = exclusive_scan<kMostExperts>(few ? 0 : own, scratch, many_tiles);
+  const int paired = few_tiles & 0xffff, odds = few_tiles >> 16, at = few_before >> 16;
+  if (odd_tiles(own) == 1) odd[at] = threadIdx.x;
   if (threadIdx.x == 0) odd[odds] = -1;
   __syncthreads();
   // Odd tiles before this expert's: of every two the first brings both. The last one of an odd number stands at the end.
-  place[threadIdx.x] = before + min((at + 1) & ~1, odds & ~1);
-  partner[threadIdx.x] = is_odd && at % 2 == 0 ? odd[at + 1] : -1;
+  const int whole = odds & ~1;
+  place[threadIdx.x] =
+      few ? (few_before & 0xffff) + min((at + 1) & ~1, whole) : paired + whole + many_before;
+  partner[threadIdx.x] = odd_tiles(own) == 1 && at % 2 == 0 ? odd[at + 1] : -1;
   __syncthreads();
   const int lane = threadIdx.x % 32;
   for (int expert = threadIdx.x / 32; expert < experts; expert += kMostExperts / 32) {
@@ -63,10 +70,11 @@ __global__ void __launch_bounds__(kMostExperts)
     }
   }
   if (threadIdx.x == 0) {
-    *count = others + odds;
+    const int all = paired + odds + many_tiles;
+    *count = all;
     if (odds % 2 == 1) {
       const int last = odd[odds - 1];
-      tiles[others + odds - 1] = tile_of(last, tile_count(last) - 1);
+      tiles[all - 1] = tile_of(last, tile_count(last) - 1);
     }
   }
 }
