@@ -304,6 +304,7 @@ TEST_F(MoECudaLayer, GivenIndicesOfNoExpertHaveNoRow) {
       ASSERT_EQ(c.rows_TK.get(i) == -1, i == 14 || i == 15);
     }
     for (std::int64_t d = 0; d < 64; ++d) EXPECT_EQ(c.out_TD.get(7 * 64 + d), 0);
+    for (std::int64_t d = 0; d < 64; ++d) EXPECT_TRUE(std::isfinite(c.d_x_TD.get(7 * 64 + d)));
     EXPECT_EQ(c.offsets_E1.get(8), 598);
     EXPECT_TRUE(gpu.canaries_intact());
   }

@@ -1,10 +1,12 @@
 // The contracts are in src/cuda/kernels.h. Sums are in float, results rounded where the kernels round theirs. Every entry
-// overwrites all of its workspace, as a kernel may.
+// overwrites all of its workspace, as a kernel may; no two workspaces are as large for the same sizes in another order.
 #include "tests/ops/plain_kernels.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -17,13 +19,11 @@
 #include "src/cuda/small_batch.h"
 
 namespace dropless::testing {
-namespace {
 
-bool gather_after = false;
-
-}  // namespace
-
-void gather_after_products(bool after) { gather_after = after; }
+PlainKernels& plain_kernels() {
+  static PlainKernels settings;
+  return settings;
+}
 
 }  // namespace dropless::testing
 
@@ -31,6 +31,28 @@ namespace dropless::cuda {
 namespace {
 
 using Floats = std::vector<float>;
+
+int devices_current = 0;
+
+void expect(bool holds, const char* what) {
+  if (!holds) throw Error(ErrorKind::kInternal, std::string("kernels.h is broken: ") + what);
+}
+
+// Of every entry; `matrices`: whose rows go by 16 bytes, of 16-bit elements of one type.
+void expect_call(Stream stream, std::initializer_list<ConstTensorView> matrices = {}) {
+  expect(devices_current > 0, "the device is not current");
+  expect(stream == testing::plain_kernels().stream, "another stream");
+  DType type = DType::kFloat32;
+  for (const ConstTensorView& m : matrices) {
+    if (!m) continue;
+    expect(dtype_bytes(m.dtype) == 2, "a matrix of another width than 16 bits");
+    expect(type == DType::kFloat32 || type == m.dtype, "matrices of two types");
+    type = m.dtype;
+    expect(reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0, "a matrix that is not aligned");
+    expect(m.shape[m.rank - 1] % 8 == 0, "a width that is no multiple of 8");
+    for (int i = 0; i + 1 < m.rank; ++i) expect(m.stride[i] % 8 == 0, "a pitch that is none");
+  }
+}
 
 // A workspace is as many bytes as it says, all of them overwritten: poison, and a look at its bounds by AddressSanitizer.
 void poison(void* workspace, std::size_t bytes) { std::memset(workspace, 0xff, bytes); }
@@ -91,53 +113,66 @@ void add_scaled(Floats& sums, float scale, const Floats& values) {
   for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += scale * values[i];
 }
 
-// What a table of row tiles holds here.
-struct Ranges {
-  const std::int64_t* offsets_E1;
-  std::int64_t experts;
-};
+// A table of row tiles is here: block_m, the number of experts, their offsets.
+std::vector<std::int64_t> offsets_of(const void* row_tiles, int block_m) {
+  expect(row_tiles != nullptr, "no row tiles");
+  const auto* table = static_cast<const std::int64_t*>(row_tiles);
+  expect(table[0] == block_m, "row tiles of another kernel");
+  return {table + 2, table + 3 + table[1]};
+}
 
 // action(expert, first row, end), of experts that have rows.
 template <class Action>
-void for_each_expert(const void* row_tiles, Action action) {
-  Ranges ranges;
-  std::memcpy(&ranges, row_tiles, sizeof(ranges));
-  for (std::int64_t e = 0; e < ranges.experts; ++e) {
-    if (ranges.offsets_E1[e + 1] > ranges.offsets_E1[e]) {
-      action(e, ranges.offsets_E1[e], ranges.offsets_E1[e + 1]);
+void for_each_expert(const void* row_tiles, int block_m, Action action) {
+  const std::vector<std::int64_t> offsets = offsets_of(row_tiles, block_m);
+  for (std::size_t e = 0; e + 1 < offsets.size(); ++e) {
+    if (offsets[e + 1] > offsets[e]) {
+      action(static_cast<std::int64_t>(e), offsets[e], offsets[e + 1]);
     }
   }
+}
+
+template <std::size_t kSize>
+void expect_variant(const GemmConfig (&variants)[kSize], const GemmConfig& config) {
+  expect(std::any_of(variants, variants + kSize,
+                     [&](const GemmConfig& variant) { return variant.same_kernel(config); }),
+         "a tile that is not compiled");
 }
 
 template <class Product>
 void with_gather(const GatherBeside& beside, Product product) {
   const auto carry_out = [&] {
-    if (beside) gather(beside.x_TD, beside.rows_TK, beside.top_k, beside.x_RD, nullptr);
+    if (!beside) return;
+    gather(beside.x_TD, beside.rows_TK, beside.top_k, beside.x_RD, testing::plain_kernels().stream);
   };
-  if (!testing::gather_after) carry_out();
+  const bool after = testing::plain_kernels().gather_after_products;
+  if (!after) carry_out();
   product();
-  if (testing::gather_after) carry_out();
+  if (after) carry_out();
 }
 
 // out_RN = sum over the pairs (a_RK, b_EKN) of a_RK b_e, + bias.
 void multiply_rows(const std::vector<std::pair<ConstTensorView, ConstTensorView>>& terms,
-                   const void* row_tiles, const TensorView& out_RN,
+                   const void* row_tiles, const TensorView& out_RN, const GemmConfig& config,
                    const ConstTensorView& bias_EN) {
-  for_each_expert(row_tiles, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
-    std::vector<Floats> sums(static_cast<std::size_t>(end - begin),
-                             Floats(static_cast<std::size_t>(out_RN.shape[1])));
-    for (const auto& [a_RK, b_EKN] : terms) {
-      const std::vector<Floats> b = rows_of(matrix_of(b_EKN, e));
-      for (std::int64_t r = begin; r < end; ++r) {
-        const Floats a = row_of(a_RK, r);
-        for (std::size_t k = 0; k < a.size(); ++k) add_scaled(sums[r - begin], a[k], b[k]);
-      }
-    }
-    for (std::int64_t r = begin; r < end; ++r) {
-      if (bias_EN) add_scaled(sums[r - begin], 1, row_of(bias_EN, e));
-      store_row(out_RN, r, sums[r - begin]);
-    }
-  });
+  expect_variant(kGroupedGemmVariants, config);
+  for_each_expert(row_tiles, config.block_m,
+                  [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
+                    std::vector<Floats> sums(static_cast<std::size_t>(end - begin),
+                                             Floats(static_cast<std::size_t>(out_RN.shape[1])));
+                    for (const auto& [a_RK, b_EKN] : terms) {
+                      const std::vector<Floats> b = rows_of(matrix_of(b_EKN, e));
+                      for (std::int64_t r = begin; r < end; ++r) {
+                        const Floats a = row_of(a_RK, r);
+                        for (std::size_t k = 0; k < a.size(); ++k)
+                          add_scaled(sums[r - begin], a[k], b[k]);
+                      }
+                    }
+                    for (std::int64_t r = begin; r < end; ++r) {
+                      if (bias_EN) add_scaled(sums[r - begin], 1, row_of(bias_EN, e));
+                      store_row(out_RN, r, sums[r - begin]);
+                    }
+                  });
 }
 
 struct ValueAndSlope {
@@ -187,6 +222,16 @@ Floats without_gaps(const float* logits_TE, std::int64_t pitch, std::int64_t tok
   return dense;
 }
 
+bool is_expert(std::int32_t index, std::int64_t experts) { return index >= 0 && index < experts; }
+
+// The op on the CPU refuses given indices of no expert: those are expert 0's meanwhile.
+std::vector<std::int32_t> experts_only(const std::int32_t* indices_TK, std::int64_t entries,
+                                       std::int64_t experts) {
+  std::vector<std::int32_t> indices(indices_TK, indices_TK + entries);
+  for (std::int32_t& index : indices) index = is_expert(index, experts) ? index : 0;
+  return indices;
+}
+
 struct alignas(64) Line {
   char bytes[64];
 };
@@ -196,13 +241,14 @@ struct alignas(64) Line {
 // ---- router, dispatch order, permute, combine
 
 std::size_t route_workspace_bytes(std::int64_t num_tokens, std::int64_t num_experts) {
-  return static_cast<std::size_t>(4 * (num_tokens + num_experts));
+  return static_cast<std::size_t>(3 * num_tokens + 7 * num_experts);
 }
 
 void route_forward(const RouteConfig& config, const float* bias_E, const float* logits_TE,
                    std::int64_t pitch, std::int64_t num_tokens, std::int64_t num_experts,
                    std::int64_t top_k, float* weights_TK, std::int32_t* indices_TK, float* losses_2,
-                   std::int32_t* tokens_per_expert_E, void* workspace, Stream /*stream*/) {
+                   std::int32_t* tokens_per_expert_E, void* workspace, Stream stream) {
+  expect_call(stream);
   poison(workspace, route_workspace_bytes(num_tokens, num_experts));
   const Floats logits = without_gaps(logits_TE, pitch, num_tokens, num_experts);
   const std::size_t bytes =
@@ -211,26 +257,38 @@ void route_forward(const RouteConfig& config, const float* bias_E, const float* 
   const auto optional = [](auto* data, DType dtype, std::int64_t size) {
     return data == nullptr ? TensorView() : TensorView(data, dtype, {size});
   };
+  const bool given = config.selection == RouteSelection::kGiven;
+  std::vector<std::int32_t> indices =
+      given ? experts_only(indices_TK, num_tokens * top_k, num_experts)
+            : std::vector<std::int32_t>(static_cast<std::size_t>(num_tokens * top_k));
   dropless::route_forward(
       config, {logits.data(), DType::kFloat32, {num_tokens, num_experts}},
       bias_E == nullptr ? ConstTensorView()
                         : ConstTensorView(bias_E, DType::kFloat32, {num_experts}),
       {weights_TK, DType::kFloat32, {num_tokens, top_k}},
-      {indices_TK, DType::kInt32, {num_tokens, top_k}}, optional(losses_2, DType::kFloat32, 2),
+      {indices.data(), DType::kInt32, {num_tokens, top_k}}, optional(losses_2, DType::kFloat32, 2),
       optional(tokens_per_expert_E, DType::kInt32, num_experts), space.data(),
       space.size() * sizeof(Line));
+  for (std::int64_t i = 0; i < num_tokens * top_k; ++i) {
+    if (!given) indices_TK[i] = indices[i];
+    if (!is_expert(indices_TK[i], num_experts)) weights_TK[i] = 0;
+  }
 }
 
 void route_backward(const RouteConfig& config, const float* logits_TE, std::int64_t pitch,
                     std::int64_t num_tokens, std::int64_t num_experts, std::int64_t top_k,
                     const std::int32_t* indices_TK, const std::int32_t* tokens_per_expert_E,
                     const float* d_weights_TK, const float* d_losses_2, float* d_logits_TE,
-                    Stream /*stream*/) {
+                    Stream stream) {
+  expect_call(stream);
+  expect(num_tokens == 0 || logits_TE != d_logits_TE, "gradients over the logits");
   const Floats logits = without_gaps(logits_TE, pitch, num_tokens, num_experts);
   Floats d_logits(logits.size());
+  const std::vector<std::int32_t> indices =
+      experts_only(indices_TK, num_tokens * top_k, num_experts);
   dropless::route_backward(
       config, {logits.data(), DType::kFloat32, {num_tokens, num_experts}},
-      {indices_TK, DType::kInt32, {num_tokens, top_k}},
+      {indices.data(), DType::kInt32, {num_tokens, top_k}},
       {tokens_per_expert_E, DType::kInt32, {num_experts}},
       {d_weights_TK, DType::kFloat32, {num_tokens, top_k}},
       d_losses_2 == nullptr ? ConstTensorView() : ConstTensorView(d_losses_2, DType::kFloat32, {2}),
@@ -240,42 +298,55 @@ void route_backward(const RouteConfig& config, const float* logits_TE, std::int6
   }
 }
 
-std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t /*top_k*/,
+std::size_t dispatch_order_workspace_bytes(std::int64_t num_tokens, std::int64_t top_k,
                                            std::int64_t num_experts) {
-  return static_cast<std::size_t>(4 * (num_tokens + num_experts));
+  return static_cast<std::size_t>(5 * num_tokens + 11 * top_k + 13 * num_experts);
 }
 
 void dispatch_order(const std::int32_t* indices_TK, const float* weights_TK,
                     std::int64_t num_tokens, std::int64_t top_k, std::int64_t num_experts,
                     std::int32_t* rows_TK, std::int64_t* offsets_E1, std::int32_t* tokens_R,
-                    float* weights_R, void* workspace, Stream /*stream*/, std::int64_t capacity) {
+                    float* weights_R, void* workspace, Stream stream, std::int64_t capacity) {
+  expect_call(stream);
   poison(workspace, dispatch_order_workspace_bytes(num_tokens, top_k, num_experts));
-  const std::size_t bytes = dropless::dispatch_order_workspace_bytes(num_tokens, num_experts);
-  std::vector<Line> space(bytes / sizeof(Line) + 1);
-  dropless::dispatch_order({indices_TK, DType::kInt32, {num_tokens, top_k}},
-                           {rows_TK, DType::kInt32, {num_tokens, top_k}},
-                           {offsets_E1, DType::kInt64, {num_experts + 1}}, {}, space.data(),
-                           space.size() * sizeof(Line), Backend::kAuto, capacity);
-  for (std::int64_t i = 0; i < num_tokens * top_k; ++i) {
-    if (rows_TK[i] < 0) continue;
+  const std::int64_t entries = num_tokens * top_k;
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(num_experts));
+  // The entry's place among its expert's rows; -1: it has none.
+  std::vector<std::int64_t> places(static_cast<std::size_t>(entries), -1);
+  for (std::int64_t i = 0; i < entries; ++i) {
+    if (!is_expert(indices_TK[i], num_experts)) continue;
+    std::int64_t& count = counts[indices_TK[i]];
+    if (capacity < 0 || count < capacity) places[i] = count++;
+  }
+  offsets_E1[0] = 0;
+  for (std::int64_t e = 0; e < num_experts; ++e) offsets_E1[e + 1] = offsets_E1[e] + counts[e];
+  for (std::int64_t i = 0; i < entries; ++i) {
+    rows_TK[i] = -1;
+    if (places[i] < 0) continue;
+    rows_TK[i] = static_cast<std::int32_t>(offsets_E1[indices_TK[i]] + places[i]);
     if (tokens_R != nullptr) tokens_R[rows_TK[i]] = static_cast<std::int32_t>(i / top_k);
     if (weights_R != nullptr) weights_R[rows_TK[i]] = weights_TK[i];
   }
 }
 
 void gather(ConstTensorView x_TD, const std::int32_t* rows_TK, std::int64_t top_k, TensorView x_RD,
-            Stream /*stream*/) {
+            Stream stream) {
+  expect_call(stream, {x_TD, x_RD});
+  expect(x_RD.contiguous() && x_RD.shape[1] == x_TD.shape[1], "rows with gaps");
   for (std::int64_t i = 0; i < x_TD.shape[0] * top_k; ++i) {
     if (rows_TK[i] >= 0) store_row(x_RD, rows_TK[i], row_of(x_TD, i / top_k));
   }
 }
 
 void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* rows_TK,
-             std::int64_t top_k, bool add, TensorView out_TD, Stream /*stream*/, bool dropped) {
+             std::int64_t top_k, bool add, TensorView out_TD, Stream stream, bool dropped) {
+  expect_call(stream, {y_RD, out_TD});
+  expect(y_RD.contiguous() && y_RD.shape[1] == out_TD.shape[1], "rows with gaps");
   for (std::int64_t t = 0; t < out_TD.shape[0]; ++t) {
     Floats sums = add ? row_of(out_TD, t) : Floats(static_cast<std::size_t>(out_TD.shape[1]));
     for (std::int64_t i = t * top_k; i < (t + 1) * top_k; ++i) {
-      if (dropped && rows_TK[i] < 0) continue;
+      expect(dropped || rows_TK[i] >= 0, "a row that is not there");
+      if (rows_TK[i] < 0) continue;
       add_scaled(sums, weights_TK == nullptr ? 1 : weights_TK[i], row_of(y_RD, rows_TK[i]));
     }
     store_row(out_TD, t, sums);
@@ -284,37 +355,43 @@ void combine(ConstTensorView y_RD, const float* weights_TK, const std::int32_t* 
 
 // ---- matrix products
 
-std::size_t row_tiles_bytes(std::int64_t /*max_rows*/, std::int64_t /*num_experts*/,
-                            int /*block_m*/) {
-  return sizeof(Ranges);
+std::size_t row_tiles_bytes(std::int64_t max_rows, std::int64_t num_experts, int block_m) {
+  return 8 * static_cast<std::size_t>(3 + num_experts + max_rows / block_m);
 }
 
-void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, int /*block_m*/,
-                     void* row_tiles, Stream /*stream*/) {
-  const Ranges ranges{offsets_E1, num_experts};
-  std::memcpy(row_tiles, &ranges, sizeof(ranges));
+void build_row_tiles(const std::int64_t* offsets_E1, std::int64_t num_experts, int block_m,
+                     void* row_tiles, Stream stream) {
+  expect_call(stream);
+  poison(row_tiles, row_tiles_bytes(offsets_E1[num_experts], num_experts, block_m));
+  auto* table = static_cast<std::int64_t*>(row_tiles);
+  table[0] = block_m, table[1] = num_experts;
+  std::copy_n(offsets_E1, num_experts + 1, table + 2);
 }
 
 void grouped_gemm(ConstTensorView a_RK, ConstTensorView b, bool b_is_EKN, const void* row_tiles,
-                  TensorView out_RN, const GemmConfig& /*config*/, Stream /*stream*/,
+                  TensorView out_RN, const GemmConfig& config, Stream stream,
                   ConstTensorView bias_EN, const GatherBeside& beside) {
-  if (!b_is_EKN) throw Error(ErrorKind::kInternal, "the layer multiplies weights [E, K, N] only");
-  with_gather(beside, [&] { multiply_rows({{a_RK, b}}, row_tiles, out_RN, bias_EN); });
+  expect_call(stream, {a_RK, b, out_RN, bias_EN});
+  expect(b_is_EKN, "the layer multiplies weights [E, K, N] only");
+  with_gather(beside, [&] { multiply_rows({{a_RK, b}}, row_tiles, out_RN, config, bias_EN); });
 }
 
 void grouped_gemm_two_terms(ConstTensorView a_RK, ConstTensorView b_EKN, ConstTensorView a2_RK,
                             ConstTensorView b2_EKN, const void* row_tiles, TensorView out_RN,
-                            const GemmConfig& /*config*/, Stream /*stream*/,
-                            const GatherBeside& beside) {
+                            const GemmConfig& config, Stream stream, const GatherBeside& beside) {
+  expect_call(stream, {a_RK, b_EKN, a2_RK, b2_EKN, out_RN});
   with_gather(beside, [&] {
-    multiply_rows({{a_RK, b_EKN}, {a2_RK, b2_EKN}}, row_tiles, out_RN, {});
+    multiply_rows({{a_RK, b_EKN}, {a2_RK, b2_EKN}}, row_tiles, out_RN, config, {});
   });
 }
 
 void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
                               const std::int64_t* offsets_E1, TensorView out_EMN, bool accumulate,
-                              const GemmConfig& /*config*/, Stream /*stream*/,
-                              const GatherBeside& beside) {
+                              const GemmConfig& config, Stream stream, const GatherBeside& beside) {
+  expect_call(stream, {a_RM, b_RN});
+  if (out_EMN.dtype != DType::kFloat32) expect_call(stream, {a_RM, out_EMN});
+  expect_variant(kWeightGradVariants, config);
+  expect(!accumulate || out_EMN.dtype == DType::kFloat32, "sums added in 16 bits");
   with_gather(beside, [&] {
     for (std::int64_t e = 0; e < out_EMN.shape[0]; ++e) {
       const TensorView out_MN = matrix_of(out_EMN, e);
@@ -334,10 +411,12 @@ void grouped_gemm_weight_grad(ConstTensorView a_RM, ConstTensorView b_RN,
 
 void grouped_gemm_activation(Activation activation, ConstTensorView x, const std::int32_t* list_R,
                              ConstTensorView w1_EFD, ConstTensorView v1_EFD, const void* row_tiles,
-                             TensorView gate_RF, TensorView up_RF, TensorView act_RF,
-                             Stream /*stream*/, ConstTensorView b1_EF, ConstTensorView bv1_EF) {
+                             TensorView gate_RF, TensorView up_RF, TensorView act_RF, Stream stream,
+                             ConstTensorView b1_EF, ConstTensorView bv1_EF) {
+  expect_call(stream, {x, w1_EFD, v1_EFD, gate_RF, up_RF, act_RF, b1_EF, bv1_EF});
+  expect(list_R == nullptr || x.contiguous(), "listed rows with gaps");
   const auto F = static_cast<std::size_t>(act_RF.shape[1]);
-  for_each_expert(row_tiles, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
+  for_each_expert(row_tiles, 128, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
     const std::vector<Floats> w1 = rows_of(matrix_of(w1_EFD, e));
     const std::vector<Floats> v1 = v1_EFD ? rows_of(matrix_of(v1_EFD, e)) : std::vector<Floats>();
     for (std::int64_t r = begin; r < end; ++r) {
@@ -363,10 +442,12 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_T
                                   const std::int32_t* tokens_R, ConstTensorView w2_EFD,
                                   const float* scores_R, const void* row_tiles, TensorView gate_RF,
                                   TensorView up_RF, TensorView act_RF, float* d_scores_NR,
-                                  Stream /*stream*/) {
+                                  Stream stream) {
+  expect_call(stream, {d_out_TD, w2_EFD, gate_RF, up_RF, act_RF});
+  expect(d_out_TD.contiguous(), "listed rows with gaps");
   const std::int64_t rows = act_RF.shape[0];
   const auto F = static_cast<std::size_t>(act_RF.shape[1]);
-  for_each_expert(row_tiles, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
+  for_each_expert(row_tiles, 128, [&](std::int64_t e, std::int64_t begin, std::int64_t end) {
     const std::vector<Floats> w2 = rows_of(matrix_of(w2_EFD, e));
     for (std::int64_t r = begin; r < end; ++r) {
       const Floats d_out = row_of(d_out_TD, tokens_R[r]);
@@ -394,11 +475,12 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_T
 
 std::size_t router_workspace_bytes(std::int64_t num_tokens, std::int64_t d_model,
                                    std::int64_t num_experts) {
-  return static_cast<std::size_t>(8 * (num_tokens + d_model + num_experts));
+  return static_cast<std::size_t>(17 * num_tokens + 19 * d_model + 23 * num_experts);
 }
 
 void router_logits(ConstTensorView x_TD, ConstTensorView router_ED, float* logits_TP,
-                   void* workspace, Stream /*stream*/) {
+                   void* workspace, Stream stream) {
+  expect_call(stream, {x_TD, router_ED});
   const std::int64_t experts = router_ED.shape[0], pitch = router_pitch(experts);
   poison(workspace, router_workspace_bytes(x_TD.shape[0], x_TD.shape[1], experts));
   const std::vector<Floats> router = rows_of(router_ED);
@@ -409,8 +491,8 @@ void router_logits(ConstTensorView x_TD, ConstTensorView router_ED, float* logit
 }
 
 void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const float* d_logits_TP,
-                     TensorView d_x_TD, TensorView d_router_ED, void* workspace,
-                     Stream /*stream*/) {
+                     TensorView d_x_TD, TensorView d_router_ED, void* workspace, Stream stream) {
+  expect_call(stream, {x_TD, router_ED, d_x_TD, d_router_ED});
   const std::int64_t experts = router_ED.shape[0], pitch = router_pitch(experts);
   poison(workspace, router_workspace_bytes(x_TD.shape[0], x_TD.shape[1], experts));
   const std::vector<Floats> router = rows_of(router_ED);
@@ -433,7 +515,8 @@ void router_backward(ConstTensorView x_TD, ConstTensorView router_ED, const floa
 void prepare_backward(const float* weights_TK, const std::int32_t* indices_TK,
                       const std::int32_t* rows_TK, std::int64_t num_rows, std::int64_t top_k,
                       std::int64_t num_experts, float* weights_R, std::int32_t* tokens_R,
-                      std::int32_t* tokens_per_expert_E, Stream /*stream*/) {
+                      std::int32_t* tokens_per_expert_E, Stream stream) {
+  expect_call(stream);
   std::fill_n(tokens_per_expert_E, num_experts, 0);
   for (std::int64_t i = 0; i < num_rows; ++i) {
     if (indices_TK[i] >= 0 && indices_TK[i] < num_experts) ++tokens_per_expert_E[indices_TK[i]];
@@ -446,7 +529,8 @@ void prepare_backward(const float* weights_TK, const std::int32_t* indices_TK,
 void sum_score_gradients(const float* d_scores_NR, std::int64_t parts, const std::int32_t* rows_TK,
                          std::int64_t num_rows, std::int64_t top_k, const float* added_TP,
                          std::int64_t pitch, const std::int32_t* indices_TK, float* d_weights_TK,
-                         Stream /*stream*/) {
+                         Stream stream) {
+  expect_call(stream);
   for (std::int64_t i = 0; i < num_rows; ++i) {
     d_weights_TK[i] = 0;
     if (rows_TK[i] < 0) continue;
@@ -463,7 +547,12 @@ std::size_t column_sums_workspace_bytes(std::int64_t max_rows, std::int64_t num_
 }
 
 void column_sums(ConstTensorView rows_RN, const float* weights_R, const std::int64_t* offsets_E1,
-                 const void* /*row_tiles*/, TensorView out_EN, void* workspace, Stream /*stream*/) {
+                 const void* row_tiles, TensorView out_EN, void* workspace, Stream stream) {
+  expect_call(stream, {rows_RN, out_EN});
+  expect(rows_RN.contiguous(), "rows with gaps");
+  expect(std::equal(offsets_E1, offsets_E1 + out_EN.shape[0] + 1,
+                    offsets_of(row_tiles, kColumnSumRows).begin()),
+         "row tiles of other offsets");
   poison(workspace,
          column_sums_workspace_bytes(rows_RN.shape[0], out_EN.shape[0], rows_RN.shape[1]));
   for (std::int64_t e = 0; e < out_EN.shape[0]; ++e) {
@@ -475,25 +564,56 @@ void column_sums(ConstTensorView rows_RN, const float* weights_R, const std::int
   }
 }
 
-// ---- device; few tokens take the same way as many
+// ---- device
 
-CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) {}
-CurrentDevice::~CurrentDevice() = default;
+CurrentDevice::CurrentDevice(int index) : index_(index), previous_(index) { ++devices_current; }
+CurrentDevice::~CurrentDevice() { --devices_current; }
 std::string device_problem(int /*index*/) { return ""; }
 bool portable_path(int /*index*/) { return false; }
 
+// ---- few tokens: the same layer, step by step
+
 bool small_batch_fits(std::int64_t /*tokens*/, std::int64_t /*num_experts*/,
                       std::int64_t /*top_k*/) {
-  return false;
+  return testing::plain_kernels().small_batches;
 }
-std::size_t small_batch_workspace_bytes(const SmallBatchPlan& /*plan*/, std::int64_t /*tokens*/,
-                                        std::int64_t /*top_k*/, std::int64_t /*d_model*/,
-                                        std::int64_t /*d_ffn*/, std::int64_t /*num_experts*/) {
-  throw Error(ErrorKind::kInternal, "no plain loops for few tokens");
+
+std::size_t small_batch_workspace_bytes(const SmallBatchPlan& plan, std::int64_t tokens,
+                                        std::int64_t top_k, std::int64_t d_model,
+                                        std::int64_t d_ffn, std::int64_t num_experts) {
+  return static_cast<std::size_t>(plan.rows + 3 * tokens + 5 * top_k + 7 * d_model + 11 * d_ffn +
+                                  13 * num_experts);
 }
-void small_batch_forward(const SmallBatchPlan& /*plan*/, const SmallBatch& /*layer*/,
-                         void* /*workspace*/, Stream /*stream*/) {
-  throw Error(ErrorKind::kInternal, "no plain loops for few tokens");
+
+void small_batch_forward(const SmallBatchPlan& plan, const SmallBatch& layer, void* workspace,
+                         Stream stream) {
+  const std::int64_t T = layer.tokens, K = layer.top_k, E = layer.num_experts, R = T * K;
+  expect_call(stream, {layer.x_TD, layer.router_ED, layer.w1_EFD, layer.v1_EFD, layer.w2_EFD,
+                       layer.gate_RF, layer.up_RF, layer.out_TD});
+  poison(workspace, small_batch_workspace_bytes(plan, T, K, layer.d_model, layer.d_ffn, E));
+  const std::size_t bytes = router_workspace_bytes(T, layer.d_model, E) +
+                            route_workspace_bytes(T, E) + dispatch_order_workspace_bytes(T, K, E) +
+                            row_tiles_bytes(R, E, 128);
+  std::vector<std::int64_t> space(bytes / 8 + 1), tiles(space.size());
+  Floats logits(static_cast<std::size_t>(T * router_pitch(E)));
+  std::vector<std::int32_t> tokens_R(static_cast<std::size_t>(R));
+  std::vector<Line> h(static_cast<std::size_t>(R * layer.d_ffn) / 32 + 1);
+  std::vector<Line> y(static_cast<std::size_t>(R * layer.d_model) / 32 + 1);
+  const TensorView h_RF(h.data(), layer.x_TD.dtype, {R, layer.d_ffn});
+  const TensorView y_RD(y.data(), layer.x_TD.dtype, {R, layer.d_model});
+  router_logits(layer.x_TD, layer.router_ED, logits.data(), space.data(), stream);
+  route_forward({.normalize_p = layer.normalize ? 1.0 : 0.0}, nullptr, logits.data(),
+                router_pitch(E), T, E, K, layer.weights_TK, layer.indices_TK, layer.losses_2,
+                layer.tokens_per_expert_E, space.data(), stream);
+  dispatch_order(layer.indices_TK, nullptr, T, K, E, layer.rows_TK, layer.offsets_E1,
+                 tokens_R.data(), nullptr, space.data(), stream, -1);
+  build_row_tiles(layer.offsets_E1, E, 128, tiles.data(), stream);
+  grouped_gemm_activation(layer.activation, layer.x_TD, tokens_R.data(), layer.w1_EFD,
+                          layer.glu ? layer.v1_EFD : ConstTensorView(), tiles.data(), layer.gate_RF,
+                          layer.up_RF, h_RF, stream, {}, {});
+  grouped_gemm(h_RF, layer.w2_EFD, true, tiles.data(), y_RD, choose_grouped_gemm(layer.d_model),
+               stream, {}, {});
+  combine(y_RD, layer.weights_TK, layer.rows_TK, K, false, layer.out_TD, stream, false);
 }
 
 }  // namespace dropless::cuda
