@@ -294,10 +294,12 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
           {"dense_model_ms", or_null(contest.ms("dense_model"))}};
 }
 
-// ||rival - own|| / ||own||, the largest of the rivals that have the memory. A layer whose median token is off by more than
-// rounding is not that layer: an error. (A token may go elsewhere whose last two choices round to the same logit.)
-double largest_difference(const LayerCase& c, const at::Device& device) {
-  constexpr double kMost = 0.02;
+// ||rival - own|| / ||own||, the largest of the rivals that have the memory. Where one token in twenty is off by more than
+// rounding, or all together far, it is not that layer: an error. (A few tokens may go elsewhere whose last two choices round to
+// the same logit.)
+double largest_difference(const LayerCase& c, const std::string& dtype, const at::Device& device) {
+  const double most = dtype == "fp32" ? 1e-3 : 0.02;
+  constexpr double kMostTogether = 0.3;
   const at::NoGradGuard no_grad;
   const at::Tensor own = c.forward(kOwn).to(at::kFloat);
   double largest = 0;
@@ -306,14 +308,16 @@ double largest_difference(const LayerCase& c, const at::Device& device) {
         std::pair{"padded", rival(RivalProducts::kPadded)}}) {
     try {
       const at::Tensor difference = c.forward(layer).to(at::kFloat).sub_(own);
-      const double typical = (difference.norm(2, -1) / own.norm(2, -1)).median().item<double>();
-      if (!(typical <= kMost)) {
+      const double together = (difference.norm() / own.norm()).item<double>();
+      const double bad = (difference.norm(2, -1) / own.norm(2, -1)).quantile(0.95).item<double>();
+      if (!(bad <= most && together <= kMostTogether)) {
         throw Error(ErrorKind::kInternal,
-                    fmt::format("dropless and {} differ by {:.1f} % in the median token", name,
-                                100 * typical),
+                    fmt::format("dropless and {} differ by {:.2g} % together and one token in "
+                                "twenty by {:.2g} % or more",
+                                name, 100 * together, 100 * bad),
                     "no time of this layer means anything: report it with the command");
       }
-      largest = std::max(largest, (difference.norm() / own.norm()).item<double>());
+      largest = std::max(largest, together);
     } catch (const c10::OutOfMemoryError&) {
       empty_cache(device);
     }
@@ -328,6 +332,7 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
   if (program) prepared = program->prepare(s, verb.dtype, routing, device);
   std::vector<std::string> names;
   for (const auto& [name, about] : prepared.rivals) names.push_back(name);
+  const double difference = largest_difference(c, verb.dtype, device);
   nlohmann::ordered_json both[2];
   for (const bool backward : {false, true}) {
     Contest contest(c, backward, device, verb.calls, program, names);
@@ -339,7 +344,6 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
     if (!verb.kernels) break;
     both[backward]["kernels"] = time_kernels(c, kOwn, backward, device, verb.rounds);
   }
-  const double difference = largest_difference(c, device);
   for (nlohmann::ordered_json& row : both) {
     row["rivals_differ_by"] = difference;
     if (program) {
@@ -357,11 +361,12 @@ std::string cell(const nlohmann::ordered_json& value, int width, int digits, dou
              : fmt::format(" {:{}.{}f}", value.get<double>() * scale, width - 1, digits);
 }
 
-void print_header() {
+// `width`: of the routings' names.
+void print_header(std::size_t width) {
   std::cout << fmt::format(
-      "{:>5} {:>4} {:>5} {:>4} {:>2} {:<8} {:<9} {:>8} {:>8} {:>8} {:>7} "
+      "{:>5} {:>4} {:>5} {:>4} {:>2} {:<{}} {:<9} {:>8} {:>8} {:>8} {:>7} "
       "{:>7} {:>6} {:>8} {:>8} {:>8} {:>5} {:>8} {:>5} {:>5}\n",
-      "T", "d", "f", "E", "k", "routing", "direction", "ms", "in a row", "graph", "TFLOP/s",
+      "T", "d", "f", "E", "k", "routing", width, "direction", "ms", "in a row", "graph", "TFLOP/s",
       "dense", "of max", "torch", "loop", "padded", "ratio", "N*F", "kept", "peak");
 }
 
@@ -380,12 +385,12 @@ void print_rival_program(const nlohmann::ordered_json& row) {
   }
 }
 
-void print(const nlohmann::ordered_json& row) {
+void print(const nlohmann::ordered_json& row, std::size_t width) {
   constexpr double kGiB = 1.0 / (1 << 30);
   const auto& rivals = row["rivals"];
-  std::cout << fmt::format("{:>5} {:>4} {:>5} {:>4} {:>2} {:<8.8} {:<9}", row["T"].get<int>(),
+  std::cout << fmt::format("{:>5} {:>4} {:>5} {:>4} {:>2} {:<{}} {:<9}", row["T"].get<int>(),
                            row["d"].get<int>(), row["f"].get<int>(), row["E"].get<int>(),
-                           row["k"].get<int>(), row["routing"].get<std::string>(),
+                           row["k"].get<int>(), row["routing"].get<std::string>(), width,
                            row["direction"] == "forward" ? "forward" : "both")
             << cell(row["ms"], 9, 3) << cell(row["back_to_back_ms"], 9, 3)
             << cell(row["graph_ms"], 9, 3) << cell(row["tflops"], 8, 0)
@@ -412,7 +417,11 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   std::optional<OwnStream> stream;
   if (device.is_cuda()) stream.emplace(device);
   std::vector<RoutingChoice> routings;
-  for (const std::string& text : verb.routings) routings.push_back(parse_routing(text));
+  std::size_t width = 8;
+  for (const std::string& text : verb.routings) {
+    routings.push_back(parse_routing(text));
+    width = std::max(width, routings.back().name.size());
+  }
   std::optional<RivalProgram> program;
   if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
   nlohmann::ordered_json json{{"device", describe_device(device)},
@@ -422,10 +431,12 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   if (!verb.json) {
     std::cout << describe_device(device) << ", " << verb.dtype << ", medians of " << verb.rounds
               << (verb.calls > 1 ? fmt::format(", {} runs at once", verb.calls) : "") << "\n";
-    print_header();
+    print_header(width);
   }
   const auto print_json = [&] {
-    if (verb.json && !json["rows"].empty()) std::cout << json.dump() << "\n" << std::flush;
+    if (verb.json && !json["rows"].empty())
+      std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n"
+                << std::flush;
   };
   for (const LayerShape& shape : shapes) {
     for (const RoutingChoice& routing : routings) {
@@ -434,13 +445,14 @@ void run_bench_moe(const BenchMoeVerb& verb) {
         with_torch_errors("choose a smaller --shape", [&] {
           bench_shape(shape, routing, verb, device, program ? &*program : nullptr, json["rows"]);
         });
-      } catch (...) {
+      } catch (const std::exception& error) {
+        json["error"] = error.what();
         print_json();  // the rows up to here
         throw;
       }
       if (verb.json) continue;
       const std::size_t count = json["rows"].size();
-      for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i]);
+      for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i], width);
       // With backward: forward's parts are in it.
       if (verb.kernels) print_kernels(json["rows"][count - 1]["kernels"]);
       std::cout << std::flush;

@@ -57,7 +57,7 @@ RivalProgram::RivalProgram(std::string command) : command_(std::move(command)) {
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
-  // A process group of its own: what the shell starts ends with it, and with us.
+  // A process group of its own, so that what the shell starts ends with us.
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
@@ -76,13 +76,13 @@ RivalProgram::RivalProgram(std::string command) : command_(std::move(command)) {
 }
 
 RivalProgram::~RivalProgram() {
-  train::end_group_with_us(0);
   ::close(socket_);  // ends its loop over questions
-  for (int i = 0; i < 100; ++i) {
-    if (::waitpid(child_, nullptr, WNOHANG) != 0) return;
+  for (int i = 0; i < 100 && !state(WEXITED); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
+  // What it has not waited for itself. Its number is ours until the last line.
   ::kill(-child_, SIGKILL);
+  train::end_group_with_us(0);
   while (::waitpid(child_, nullptr, 0) == -1 && errno == EINTR) {
   }
 }
@@ -92,9 +92,20 @@ void RivalProgram::fail(const std::string& what) const {
               "what it printed stands above; benchmarks/moe_rivals.py says what it has to answer");
 }
 
+// Whether it has come to such an end or stop (wait's WEXITED, WSTOPPED).
+bool RivalProgram::state(int options) const {
+  siginfo_t info{};
+  return ::waitid(P_PID, static_cast<id_t>(child_), &info, options | WNOHANG | WNOWAIT) == 0 &&
+         info.si_pid == child_;
+}
+
 void RivalProgram::wait_for_answer(const nlohmann::json& question) const {
   pollfd readable{.fd = socket_, .events = POLLIN, .revents = 0};
-  for (int waits = 1; ::poll(&readable, 1, kPatienceMs) == 0; ++waits) {
+  for (int waits = 1;; ++waits) {
+    const int ready = ::poll(&readable, 1, kPatienceMs);
+    if (ready > 0 || (ready == -1 && errno != EINTR)) return;
+    if (state(WEXITED)) fail("ended, and what it started does not answer");
+    if (state(WSTOPPED)) fail("was stopped; a program that reads the terminal cannot be a rival");
     std::cerr << fmt::format("--rivals: no answer for {} s to {}\n", waits * kPatienceMs / 1000,
                              question.dump().substr(0, 200));
   }
@@ -114,7 +125,7 @@ nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
       const std::string answer = unread_.substr(0, end);
       unread_.erase(0, end + 1);
       nlohmann::json parsed = nlohmann::json::parse(answer, nullptr, /*allow_exceptions=*/false);
-      if (!parsed.is_object()) fail("answered " + answer.substr(0, 200));
+      if (!parsed.is_object()) fail("answered " + printable(answer.substr(0, 200)));
       return parsed;
     }
     if (unread_.size() > kLongestAnswer) fail("answered more than 1 MB without a line's end");

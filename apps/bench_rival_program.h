@@ -35,6 +35,7 @@ class RivalProgram {
  private:
   nlohmann::json ask(const nlohmann::json& question);
   void wait_for_answer(const nlohmann::json& question) const;
+  bool state(int options) const;
   [[noreturn]] void fail(const std::string& what) const;
 
   std::string command_;

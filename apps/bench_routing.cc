@@ -62,9 +62,11 @@ std::vector<double> loads_of_run(const std::string& folder) {
   return fullest;
 }
 
-// Of the row: two runs' are told apart.
+// Of the row: two runs' are told apart. In ASCII, for JSON.
 std::string run_name(const std::string& folder) {
-  const std::string name = base_name(folder);
+  std::string name = base_name(folder);
+  std::replace_if(
+      name.begin(), name.end(), [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }, '?');
   return name.empty() ? "run" : "run:" + name;
 }
 

@@ -170,19 +170,34 @@ for line in sys.stdin:
         program = self.PROGRAM.replace('["T"] == 64 and', '["T"] == 64 and question["prepare"]["f"] == 16 and')
         result = self.rivals(program, "--json", "--shape", "64,32,24,8,2")
         self.assertEqual((result.returncode, "ended without an answer" in result.stderr), (1, True), result.stderr)
-        self.assertEqual([row["f"] for row in json.loads(result.stdout)["rows"]], [16, 16])
+        report = json.loads(result.stdout)
+        self.assertEqual([row["f"] for row in report["rows"]], [16, 16])
+        self.assertIn("ended without an answer", report["error"])
 
     def test_what_a_rival_started_ends_with_the_command(self):
-        (self.folder / "rivals.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '.')\ntime.sleep(100)\n")
+        (self.folder / "rivals.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '.')\ntime.sleep(1000)\n")
         command = [str(BINARY), "bench", "moe", "--device", "cpu", "--rounds", "1", "--shape", "64,32,16,8,2"]
         command += ["--rivals", f"{sys.executable} {self.folder}/rivals.py; true"]
         with subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
             pid = self.folder / "pid"
             self.wait_for(lambda: pid.exists() and pid.read_text().endswith("."))
             running.terminate()
-            self.assertIn(b"SIGTERM", running.communicate()[1])
-        stat = Path("/proc", pid.read_text()[:-1], "stat")
-        self.wait_for(lambda: not stat.exists() or ") Z " in stat.read_text())
+            # The program has our standard error too: it is over when that is.
+            self.assertIn(b"SIGTERM", running.communicate(timeout=30)[1])
+        self.wait_for(lambda: self.has_ended(pid.read_text()[:-1]))
+
+    @staticmethod
+    def has_ended(pid):
+        try:
+            return ") Z " in Path("/proc", pid, "stat").read_text()
+        except OSError:
+            return True
+
+    def test_what_a_rival_left_running_ends_too(self):
+        program = "import subprocess\nopen('pid', 'w').write(str(subprocess.Popen(['sleep', '1000']).pid))\n" + self.PROGRAM
+        result = self.rivals(program)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.wait_for(lambda: self.has_ended((self.folder / "pid").read_text()))
 
     def test_table_names_the_device_and_every_shape(self):
         lines = self.check_command(

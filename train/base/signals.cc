@@ -14,7 +14,7 @@
 namespace dropless::train {
 namespace {
 
-// Handlers may touch only lock-free atomics and async-signal-safe calls (_exit).
+// Handlers may touch only lock-free atomics and async-signal-safe calls (kill, write, _exit).
 std::atomic<int> stop{0};
 std::atomic<bool> save{false};
 std::atomic<int> group_to_end{0};
@@ -34,13 +34,14 @@ const char* signal_text(int signal_number) {
 }
 
 [[noreturn]] void exit_at_once(int signal_number) {
+  // Before a write that may block, or end us where nobody reads.
+  if (const int group = group_to_end; group > 0) ::kill(-group, SIGKILL);
   const bool train = current_mode == SignalMode::kFinishStep;
   for (const char* text :
        {train ? "\nstopped at once; nothing was saved after the last checkpoint" : "error: ",
         train ? "" : signal_text(signal_number), "\n"}) {
     [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text, std::strlen(text));
   }
-  if (const int group = group_to_end; group > 0) ::kill(-group, SIGKILL);
   _exit(1);
 }
 

@@ -13,7 +13,8 @@ enum class SignalMode { kFinishStep, kThrow, kExit };
 // Also unblocks the signals it handles: the launcher (apps/launcher.cc) blocks them while the
 // program is being loaded.
 void install_signal_handlers(SignalMode mode);
-// In kExit mode a signal kills this process group too (0: none), so that nobody we started outlives us.
+// Where a signal makes us exit at once, this process group is killed before (0: none), so that what we started does not
+// outlive us. Of other ends, SIGQUIT and SIGKILL among them, it has to learn by itself.
 void end_group_with_us(int group) noexcept;
 // The signal that asked to stop (SIGINT, SIGTERM or SIGHUP), 0 as long as none did.
 int stop_signal() noexcept;
