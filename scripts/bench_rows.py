@@ -28,7 +28,8 @@ def line(cells):
 
 def name_of(row):
     shape = tuple(row[side] for side in ("T", "d", "f", "E", "k"))
-    return NAMES.get(shape, ",".join(map(str, shape)))
+    name = NAMES.get(shape, ",".join(map(str, shape)))
+    return name if row.get("dtype", "bf16") == "bf16" else f"{name}, {row['dtype']}"
 
 
 def number(value, scale=1.0):
@@ -67,17 +68,16 @@ def part_cell(part):
 
 
 def parts_table(rows):
-    several_types = len({row["dtype"] for row in rows}) > 1
-
     def column(row):
-        return ", ".join([name_of(row), *([row["routing"]] if row["routing"] != "router" else []),
-                          *([row["dtype"]] if several_types else [])])  # fmt: skip
+        return name_of(row) + (f", {row['routing']}" if row["routing"] != "router" else "")
 
     names, cells = [], {}
     for row in rows:
         for part in row["kernels"]:
             if part["part"] not in names:
                 names.append(part["part"])
+            if (part["part"], column(row)) in cells:
+                sys.exit(f"two runs of {column(row)}: one table of parts has room for one")
             cells[part["part"], column(row)] = part_cell(part)
     shapes = list(dict.fromkeys(column(row) for row in rows))
     return [line(["part", *shapes]), "|" + "---|" * (len(shapes) + 1),
@@ -86,7 +86,8 @@ def parts_table(rows):
 
 def decode_row(row):
     return line([
-        ", ".join(str(row[side]) for side in ("T", "d", "f", "E", "k")), str(row["experts_read"]),
+        ", ".join(str(row[side]) for side in ("T", "d", "f", "E", "k")) + f", {row['dtype']}" * (row["dtype"] != "bf16"),
+        str(row["experts_read"]),
         f"{row['bytes'] / 1e6:.1f}", f"{row['us']:.1f}", *(f"{row[key]:.0f}" for key in ("gb_per_s", "copy_gb_per_s")),
         f"{row['of_copy']:.2f}", f"{row['torch_us']:.1f}", f"{row['ratio']:.2f}",
     ])  # fmt: skip
@@ -104,8 +105,12 @@ def read(path):
     except (OSError, ValueError) as error:
         sys.exit(f"{path}: {error}")
     rows = document.get("rows") if isinstance(document, dict) else None
-    if not isinstance(rows, list) or not all("back_to_back_ms" in row or "experts_read" in row for row in rows):
+    if not isinstance(rows, list) or not rows or not all(
+        isinstance(row, dict) and ("back_to_back_ms" in row or "experts_read" in row) for row in rows
+    ):
         sys.exit(f"{path}: not what `dropless bench moe --json` writes on a GPU (the CPU's rows are others)")
+    if "error" in document:
+        print(f"{path}: rows are missing: {document['error']}", file=sys.stderr)
     return document
 
 
@@ -114,9 +119,14 @@ def main(paths):
         print(__doc__, file=sys.stdout if paths else sys.stderr)
         return 0 if paths else 2
     documents = [read(path) for path in paths]
-    for about in dict.fromkeys((document.get("device", "?"), document.get("rounds")) for document in documents):
-        print(about[0] + (f", medians of {about[1]}" if about[1] else ""))
-    print()
+    about = {
+        ", ".join([document.get("device", "?"), *([f"medians of {document['rounds']}"] if "rounds" in document else []),
+                   *([f"{document['calls']} runs at once"] if document.get("calls", 1) > 1 else [])])
+        for document in documents
+    }  # fmt: skip
+    if len(about) > 1:
+        sys.exit("files of several kinds, which one table would mix: " + "; ".join(sorted(about)))
+    print(about.pop() + "\n")
     rows = [row for document in documents for row in document["rows"]]
     layers = [row for row in rows if "rivals" in row]
     with_parts = [row for row in layers if "kernels" in row and row["direction"] != "forward"]

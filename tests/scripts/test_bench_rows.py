@@ -76,10 +76,20 @@ class BenchRowsTest(unittest.TestCase):
         self.assertEqual((run().returncode, "usage" in run().stderr), (2, True))
         self.assertEqual((run("--help").returncode, "usage" in run("--help").stdout), (0, True))
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            for text in ("", "{}", "[1]", '{"rows": [{"ms": 1}]}'):
+            for text in ("", "{}", "[1]", '{"rows": [{"ms": 1}]}', '{"rows": [1]}', '{"rows": []}'):
                 file.seek(0), file.truncate(), file.write(text), file.flush()
-                self.assertIn(file.name, run(file.name).stderr, text)
-                self.assertNotIn("Traceback", run(file.name).stderr, text)
+                result = run(file.name)
+                self.assertEqual((result.returncode, result.stdout), (1, ""), text)
+                self.assertIn(file.name, result.stderr, text)
+                self.assertNotIn("Traceback", result.stderr, text)
+            other = Path(file.name + ".other")
+            self.addCleanup(other.unlink)
+            for path, calls in ((Path(file.name), 1), (other, 5)):
+                path.write_text(json.dumps({"device": "a GPU", "calls": calls, "rows": [ROW], "error": "full"}))
+            result = run(file.name, str(other))
+            self.assertEqual((result.returncode, "5 runs at once" in result.stderr), (1, True), result.stderr)
+            result = run(file.name)
+            self.assertEqual((result.returncode, "rows are missing: full" in result.stderr), (0, True), result.stderr)
         self.assertIn("No such file", run("absent.json").stderr)
 
 
