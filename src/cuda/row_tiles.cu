@@ -15,11 +15,15 @@ constexpr int kMostExperts = 1024;
 constexpr int kFewTiles = 3;      // measured: docs/kernels.md
 constexpr int kHeaderBytes = 16;  // the count; keeps the records aligned
 
-// Clusters of two take tiles 2 i and 2 i + 1, and share the expert's matrix where both are of one expert. The third tile of an
-// expert, its last, maybe nearly empty, would tear apart the pairs behind it: behind an expert's pair stands its odd tile with
-// the next odd tile of another expert (two with at most 64 rows each take half a tile's time). Only of experts with few tiles: of the
-// others fewer pairs are torn, and their matrix would be read again for an odd tile that stands apart (docs/kernels.md). Those
-// others come behind all of these, which an odd number of tiles would shift.
+// Clusters of two take tiles 2 i and 2 i + 1, and share the expert's matrix where both are of one expert. Of experts A to D with
+// 3, 2, 3 and 5 tiles, in order of experts
+//
+//     A0 A1 | A2 B0 | B1 C0 | C1 C2 | D0 D1 | D2 D3 | D4        two clusters share nothing; here one:
+//     A0 A1 | A2 C2 | B0 B1 | C0 C1 | D0 D1 | D2 D3 | D4
+//
+// A2 and C2, the last of their experts, may be nearly empty: where both have at most 64 rows, they take half a tile's time. So
+// only with experts of few tiles: of others fewer pairs are torn, and their matrix would be read again for an odd tile that
+// stands apart (docs/kernels.md). Those come behind the ones with few, which an odd number of tiles would shift.
 //
 // One CTA: thread i counts the tiles of expert i, scans place them, then a warp per expert writes.
 __global__ void __launch_bounds__(kMostExperts)
