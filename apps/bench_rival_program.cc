@@ -102,8 +102,11 @@ bool RivalProgram::state(int options) const {
 void RivalProgram::wait_for_answer(const nlohmann::json& question) const {
   pollfd readable{.fd = socket_, .events = POLLIN, .revents = 0};
   for (int waits = 1;; ++waits) {
-    const int ready = ::poll(&readable, 1, kPatienceMs);
-    if (ready > 0 || (ready == -1 && errno != EINTR)) return;
+    int ready = -1;
+    do {
+      ready = ::poll(&readable, 1, kPatienceMs);
+    } while (ready == -1 && errno == EINTR);
+    if (ready != 0) return;  // read() says what it is
     if (state(WEXITED)) fail("ended, and what it started does not answer");
     if (state(WSTOPPED)) fail("was stopped; a program that reads the terminal cannot be a rival");
     std::cerr << fmt::format("--rivals: no answer for {} s to {}\n", waits * kPatienceMs / 1000,

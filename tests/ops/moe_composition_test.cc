@@ -7,9 +7,13 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "dropless/moe.h"
+#include "dropless/observe.h"
 #include "tests/ops/moe_case.h"
 #include "tests/ops/plain_kernels.h"
 
@@ -311,6 +315,35 @@ TEST(MoEComposition, GivenIndicesOfNoExpertHaveNoRow) {
   }
   for (std::int64_t d = 0; d < config.d_model; ++d) EXPECT_EQ(c.out_TD.get(7 * 264 + d), 0);
   for (std::int64_t i = 0; i < c.d_x_TD.numel(); ++i) EXPECT_TRUE(std::isfinite(c.d_x_TD.get(i)));
+  plain_kernels() = {};
+}
+
+// What observe.h hears: all of the layer's operations, whatever slabs they are cut into.
+TEST(MoEComposition, TellsItsParts) {
+  for (const auto& [glu, d_ffn] :
+       {std::pair{true, 40}, std::pair{false, 40}, std::pair{true, 2056}}) {
+    MoEConfig config = config_of(3, 2, 520, d_ffn);
+    config.glu = glu;
+    double flops = 0;
+    std::set<std::string> names;
+    const PartObserver before = observe_parts([&](const QueuedPart& part) {
+      names.insert(part.name);
+      flops += part.flops;
+      EXPECT_GT(part.bytes, 0) << part.name;
+    });
+    MoECase c(config, 4, DType::kBFloat16, 3);
+    HostLayer(c, {}).run_only();
+    observe_parts(before);
+    for (const char* name :
+         {"router", "route", "order", "up", "down", "combine", "prepare", "d_activation",
+          "d_scores", "d_router", "d_w2", "d_w1", "d_x", "add d_x"}) {
+      EXPECT_TRUE(names.contains(name)) << name;
+    }
+    EXPECT_EQ(names.contains("d_v1"), glu);
+    if (d_ffn > 2048) EXPECT_TRUE(names.contains("gather"));
+    const double layer = (glu ? 18.0 : 12.0) * 8 * 520 * d_ffn, router = 8.0 * 4 * 520 * 3;
+    EXPECT_DOUBLE_EQ(flops, layer + router);
+  }
   plain_kernels() = {};
 }
 
