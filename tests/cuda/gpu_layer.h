@@ -98,14 +98,6 @@ class GpuLayer {
   bool canaries_intact() const {
     return intact(forward_space_, forward_bytes_) && intact(backward_space_, backward_bytes_);
   }
-  // Whether nothing behind the first `used` bytes of a poisoned buffer was written.
-  static bool intact(const DeviceBuffer& space, std::size_t used) {
-    const auto all = space.download<unsigned char>(space.bytes());
-    for (std::size_t i = used; i < all.size(); ++i) {
-      if (all[i] != 0xff) return false;
-    }
-    return true;
-  }
 
   MoEWeights weights() const {
     return {.router_ED = inputs_[1],

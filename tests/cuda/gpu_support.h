@@ -52,6 +52,15 @@ class DeviceBuffer {
   std::size_t bytes_ = 0;
 };
 
+// Whether nothing behind the first `used` bytes of a poisoned buffer was written.
+inline bool intact(const DeviceBuffer& space, std::size_t used) {
+  const auto all = space.download<unsigned char>(space.bytes());
+  for (std::size_t i = used; i < all.size(); ++i) {
+    if (all[i] != 0xff) return false;
+  }
+  return true;
+}
+
 void synchronize();
 
 // Uniform in [-scale, scale), a function of seed and index alone, in bf16, fp16 or fp32.

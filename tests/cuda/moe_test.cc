@@ -269,16 +269,10 @@ TEST_F(MoECudaLayer, EveryRunAndAGraphGiveTheSameBits) {
 TEST_F(MoECudaLayer, TellsItsParts) {
   MoECase c(config_of(64, 2, 1024, 256), 1000, DType::kBFloat16, 3);
   GpuLayer gpu(c);
-  double flops = 0;
-  std::set<std::string> names;
-  const PartObserver before = observe_parts([&](const QueuedPart& part) {
-    names.insert(part.name);
-    flops += part.flops;
-    EXPECT_GT(part.bytes, 0) << part.name;
+  const auto [names, flops] = parts_told([&] {
+    gpu.forward();
+    gpu.backward();
   });
-  gpu.forward();
-  gpu.backward();
-  observe_parts(before);
   synchronize();
   for (const char* name : {"router", "route", "order", "up", "down", "combine", "d_activation",
                            "d_scores", "d_router", "d_w2", "d_w1", "d_v1", "d_x"}) {

@@ -56,7 +56,7 @@ bool run_plan(const SmallBatchPlan& plan, const MoECase& c, const GpuLayer& gpu)
                              .out_TD = gpu.out()},
                             space.get(), nullptr);
   synchronize();
-  return GpuLayer::intact(space, bytes);
+  return intact(space, bytes);
 }
 
 // By every compiled tile.

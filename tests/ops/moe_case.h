@@ -2,7 +2,11 @@
 // double, token by token, as an independent check of the composition.
 #pragma once
 
+#include <set>
+#include <string>
+
 #include "dropless/moe.h"
+#include "dropless/observe.h"
 #include "tests/ops/tensor.h"
 
 namespace dropless::testing {
@@ -71,6 +75,24 @@ struct NaiveResult {
   Tensor out_TD, losses_2, counts_E;
 };
 NaiveResult naive_forward(const MoECase& c);
+
+// What observe.h hears while run() is carried out: which parts, of how many operations together.
+struct PartsTold {
+  std::set<std::string> names;
+  double flops = 0;
+};
+template <class Run>
+PartsTold parts_told(Run run) {
+  PartsTold told;
+  const PartObserver before = observe_parts([&](const QueuedPart& part) {
+    told.names.insert(part.name);
+    told.flops += part.flops;
+    EXPECT_GT(part.bytes, 0) << part.name;
+  });
+  run();
+  observe_parts(before);
+  return told;
+}
 
 // ---- the layer in 16 bits, as a GPU computes it, against the layer in double
 

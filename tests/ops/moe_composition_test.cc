@@ -7,13 +7,10 @@
 #include <cmath>
 #include <cstring>
 #include <random>
-#include <set>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "dropless/moe.h"
-#include "dropless/observe.h"
 #include "tests/ops/moe_case.h"
 #include "tests/ops/plain_kernels.h"
 
@@ -100,11 +97,11 @@ class HostLayer {
     {
       Workspace space(moe_forward_workspace_bytes(c.config, c.tokens, c.dtype, gpu));
       std::memset(space.data(), 0xff, space.bytes());
-      const std::vector<Tensor> read = only_read();
+      const std::vector<Tensor> read = only_read(/*backward=*/false);
       moe_forward(c.config, on_gpu(c.x_TD), weights, on_gpu(c.out_TD), if_wanted(c.losses_2),
                   if_wanted(c.counts_E), saved, space.data(), space.bytes(), &stream);
       EXPECT_TRUE(space.intact());
-      expect_unchanged(read, only_read());
+      expect_unchanged(read, only_read(/*backward=*/false));
     }
     MoECase reference = c.to(DType::kFloat64);
     for (int i = 0; i < 2 && !layout_.losses; ++i) reference.d_losses_2.set(i, 0);
@@ -115,18 +112,11 @@ class HostLayer {
 
     Workspace space(moe_backward_workspace_bytes(c.config, c.tokens, c.dtype, gpu));
     std::memset(space.data(), 0xff, space.bytes());
-    std::vector<Tensor> read = only_read();
-    for (Tensor* kept : {&c.weights_TK, &c.indices_TK, &c.rows_TK, &c.offsets_E1}) {
-      read.push_back(*kept);
-    }
+    const std::vector<Tensor> read = only_read(/*backward=*/true);
     moe_backward(c.config, on_gpu(c.x_TD), weights, saved, on_gpu(c.d_out_TD),
                  if_wanted(c.d_losses_2), gradients, space.data(), space.bytes(), &stream);
     EXPECT_TRUE(space.intact());
-    std::vector<Tensor> after = only_read();
-    for (Tensor* kept : {&c.weights_TK, &c.indices_TK, &c.rows_TK, &c.offsets_E1}) {
-      after.push_back(*kept);
-    }
-    expect_unchanged(read, after);
+    expect_unchanged(read, only_read(/*backward=*/true));
     if (!compare) return;
     ASSERT_TRUE(reference.backward());
     if (is_shared()) {
@@ -147,11 +137,15 @@ class HostLayer {
   static constexpr double kUntouched = 1.25;
 
   bool is_shared() const { return layout_.shared.pitch > 0 && case_.config.glu; }
-  std::vector<Tensor> only_read() const {
+  // Backward reads what forward kept too, but for gate and up, which it replaces.
+  std::vector<Tensor> only_read(bool backward) const {
     const MoECase& c = case_;
     std::vector<Tensor> tensors = {c.x_TD,   c.router_ED, c.w1_EFD,     c.v1_EFD,
                                    c.w2_EFD, c.d_out_TD,  c.d_losses_2, c.b1_EF,
                                    c.bv1_EF, c.b2_ED,     c.bias_E,     shared_};
+    if (backward) {
+      tensors.insert(tensors.end(), {c.weights_TK, c.indices_TK, c.rows_TK, c.offsets_E1});
+    }
     return tensors;
   }
   static void expect_unchanged(const std::vector<Tensor>& before,
@@ -215,7 +209,7 @@ void expect_matches_double(const MoEConfig& config, std::int64_t tokens, const L
     }
     HostLayer(c, layout).run();
   }
-  plain_kernels() = {};
+  plain_kernels().gather_after_products = false;
 }
 
 MoEConfig with_bias(MoEConfig config) {
@@ -290,17 +284,16 @@ TEST(MoEComposition, FewTokens) {
 
 // The way of few tokens forward, where kernels.h has one, and what it leaves for backward; not with biases.
 TEST(MoEComposition, SmallBatches) {
+  plain_kernels().small_batches = true;
   for (const MoEConfig& config :
        {config_of(16, 2, 72, 24), config_of(16, 3, 264, 40, Activation::kRelu, false, 1),
         with_bias(config_of(16, 2, 72, 24))}) {
     for (const std::int64_t tokens : {5, 40}) {
-      plain_kernels().small_batches = true;
       expect_matches_double(config, tokens);
-      plain_kernels().small_batches = true;
       expect_matches_double(config, tokens, {.shared = kHalves});
     }
   }
-  plain_kernels() = {};
+  plain_kernels().small_batches = false;
 }
 
 // Nobody looks at given indices before they are used.
@@ -315,7 +308,6 @@ TEST(MoEComposition, GivenIndicesOfNoExpertHaveNoRow) {
   }
   for (std::int64_t d = 0; d < config.d_model; ++d) EXPECT_EQ(c.out_TD.get(7 * 264 + d), 0);
   for (std::int64_t i = 0; i < c.d_x_TD.numel(); ++i) EXPECT_TRUE(std::isfinite(c.d_x_TD.get(i)));
-  plain_kernels() = {};
 }
 
 // What observe.h hears: all of the layer's operations, whatever slabs they are cut into.
@@ -324,16 +316,8 @@ TEST(MoEComposition, TellsItsParts) {
        {std::pair{true, 40}, std::pair{false, 40}, std::pair{true, 2056}}) {
     MoEConfig config = config_of(3, 2, 520, d_ffn);
     config.glu = glu;
-    double flops = 0;
-    std::set<std::string> names;
-    const PartObserver before = observe_parts([&](const QueuedPart& part) {
-      names.insert(part.name);
-      flops += part.flops;
-      EXPECT_GT(part.bytes, 0) << part.name;
-    });
     MoECase c(config, 4, DType::kBFloat16, 3);
-    HostLayer(c, {}).run_only();
-    observe_parts(before);
+    const auto [names, flops] = parts_told([&] { HostLayer(c, {}).run_only(); });
     for (const char* name :
          {"router", "route", "order", "up", "down", "combine", "prepare", "d_activation",
           "d_scores", "d_router", "d_w2", "d_w1", "d_x", "add d_x"}) {
@@ -344,7 +328,6 @@ TEST(MoEComposition, TellsItsParts) {
     const double layer = (glu ? 18.0 : 12.0) * 8 * 520 * d_ffn, router = 8.0 * 4 * 520 * 3;
     EXPECT_DOUBLE_EQ(flops, layer + router);
   }
-  plain_kernels() = {};
 }
 
 TEST(MoEComposition, LossesMayBeAbsent) {

@@ -12,11 +12,13 @@
 #include <utility>
 #include <vector>
 
+#include "dropless/activation.h"
 #include "dropless/error.h"
 #include "dropless/permute.h"
 #include "src/common/dispatch.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/small_batch.h"
+#include "tests/ops/tensor.h"
 
 namespace dropless::testing {
 
@@ -175,41 +177,10 @@ void multiply_rows(const std::vector<std::pair<ConstTensorView, ConstTensorView>
                   });
 }
 
-struct ValueAndSlope {
-  float value, slope;
-};
-
-ValueAndSlope activate(Activation activation, float x) {
-  const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
-  const double z = x;
-  double value = 0, slope = 0;
-  switch (activation) {
-    case Activation::kSilu: {
-      const double s = sigmoid(z);
-      value = z * s, slope = s + z * s * (1 - s);
-      break;
-    }
-    case Activation::kQuickGelu: {
-      const double s = sigmoid(1.702 * z);
-      value = z * s, slope = s + 1.702 * z * s * (1 - s);
-      break;
-    }
-    case Activation::kGeluTanh: {
-      const double c = std::sqrt(2 / M_PI), u = std::tanh(c * (z + 0.044715 * z * z * z));
-      value = 0.5 * z * (1 + u);
-      slope = 0.5 * (1 + u) + 0.5 * z * (1 - u * u) * c * (1 + 3 * 0.044715 * z * z);
-      break;
-    }
-    case Activation::kGelu: {
-      const double cdf = 0.5 * (1 + std::erf(z / std::sqrt(2.0)));
-      value = z * cdf, slope = cdf + z * std::exp(-0.5 * z * z) / std::sqrt(2 * M_PI);
-      break;
-    }
-    case Activation::kRelu:
-      value = std::max(z, 0.0), slope = z > 0 ? 1 : 0;
-      break;
-  }
-  return {static_cast<float>(value), static_cast<float>(slope)};
+// As a matrix of one row, for the library's ops; absent where there are no values.
+TensorView one_row(Floats& values) {
+  if (values.empty()) return {};
+  return {values.data(), DType::kFloat32, {1, static_cast<std::int64_t>(values.size())}};
 }
 
 // [T, E] without the gaps between rows of `pitch`.
@@ -232,10 +203,6 @@ std::vector<std::int32_t> experts_only(const std::int32_t* indices_TK, std::int6
   return indices;
 }
 
-struct alignas(64) Line {
-  char bytes[64];
-};
-
 }  // namespace
 
 // ---- router, dispatch order, permute, combine
@@ -251,9 +218,8 @@ void route_forward(const RouteConfig& config, const float* bias_E, const float* 
   expect_call(stream);
   poison(workspace, route_workspace_bytes(num_tokens, num_experts));
   const Floats logits = without_gaps(logits_TE, pitch, num_tokens, num_experts);
-  const std::size_t bytes =
-      dropless::route_workspace_bytes(num_tokens, num_experts, DType::kFloat32);
-  std::vector<Line> space(bytes / sizeof(Line) + 1);
+  testing::Workspace space(
+      dropless::route_workspace_bytes(num_tokens, num_experts, DType::kFloat32));
   const auto optional = [](auto* data, DType dtype, std::int64_t size) {
     return data == nullptr ? TensorView() : TensorView(data, dtype, {size});
   };
@@ -267,8 +233,7 @@ void route_forward(const RouteConfig& config, const float* bias_E, const float* 
                         : ConstTensorView(bias_E, DType::kFloat32, {num_experts}),
       {weights_TK, DType::kFloat32, {num_tokens, top_k}},
       {indices.data(), DType::kInt32, {num_tokens, top_k}}, optional(losses_2, DType::kFloat32, 2),
-      optional(tokens_per_expert_E, DType::kInt32, num_experts), space.data(),
-      space.size() * sizeof(Line));
+      optional(tokens_per_expert_E, DType::kInt32, num_experts), space.data(), space.bytes());
   for (std::int64_t i = 0; i < num_tokens * top_k; ++i) {
     if (!given) indices_TK[i] = indices[i];
     if (!is_expert(indices_TK[i], num_experts)) weights_TK[i] = 0;
@@ -421,16 +386,13 @@ void grouped_gemm_activation(Activation activation, ConstTensorView x, const std
     const std::vector<Floats> v1 = v1_EFD ? rows_of(matrix_of(v1_EFD, e)) : std::vector<Floats>();
     for (std::int64_t r = begin; r < end; ++r) {
       const Floats from = row_of(x, list_R == nullptr ? r : list_R[r]);
-      Floats gate(F), up(F, 1), act(F);
-      if (b1_EF) gate = row_of(b1_EF, e);
-      if (v1_EFD && bv1_EF) up = row_of(bv1_EF, e);
-      for (std::size_t f = 0; f < F; ++f) {
+      Floats gate = b1_EF ? row_of(b1_EF, e) : Floats(F), act(F);
+      Floats up = bv1_EF ? row_of(bv1_EF, e) : Floats(v1.size());
+      for (std::size_t f = 0; f < F; ++f)
         gate[f] = rounded(gate[f] + dot(from, w1[f]), act_RF.dtype);
-        if (v1_EFD) {
-          up[f] = rounded((bv1_EF ? up[f] : 0) + dot(from, v1[f]), act_RF.dtype);
-        }
-        act[f] = activate(activation, gate[f]).value * up[f];
-      }
+      for (std::size_t f = 0; f < up.size(); ++f)
+        up[f] = rounded(up[f] + dot(from, v1[f]), act_RF.dtype);
+      activation_forward(activation, one_row(gate), one_row(up), one_row(act));
       if (gate_RF) store_row(gate_RF, r, gate);
       if (gate_RF && up_RF) store_row(up_RF, r, up);
       store_row(act_RF, r, act);
@@ -451,16 +413,17 @@ void grouped_gemm_activation_grad(Activation activation, ConstTensorView d_out_T
     const std::vector<Floats> w2 = rows_of(matrix_of(w2_EFD, e));
     for (std::int64_t r = begin; r < end; ++r) {
       const Floats d_out = row_of(d_out_TD, tokens_R[r]);
-      Floats gate = row_of(gate_RF, r), up = up_RF ? row_of(up_RF, r) : Floats(F, 1), act(F);
+      Floats gate = row_of(gate_RF, r), up = up_RF ? row_of(up_RF, r) : Floats(), act(F), d_act(F);
       Floats parts((F + kActivationGradColumns - 1) / kActivationGradColumns);
+      activation_forward(activation, one_row(gate), one_row(up), one_row(act));
       for (std::size_t f = 0; f < F; ++f) {
-        const float t = dot(d_out, w2[f]), u = up[f];
-        const auto [value, slope] = activate(activation, gate[f]);
-        parts[f / kActivationGradColumns] += t * value * u;
-        act[f] = scores_R[r] * value * u;
-        gate[f] = scores_R[r] * t * u * slope;
-        up[f] = scores_R[r] * t * value;
+        const float t = dot(d_out, w2[f]);
+        parts[f / kActivationGradColumns] += t * act[f];
+        d_act[f] = scores_R[r] * t;
+        act[f] *= scores_R[r];
       }
+      activation_backward(activation, one_row(gate), one_row(up), one_row(d_act), one_row(gate),
+                          one_row(up));
       for (std::size_t i = 0; i < parts.size(); ++i) {
         d_scores_NR[static_cast<std::int64_t>(i) * rows + r] = parts[i];
       }
@@ -519,7 +482,7 @@ void prepare_backward(const float* weights_TK, const std::int32_t* indices_TK,
   expect_call(stream);
   std::fill_n(tokens_per_expert_E, num_experts, 0);
   for (std::int64_t i = 0; i < num_rows; ++i) {
-    if (indices_TK[i] >= 0 && indices_TK[i] < num_experts) ++tokens_per_expert_E[indices_TK[i]];
+    if (is_expert(indices_TK[i], num_experts)) ++tokens_per_expert_E[indices_TK[i]];
     if (rows_TK[i] < 0) continue;
     weights_R[rows_TK[i]] = weights_TK[i];
     tokens_R[rows_TK[i]] = static_cast<std::int32_t>(i / top_k);
@@ -591,16 +554,13 @@ void small_batch_forward(const SmallBatchPlan& plan, const SmallBatch& layer, vo
   expect_call(stream, {layer.x_TD, layer.router_ED, layer.w1_EFD, layer.v1_EFD, layer.w2_EFD,
                        layer.gate_RF, layer.up_RF, layer.out_TD});
   poison(workspace, small_batch_workspace_bytes(plan, T, K, layer.d_model, layer.d_ffn, E));
-  const std::size_t bytes = router_workspace_bytes(T, layer.d_model, E) +
-                            route_workspace_bytes(T, E) + dispatch_order_workspace_bytes(T, K, E) +
-                            row_tiles_bytes(R, E, 128);
-  std::vector<std::int64_t> space(bytes / 8 + 1), tiles(space.size());
+  testing::Workspace space(router_workspace_bytes(T, layer.d_model, E) +
+                           route_workspace_bytes(T, E) + dispatch_order_workspace_bytes(T, K, E));
+  testing::Workspace tiles(row_tiles_bytes(R, E, 128));
   Floats logits(static_cast<std::size_t>(T * router_pitch(E)));
   std::vector<std::int32_t> tokens_R(static_cast<std::size_t>(R));
-  std::vector<Line> h(static_cast<std::size_t>(R * layer.d_ffn) / 32 + 1);
-  std::vector<Line> y(static_cast<std::size_t>(R * layer.d_model) / 32 + 1);
-  const TensorView h_RF(h.data(), layer.x_TD.dtype, {R, layer.d_ffn});
-  const TensorView y_RD(y.data(), layer.x_TD.dtype, {R, layer.d_model});
+  testing::Tensor h_RF(layer.x_TD.dtype, {R, layer.d_ffn});
+  testing::Tensor y_RD(layer.x_TD.dtype, {R, layer.d_model});
   router_logits(layer.x_TD, layer.router_ED, logits.data(), space.data(), stream);
   route_forward({.normalize_p = layer.normalize ? 1.0 : 0.0}, nullptr, logits.data(),
                 router_pitch(E), T, E, K, layer.weights_TK, layer.indices_TK, layer.losses_2,
