@@ -31,7 +31,6 @@
 #include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/bridge/device_graph.h"
-#include "train/nn/moe_torch.h"
 #include "train/run/memory.h"
 
 namespace dropless::apps {
@@ -85,11 +84,18 @@ const LayerFunction kOwn = [](const MoEConfig& config, const at::Tensor& x,
                               const at::Tensor& w2) {
   return moe_layer(config, x, router, w1, v1, w2).out_TD;
 };
-const LayerFunction kTorch = [](const MoEConfig& config, const at::Tensor& x,
-                                const at::Tensor& router, const at::Tensor& w1,
-                                const at::Tensor& v1, const at::Tensor& w2) {
-  return moe_layer_torch(config, x, router, w1, v1, w2).out_TD;
-};
+
+LayerFunction rival(RivalProducts products) {
+  return [products](const MoEConfig& config, const at::Tensor& x, const at::Tensor& router,
+                    const at::Tensor& w1, const at::Tensor& v1, const at::Tensor& w2) {
+    return rival_layer(products, config, x, router, w1, v1, w2);
+  };
+}
+
+const std::vector<std::pair<std::string, LayerFunction>> kRivals = {
+    {"torch", rival(RivalProducts::kGrouped)},
+    {"loop", rival(RivalProducts::kLoop)},
+    {"padded", rival(RivalProducts::kPadded)}};
 
 // Bytes that forward leaves for backward, and the peak of both beyond output and gradients.
 void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::ordered_json& forward,
@@ -104,7 +110,7 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
   const at::Tensor out = c.forward(kOwn);
   const auto output = static_cast<std::int64_t>(out.nbytes());
   const auto between = memory_use(device);
-  c.backward(out);
+  c.gradients(out);
   const auto after = memory_use(device);
   forward["kept_bytes"] = both["kept_bytes"] = between->now - before->now - output;
   forward["peak_bytes"] = between->peak - before->now - output;
@@ -118,19 +124,10 @@ struct Candidate {
   bool out_of_memory = false;
 };
 
-const std::vector<std::string> kRivals = {"torch", "loop", "padded"};
-
 const std::string kInARow = "back_to_back", kGraph = "graph";  // ours, beside the turns
 
 constexpr int kBackToBack = 5;  // calls queued without waiting
 constexpr int kWarmUp = 2;      // rounds that do not count
-
-LayerFunction rival(RivalProducts products) {
-  return [products](const MoEConfig& config, const at::Tensor& x, const at::Tensor& router,
-                    const at::Tensor& w1, const at::Tensor& v1, const at::Tensor& w2) {
-    return rival_layer(products, config, x, router, w1, v1, w2);
-  };
-}
 
 // All of a direction, in turn within a round; a time is the mean of `calls` runs queued at once.
 class Contest {
@@ -138,11 +135,12 @@ class Contest {
   // `program`, where there is one, has `c`'s shape prepared as its rivals `names`.
   Contest(const LayerCase& c, bool backward, const at::Device& device, int calls,
           RivalProgram* program, const std::vector<std::string>& names)
-      : device_(device), calls_(calls), copy_(device), rivals_(kRivals) {
+      : device_(device), calls_(calls), copy_(device) {
+    for (const auto& [name, layer] : kRivals) rivals_.push_back(name);
     const auto pass = [&c, backward](const LayerFunction& layer) {
       return [&c, backward, layer] {
         if (backward) {
-          c.backward(c.forward(layer));
+          c.gradients(c.forward(layer));
         } else {
           const at::NoGradGuard no_grad;
           c.forward(layer);
@@ -153,9 +151,7 @@ class Contest {
     add("own", own_);
     add("dense", [&c, backward] { c.dense(backward); });
     add("copy", [this] { copy_.run(); });
-    add("torch", pass(kTorch));
-    add("loop", pass(rival(RivalProducts::kLoop)));
-    add("padded", pass(rival(RivalProducts::kPadded)));
+    for (const auto& [name, layer] : kRivals) add(name, pass(layer));
     add("dense_model", [&c, backward] {
       if (backward) {
         c.dense_model_backward(c.dense_model_forward());
@@ -294,30 +290,48 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
           {"dense_model_ms", or_null(contest.ms("dense_model"))}};
 }
 
-// ||rival - own|| / ||own||, the largest of the rivals that have the memory. Where one token in twenty is off by more than
-// rounding, or all together far, it is not that layer: an error. (A few tokens may go elsewhere whose last two choices round to
-// the same logit.)
+// ||other - own|| / ||own|| in fp32, over all elements or those of a last dimension; 0 where neither has anything.
+at::Tensor relative_difference(const at::Tensor& other, const at::Tensor& own,
+                               at::IntArrayRef dims) {
+  const at::Tensor apart = at::norm(other - own, 2, dims, /*keepdim=*/false, at::kFloat);
+  return at::where(apart == 0, apart,
+                   apart / at::norm(own, 2, dims, /*keepdim=*/false, at::kFloat));
+}
+
+// The output's relative difference, the largest of the rivals that have the memory. Where one token in twenty is off by more
+// than rounding, or all together or a gradient far, it is not that layer: an error. (A few tokens may go elsewhere whose last
+// two choices round to the same logit.)
 double largest_difference(const LayerCase& c, const std::string& dtype, const at::Device& device) {
   const double most = dtype == "fp32" ? 1e-3 : 0.02;
-  constexpr double kMostTogether = 0.3;
-  const at::NoGradGuard no_grad;
-  const at::Tensor own = c.forward(kOwn).to(at::kFloat);
+  constexpr double kMostTogether = 30;  // percent
+  // The output, then the gradients.
+  const auto pass = [&c](const LayerFunction& layer) {
+    torch::autograd::variable_list results{c.forward(layer)};
+    for (at::Tensor& gradient : c.gradients(results[0])) results.push_back(std::move(gradient));
+    for (at::Tensor& result : results) result = result.detach();
+    return results;
+  };
+  const torch::autograd::variable_list own = pass(kOwn);
   double largest = 0;
-  for (const auto& [name, layer] :
-       {std::pair{"torch", kTorch}, std::pair{"loop", rival(RivalProducts::kLoop)},
-        std::pair{"padded", rival(RivalProducts::kPadded)}}) {
+  for (const auto& [name, layer] : kRivals) {
     try {
-      const at::Tensor difference = c.forward(layer).to(at::kFloat).sub_(own);
-      const double together = (difference.norm() / own.norm()).item<double>();
-      const double bad = (difference.norm(2, -1) / own.norm(2, -1)).quantile(0.95).item<double>();
-      if (!(bad <= most && together <= kMostTogether)) {
+      const torch::autograd::variable_list other = pass(layer);
+      const double bad = relative_difference(other[0], own[0], {-1}).quantile(0.95).item<double>();
+      std::vector<double> together;  // percent
+      for (std::size_t i = 0; i < own.size(); ++i) {
+        together.push_back(100 * relative_difference(other[i], own[i], {}).item<double>());
+      }
+      // Written so that NaN is far.
+      const bool near = std::all_of(together.begin(), together.end(),
+                                    [&](double part) { return part <= kMostTogether; });
+      if (!(bad <= most && near)) {
         throw Error(ErrorKind::kInternal,
-                    fmt::format("dropless and {} differ by {:.2g} % together and one token in "
-                                "twenty by {:.2g} % or more",
-                                name, 100 * together, 100 * bad),
+                    fmt::format("dropless and {} differ: one token in twenty by {:.2g} % or more; "
+                                "the output, the gradients of x, router, w1, v1, w2 by {:.2g} %",
+                                name, 100 * bad, fmt::join(together, ", ")),
                     "no time of this layer means anything: report it with the command");
       }
-      largest = std::max(largest, together);
+      largest = std::max(largest, together[0] / 100);
     } catch (const c10::OutOfMemoryError&) {
       empty_cache(device);
     }

@@ -75,7 +75,7 @@ nlohmann::ordered_json time_kernels(const LayerCase& c, const LayerFunction& lay
                                     const at::Device& device, int rounds) {
   const auto pass = [&] {
     if (backward) {
-      c.backward(c.forward(layer));
+      c.gradients(c.forward(layer));
     } else {
       const at::NoGradGuard no_grad;
       c.forward(layer);

@@ -6,8 +6,9 @@
 namespace dropless::apps {
 
 enum class RivalProducts {
-  kLoop,    // a product an expert, its rows counted on the host, as MegaBlocks' grouped path does
-  kPadded,  // batched, every expert padded to the rows of the fullest
+  kGrouped,  // at::_grouped_mm; where it does not take the type, as kLoop
+  kLoop,     // a product an expert, its rows counted on the host, as MegaBlocks' grouped path does
+  kPadded,   // batched, every expert padded to the rows of the fullest
 };
 
 // SwiGLU, softmax scores, plain top-k; no losses.
