@@ -94,6 +94,10 @@ std::vector<std::string> list_folder(const std::string& path) {
   return names;
 }
 
+bool is_taken(const std::string& path) {
+  return path_exists(path) && (!is_folder(path) || !list_folder(path).empty());
+}
+
 // ---- reading ----
 
 std::string read_file(const std::string& path, std::uint64_t max_bytes) {

@@ -21,6 +21,7 @@ std::string parent_folder(const std::string& path);  // "." for a bare name
 std::string base_name(const std::string& path);
 std::string join_path(const std::string& folder, const std::string& name);
 std::vector<std::string> list_folder(const std::string& path);  // names without . and .., sorted
+bool is_taken(const std::string& path);  // something is there, other than an empty folder
 
 // The whole file; more than max_bytes is kInvalidArgument.
 std::string read_file(const std::string& path, std::uint64_t max_bytes = UINT64_MAX);

@@ -85,6 +85,15 @@ TEST_F(Fs, Paths) {
   EXPECT_EQ(join_path("a/", "b"), "a/b");
 }
 
+TEST_F(Fs, TakenIsAllButAnEmptyFolder) {
+  EXPECT_FALSE(is_taken(path("nothing")));
+  make_folders(path("folder"));
+  EXPECT_FALSE(is_taken(path("folder")));
+  write_file_durable(path("folder/f"), "");
+  EXPECT_TRUE(is_taken(path("folder")));
+  EXPECT_TRUE(is_taken(path("folder/f")));
+}
+
 TEST_F(Fs, WriteReadReplace) {
   make_folders(path("x/y/z"));
   make_folders(path("x/y/z"));
