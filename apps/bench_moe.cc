@@ -24,6 +24,7 @@
 #include "apps/bench_moe_decode.h"
 #include "apps/bench_moe_kernels.h"
 #include "apps/bench_moe_rivals.h"
+#include "apps/bench_report.h"
 #include "apps/bench_rival_program.h"
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
@@ -85,18 +86,6 @@ const LayerFunction kOwn = [](const MoEConfig& config, const at::Tensor& x,
   return moe_layer(config, x, router, w1, v1, w2).out_TD;
 };
 
-LayerFunction rival(RivalProducts products) {
-  return [products](const MoEConfig& config, const at::Tensor& x, const at::Tensor& router,
-                    const at::Tensor& w1, const at::Tensor& v1, const at::Tensor& w2) {
-    return rival_layer(products, config, x, router, w1, v1, w2);
-  };
-}
-
-const std::vector<std::pair<std::string, LayerFunction>> kRivals = {
-    {"torch", rival(RivalProducts::kGrouped)},
-    {"loop", rival(RivalProducts::kLoop)},
-    {"padded", rival(RivalProducts::kPadded)}};
-
 // Bytes that forward leaves for backward, and the peak of both beyond output and gradients.
 void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::ordered_json& forward,
                     nlohmann::ordered_json& both) {
@@ -136,7 +125,7 @@ class Contest {
   Contest(const LayerCase& c, bool backward, const at::Device& device, int calls,
           RivalProgram* program, const std::vector<std::string>& names)
       : device_(device), calls_(calls), copy_(device) {
-    for (const auto& [name, layer] : kRivals) rivals_.push_back(name);
+    for (const NamedLayer& rival : libtorch_rivals()) rivals_.push_back(rival.name);
     const auto pass = [&c, backward](const LayerFunction& layer) {
       return [&c, backward, layer] {
         if (backward) {
@@ -151,7 +140,7 @@ class Contest {
     add("own", own_);
     add("dense", [&c, backward] { c.dense(backward); });
     add("copy", [this] { copy_.run(); });
-    for (const auto& [name, layer] : kRivals) add(name, pass(layer));
+    for (const NamedLayer& rival : libtorch_rivals()) add(rival.name, pass(rival.layer));
     add("dense_model", [&c, backward] {
       if (backward) {
         c.dense_model_backward(c.dense_model_forward());
@@ -175,6 +164,11 @@ class Contest {
   }
 
   const std::vector<std::string>& rivals() const { return rivals_; }
+
+  // What had no memory to be compared with ours is not timed either.
+  void leave_out(const std::string& name) {
+    for (Candidate& candidate : candidates_) candidate.out_of_memory |= candidate.name == name;
+  }
 
   void run(int rounds) {
     // Alone: they warm the card for whoever comes next.
@@ -220,7 +214,8 @@ class Contest {
     candidates_.push_back({name, [this, name, run]() -> std::optional<double> {
                              try {
                                return mean_ms(calls_, run);
-                             } catch (const c10::OutOfMemoryError&) {
+                             } catch (const std::exception& error) {
+                               if (!is_out_of_memory(error)) throw;
                                if (name == "own" || name == "dense" || name == "copy") throw;
                                return std::nullopt;
                              }
@@ -290,55 +285,6 @@ nlohmann::ordered_json make_row(const LayerShape& s, const std::string& dtype,
           {"dense_model_ms", or_null(contest.ms("dense_model"))}};
 }
 
-// ||other - own|| / ||own|| in fp32, over all elements or those of a last dimension; 0 where neither has anything.
-at::Tensor relative_difference(const at::Tensor& other, const at::Tensor& own,
-                               at::IntArrayRef dims) {
-  const at::Tensor apart = at::norm(other - own, 2, dims, /*keepdim=*/false, at::kFloat);
-  return at::where(apart == 0, apart,
-                   apart / at::norm(own, 2, dims, /*keepdim=*/false, at::kFloat));
-}
-
-// The output's relative difference, the largest of the rivals that have the memory. Where one token in twenty is off by more
-// than rounding, or all together or a gradient far, it is not that layer: an error. (A few tokens may go elsewhere whose last
-// two choices round to the same logit.)
-double largest_difference(const LayerCase& c, const std::string& dtype, const at::Device& device) {
-  const double most = dtype == "fp32" ? 1e-3 : 0.02;
-  constexpr double kMostTogether = 30;  // percent
-  // The output, then the gradients.
-  const auto pass = [&c](const LayerFunction& layer) {
-    torch::autograd::variable_list results{c.forward(layer)};
-    for (at::Tensor& gradient : c.gradients(results[0])) results.push_back(std::move(gradient));
-    for (at::Tensor& result : results) result = result.detach();
-    return results;
-  };
-  const torch::autograd::variable_list own = pass(kOwn);
-  double largest = 0;
-  for (const auto& [name, layer] : kRivals) {
-    try {
-      const torch::autograd::variable_list other = pass(layer);
-      const double bad = relative_difference(other[0], own[0], {-1}).quantile(0.95).item<double>();
-      std::vector<double> together;  // percent
-      for (std::size_t i = 0; i < own.size(); ++i) {
-        together.push_back(100 * relative_difference(other[i], own[i], {}).item<double>());
-      }
-      // Written so that NaN is far.
-      const bool near = std::all_of(together.begin(), together.end(),
-                                    [&](double part) { return part <= kMostTogether; });
-      if (!(bad <= most && near)) {
-        throw Error(ErrorKind::kInternal,
-                    fmt::format("dropless and {} differ: one token in twenty by {:.2g} % or more; "
-                                "the output, the gradients of x, router, w1, v1, w2 by {:.2g} %",
-                                name, 100 * bad, fmt::join(together, ", ")),
-                    "no time of this layer means anything: report it with the command");
-      }
-      largest = std::max(largest, together[0] / 100);
-    } catch (const c10::OutOfMemoryError&) {
-      empty_cache(device);
-    }
-  }
-  return largest;
-}
-
 void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchMoeVerb& verb,
                  const at::Device& device, RivalProgram* program, nlohmann::ordered_json& rows) {
   const LayerCase c(s, routing, at::TensorOptions().dtype(bench_type(verb.dtype)).device(device));
@@ -346,10 +292,11 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
   if (program) prepared = program->prepare(s, verb.dtype, routing, device);
   std::vector<std::string> names;
   for (const auto& [name, about] : prepared.rivals) names.push_back(name);
-  const double difference = largest_difference(c, verb.dtype, device);
+  const Agreement agreement = compare_with_rivals(c, kOwn);
   nlohmann::ordered_json both[2];
   for (const bool backward : {false, true}) {
     Contest contest(c, backward, device, verb.calls, program, names);
+    for (const std::string& name : agreement.unknown) contest.leave_out(name);
     contest.run(verb.rounds);
     both[backward] = make_row(s, verb.dtype, routing.name, backward, c, contest);
   }
@@ -359,7 +306,8 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
     both[backward]["kernels"] = time_kernels(c, kOwn, backward, device, verb.rounds);
   }
   for (nlohmann::ordered_json& row : both) {
-    row["rivals_differ_by"] = difference;
+    row["rivals_differ_by"] = or_null(agreement.output);
+    row["gradients_differ_by"] = or_null(agreement.gradients);
     if (program) {
       row["rival_versions"] = prepared.rivals;
       row["rivals_absent"] = prepared.absent;
@@ -447,23 +395,14 @@ void run_bench_moe(const BenchMoeVerb& verb) {
               << (verb.calls > 1 ? fmt::format(", {} runs at once", verb.calls) : "") << "\n";
     print_header(width);
   }
-  const auto print_json = [&] {
-    if (verb.json && !json["rows"].empty())
-      std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n"
-                << std::flush;
-  };
   for (const LayerShape& shape : shapes) {
     for (const RoutingChoice& routing : routings) {
       empty_cache(device);
-      try {
+      with_rows_kept(json, verb.json, [&] {
         with_torch_errors("choose a smaller --shape", [&] {
           bench_shape(shape, routing, verb, device, program ? &*program : nullptr, json["rows"]);
         });
-      } catch (const std::exception& error) {
-        json["error"] = error.what();
-        print_json();  // the rows up to here
-        throw;
-      }
+      });
       if (verb.json) continue;
       const std::size_t count = json["rows"].size();
       for (std::size_t i = count - 2; i < count; ++i) print(json["rows"][i], width);
@@ -472,7 +411,7 @@ void run_bench_moe(const BenchMoeVerb& verb) {
       std::cout << std::flush;
     }
   }
-  print_json();
+  if (verb.json) print_report(json);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench_dense.h"
+#include "apps/bench_report.h"
 #include "apps/bench_rivals.h"
 #include "apps/bench_timing.h"
 #include "dropless/error.h"
@@ -285,7 +286,9 @@ void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype,
                        bool json) {
   train::install_signal_handlers(train::SignalMode::kExit);
   if (!dtype.empty() && dtype != "bf16" && dtype != "fp32") {
-    throw Error(ErrorKind::kInvalidArgument, "unknown dtype " + dtype, "one of: bf16, fp32");
+    throw Error(ErrorKind::kInvalidArgument,
+                (dtype == "fp16" ? "the CPU's table has no dtype " : "unknown dtype ") + dtype,
+                "bf16 or fp32; with --routing, --rivals, --calls or --decode fp16 too");
   }
   if (shapes.empty()) {
     shapes = {{2048, 256, 512, 8, 2},
@@ -294,7 +297,8 @@ void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype,
               {4096, 128, 256, 64, 8}};
   }
   const std::string device = train::describe_device(at::kCPU);
-  nlohmann::ordered_json report{{"device", device}, {"rows", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json report{
+      {"device", device}, {"rounds", rounds}, {"rows", nlohmann::ordered_json::array()}};
   if (!json) {
     std::cout << device << ", " << (dtype.empty() ? "fp32 and bf16" : dtype) << ", medians of "
               << rounds << "\n"
@@ -303,15 +307,17 @@ void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype,
   for (const LayerShape& shape : shapes) {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
       if (!dtype.empty() && (dtype == "fp32") != (type == at::kFloat)) continue;
-      train::with_torch_errors("choose a smaller --shape", [&] {
-        for (nlohmann::ordered_json& row : bench_shape(shape, type, rounds)) {
-          if (!json) std::cout << table_row(row) << std::endl;
-          report["rows"].push_back(std::move(row));
-        }
+      with_rows_kept(report, json, [&] {
+        train::with_torch_errors("choose a smaller --shape", [&] {
+          for (nlohmann::ordered_json& row : bench_shape(shape, type, rounds)) {
+            if (!json) std::cout << table_row(row) << std::endl;
+            report["rows"].push_back(std::move(row));
+          }
+        });
       });
     }
   }
-  if (json) std::cout << report.dump() << "\n";
+  if (json) print_report(report);
 }
 
 }  // namespace dropless::apps

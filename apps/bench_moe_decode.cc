@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "apps/bench_report.h"
 #include "apps/bench_timing.h"
 #include "train/bridge/device.h"
 #include "train/bridge/device_graph.h"
@@ -176,6 +177,7 @@ void run_bench_moe_decode(std::vector<LayerShape> shapes, const at::Device& devi
   std::optional<OwnStream> stream;
   if (device.is_cuda()) stream.emplace(device);
   nlohmann::ordered_json report{{"device", describe_device(device)},
+                                {"rounds", rounds},
                                 {"rows", nlohmann::ordered_json::array()}};
   if (!json) {
     std::cout << describe_device(device) << ", " << dtype << ", medians of " << rounds << "\n"
@@ -187,11 +189,14 @@ void run_bench_moe_decode(std::vector<LayerShape> shapes, const at::Device& devi
   }
   for (const LayerShape& shape : shapes) {
     empty_cache(device);
-    with_torch_errors("choose a smaller --shape",
-                      [&] { report["rows"].push_back(bench_shape(shape, dtype, device, rounds)); });
+    with_rows_kept(report, json, [&] {
+      with_torch_errors("choose a smaller --shape", [&] {
+        report["rows"].push_back(bench_shape(shape, dtype, device, rounds));
+      });
+    });
     if (!json) print(report["rows"].back());
   }
-  if (json) std::cout << report.dump() << "\n";
+  if (json) print_report(report);
 }
 
 }  // namespace dropless::apps

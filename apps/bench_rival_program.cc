@@ -88,8 +88,10 @@ RivalProgram::~RivalProgram() {
 }
 
 void RivalProgram::fail(const std::string& what) const {
-  throw Error(ErrorKind::kResource, fmt::format("--rivals \"{}\": {}", command_, what),
-              "what it printed stands above; benchmarks/moe_rivals.py says what it has to answer");
+  throw Error(
+      ErrorKind::kResource, fmt::format("--rivals \"{}\": {}", command_, what),
+      "what it wrote to standard error stands above; benchmarks/moe_rivals.py says what it has "
+      "to answer");
 }
 
 // Whether it has come to such an end or stop (wait's WEXITED, WSTOPPED).
@@ -97,6 +99,20 @@ bool RivalProgram::state(int options) const {
   siginfo_t info{};
   return ::waitid(P_PID, static_cast<id_t>(child_), &info, options | WNOHANG | WNOWAIT) == 0 &&
          info.si_pid == child_;
+}
+
+// How it ended, once it closed its end; "" where that is not known in time.
+std::string RivalProgram::ending() const {
+  for (int i = 0; i < 20 && !state(WEXITED); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  siginfo_t info{};
+  if (::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+      info.si_pid != child_) {
+    return "";
+  }
+  return info.si_code == CLD_EXITED ? fmt::format(" (exit code {})", info.si_status)
+                                    : fmt::format(" (signal {})", info.si_status);
 }
 
 void RivalProgram::wait_for_answer(const nlohmann::json& question) const {
@@ -120,7 +136,7 @@ nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
     // Not write(): a program that has ended is an error here, not a SIGPIPE.
     const ssize_t sent = ::send(socket_, left.data(), left.size(), MSG_NOSIGNAL);
     if (sent == -1 && errno == EINTR) continue;
-    if (sent == -1) fail("ended before it was asked");
+    if (sent == -1) fail("ended before it was asked" + ending());
     left.remove_prefix(static_cast<std::size_t>(sent));
   }
   for (;;) {
@@ -136,7 +152,7 @@ nlohmann::json RivalProgram::ask(const nlohmann::json& question) {
     std::array<char, 4096> buffer{};
     const ssize_t got = ::read(socket_, buffer.data(), buffer.size());
     if (got == -1 && errno == EINTR) continue;
-    if (got <= 0) fail("ended without an answer to " + question.dump());
+    if (got <= 0) fail("ended without an answer to " + question.dump() + ending());
     unread_.append(buffer.data(), static_cast<std::size_t>(got));
   }
 }

@@ -36,6 +36,7 @@ class RivalProgram {
   nlohmann::json ask(const nlohmann::json& question);
   void wait_for_answer(const nlohmann::json& question) const;
   bool state(int options) const;
+  std::string ending() const;
   [[noreturn]] void fail(const std::string& what) const;
 
   std::string command_;

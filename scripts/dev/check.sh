@@ -240,6 +240,8 @@ verb_gpu() {
   bench_moe_table skew --routing uniform --routing zipf --shape 32768,2048,1024,64,8 \
     --shape 8192,7168,2048,64,8 "${rounds[@]}"
   bench_moe_table decode --decode "${rounds[@]}"
+  bench_moe_table in_a_row --calls 5 "${rounds[@]}" "${rivals[@]}"
+  DROPLESS_CUDA_PATH=portable bench_moe_table portable "${rounds[@]}"
 }
 
 verb_wheel() {

@@ -66,6 +66,7 @@ class BenchMoeTest(CommandTest):
             self.assertEqual(row["rivals"][row["best_rival"]], min(row["rivals"].values()))
             self.assertAlmostEqual(row["ratio"] * row["ms"] / min(row["rivals"].values()), 1, places=6)
             self.assertLess(row["rivals_differ_by"], 1e-5)  # they compute the same layer
+            self.assertLess(row["gradients_differ_by"], 1e-5)
             self.assertGreater(row["dense_model_ms"], 0)
             self.assertGreater(row["back_to_back_ms"], 0)
             self.assertIsNone(row["graph_ms"])  # of a GPU only
@@ -155,7 +156,8 @@ for line in sys.stdin:
 
     def test_rivals_that_answer_badly(self):
         for program, message in [
-            ("", "ended"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
+            ("", "ended"), ("input(); raise SystemExit(3)", "(exit code 3)"),
+            ("import os\ninput()\nos.kill(os.getpid(), 9)", "(exit code 137)"), ("print('no JSON', flush=True); input()", "no JSON"), ("import time; print({}); input()", "{}"),
             ("import json\ninput()\nprint(json.dumps({'rivals': {'a': 1}}))", "rivals"),
             ("input(); print('{\"rivals\": {}, \"absent\": {}}', flush=True); input()", "has no rival"),
             (self.PROGRAM.replace('"two": "a', r'"a\x1b[31m": "a'), r"a\u001b[31m"),
@@ -173,6 +175,16 @@ for line in sys.stdin:
         report = json.loads(result.stdout)
         self.assertEqual([row["f"] for row in report["rows"]], [16, 16])
         self.assertIn("ended without an answer", report["error"])
+        # What no memory holds, behind what it does; also of the CPU's own table and of few tokens.
+        for options in (["--dtype", "fp32"], ["--decode"], ["--routing", "uniform"]):
+            result = self.run_command(
+                "bench", "moe", "--device", "cpu", "--rounds", 1, "--json", *options,
+                "--shape", "4,16,8,2,1", "--shape", "4,1048576,67108864,2,1",
+            )
+            self.assertEqual((result.returncode, "--shape" in result.stderr), (1, True), result.stderr)
+            report = json.loads(result.stdout)
+            self.assertEqual({row["d"] for row in report["rows"]}, {16}, options)
+            self.assertEqual((report["rounds"], "memory" in report["error"]), (1, True), report["error"])
 
     def test_what_a_rival_started_ends_with_the_command(self):
         (self.folder / "rivals.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '.')\ntime.sleep(1000)\n")
@@ -232,6 +244,11 @@ for line in sys.stdin:
             refused = self.run_command(*arguments, *option)
             self.assertEqual(refused.returncode, 2)
             self.assertIn(option[0], refused.stderr)
+
+    def test_types_of_the_table(self):
+        for dtype, said in (("fp16", "--routing"), ("int8", "unknown dtype int8")):
+            result = self.run_command("bench", "moe", "--device", "cpu", "--dtype", dtype)
+            self.assertEqual((result.returncode, said in result.stderr), (2, True), result.stderr)
 
     def test_refuses_what_is_no_shape(self):
         for shape in ["64,32,48,4", "64,32,48,4,5", "0,32,48,4,2", "64,32,48,4,2,1", "a", "99999999999999999999,32,48,4,2"]:
