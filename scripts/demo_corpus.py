@@ -47,9 +47,9 @@ def split(sources):
 
 
 def main(arguments):
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: demo_corpus.py OUT", file=sys.stderr)
-        return 2
+        return 0 if arguments in (["-h"], ["--help"]) else 2
     root = Path(sysconfig.get_path("stdlib"))
     out = Path(arguments[0])
     out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """The demo's corpus: which files are listed, and which of them are held out."""
 
+import contextlib
+import io
 import sys
 import tempfile
 import unittest
@@ -35,6 +37,12 @@ class DemoCorpusTest(unittest.TestCase):
             held_out = Path(folder, "held_out.txt").read_text(encoding="utf-8").splitlines()
         self.assertGreater(len(held_out), 10)
         self.assertTrue(all(Path(path).is_file() for path in held_out))
+
+    def test_options_are_no_folders(self):
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            self.assertEqual([demo_corpus.main([word]) for word in ("--help", "-x")], [0, 2])
+        self.assertEqual(told.getvalue().count("usage"), 2)
+        self.assertFalse(Path("--help").exists())
 
 
 if __name__ == "__main__":
