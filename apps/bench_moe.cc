@@ -29,7 +29,6 @@
 #include "apps/bench_timing.h"
 #include "apps/verbs.h"
 #include "dropless/error.h"
-#include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/bridge/device_graph.h"
 #include "train/run/memory.h"
@@ -371,7 +370,7 @@ void check_dtype(const std::string& dtype) {
 }
 
 void run_bench_moe(const BenchMoeVerb& verb) {
-  install_signal_handlers(SignalMode::kExit);
+  handle_signals(verb.json);
   check_dtype(verb.dtype);
   std::vector<LayerShape> shapes;
   for (const std::string& text : verb.shapes) shapes.push_back(parse_shape(text));
@@ -473,7 +472,7 @@ void add_bench_verb(CLI::App& app) {
     for (const std::string& text : verb->shapes) shapes.push_back(parse_shape(text));
     if (moe->count("--shape") == 0) shapes.clear();
     if (verb->decode) {
-      install_signal_handlers(SignalMode::kExit);
+      handle_signals(verb->json);
       check_dtype(verb->dtype);
       for (const LayerShape& s : shapes) {
         if (verb->dtype == "fp32" || (s.d % 8 == 0 && s.f % 8 == 0)) continue;

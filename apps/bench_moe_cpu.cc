@@ -20,7 +20,6 @@
 #include "apps/bench_rivals.h"
 #include "apps/bench_timing.h"
 #include "dropless/error.h"
-#include "train/base/signals.h"
 #include "train/bridge/device.h"
 #include "train/bridge/views.h"
 #include "train/run/memory.h"
@@ -284,7 +283,7 @@ std::string table_row(const nlohmann::ordered_json& row) {
 
 void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype, int rounds,
                        bool json) {
-  train::install_signal_handlers(train::SignalMode::kExit);
+  handle_signals(json);
   if (!dtype.empty() && dtype != "bf16" && dtype != "fp32") {
     throw Error(ErrorKind::kInvalidArgument,
                 (dtype == "fp16" ? "the CPU's table has no dtype " : "unknown dtype ") + dtype,

@@ -7,6 +7,7 @@
 
 #include "apps/bench_timing.h"
 #include "dropless/error.h"
+#include "train/base/signals.h"
 #include "train/run/memory.h"
 
 namespace dropless::apps {
@@ -207,6 +208,7 @@ Agreement compare_with_rivals(const LayerCase& c, const LayerFunction& layer,
   const bool has_router = own[0].size(0) >= kTokensOfARouter;
   Agreement agreement;
   for (const NamedLayer& rival : rivals) {
+    train::check_interrupted();
     try {
       const std::vector<at::Tensor> other = results_of(c, rival.layer);
       std::vector<double> differences;

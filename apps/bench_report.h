@@ -5,6 +5,8 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "train/base/signals.h"
+
 namespace dropless::apps {
 
 // Where `rows` has any. Names may hold bytes that are no UTF-8.
@@ -12,6 +14,12 @@ inline void print_report(const nlohmann::ordered_json& report) {
   if (report["rows"].empty()) return;
   std::cout << report.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n"
             << std::flush;
+}
+
+// Of a verb that prints one document at its end a signal ends what it is doing, so that the rows up to there are printed; of one
+// that prints as it goes, the process.
+inline void handle_signals(bool json) {
+  train::install_signal_handlers(json ? train::SignalMode::kThrow : train::SignalMode::kExit);
 }
 
 // Runs `action`. Where it throws, the rows up to here are printed (if `json`), with the error as "error".

@@ -30,6 +30,7 @@ namespace {
 
 constexpr std::size_t kLongestAnswer = 1 << 20;
 constexpr int kPatienceMs = 60'000;  // then we say for what we wait
+constexpr int kSliceMs = 100;  // between looks for a signal, which another thread may have got
 
 // What a program says of itself goes to a terminal.
 std::string printable(std::string text) {
@@ -117,15 +118,15 @@ std::string RivalProgram::ending() const {
 
 void RivalProgram::wait_for_answer(const nlohmann::json& question) const {
   pollfd readable{.fd = socket_, .events = POLLIN, .revents = 0};
-  for (int waits = 1;; ++waits) {
-    int ready = -1;
-    do {
-      ready = ::poll(&readable, 1, kPatienceMs);
-    } while (ready == -1 && errno == EINTR);
-    if (ready != 0) return;  // read() says what it is
+  for (int waited = 0;;) {
+    train::check_interrupted();
+    const int ready = ::poll(&readable, 1, kSliceMs);
+    if (ready > 0 || (ready == -1 && errno != EINTR)) return;  // read() says what it is
+    if (ready == 0) waited += kSliceMs;
+    if (ready != 0 || waited % kPatienceMs != 0) continue;
     if (state(WEXITED)) fail("ended, and what it started does not answer");
     if (state(WSTOPPED)) fail("was stopped; a program that reads the terminal cannot be a rival");
-    std::cerr << fmt::format("--rivals: no answer for {} s to {}\n", waits * kPatienceMs / 1000,
+    std::cerr << fmt::format("--rivals: no answer for {} s to {}\n", waited / 1000,
                              question.dump().substr(0, 200));
   }
 }

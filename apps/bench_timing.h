@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "train/base/signals.h"
 #include "train/bridge/torch.h"
 
 namespace dropless::apps {
@@ -21,9 +22,10 @@ inline double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-// Milliseconds of one run: between two events on a GPU, by the clock elsewhere.
+// Milliseconds of one run: between two events on a GPU, by the clock elsewhere. Before it, throws like check_interrupted().
 template <class Work>
 double time_ms(const at::Device& device, Work&& work) {
+  train::check_interrupted();
   if (!device.is_cuda()) {
     const auto start = std::chrono::steady_clock::now();
     work();

@@ -186,6 +186,21 @@ for line in sys.stdin:
             self.assertEqual({row["d"] for row in report["rows"]}, {16}, options)
             self.assertEqual((report["rounds"], "memory" in report["error"]), (1, True), report["error"])
 
+    def test_rows_before_a_signal_are_printed(self):
+        program = self.PROGRAM.replace(
+            'if "prepare" in question:', 'if question.get("prepare", {}).get("f") == 24:\n        open("second", "w")\n        import time; time.sleep(1000)\n    if "prepare" in question:'
+        )
+        (self.folder / "rivals.py").write_text(program)
+        command = [str(BINARY), "bench", "moe", "--device", "cpu", "--rounds", "1", "--json"]
+        command += ["--shape", "64,32,16,8,2", "--shape", "64,32,24,8,2", "--rivals", f"exec {sys.executable} {self.folder}/rivals.py"]
+        with subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            self.wait_for(lambda: (self.folder / "second").exists())
+            running.terminate()
+            out, told = running.communicate(timeout=60)
+        self.assertEqual((running.returncode, b"SIGTERM" in told), (1, True), told)
+        report = json.loads(out)
+        self.assertEqual(([row["f"] for row in report["rows"]], "SIGTERM" in report["error"]), ([16, 16], True))
+
     def test_what_a_rival_started_ends_with_the_command(self):
         (self.folder / "rivals.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '.')\ntime.sleep(1000)\n")
         command = [str(BINARY), "bench", "moe", "--device", "cpu", "--rounds", "1", "--shape", "64,32,16,8,2"]

@@ -1,6 +1,6 @@
 // The dropless layer out of libtorch's operators alone: `at::_grouped_mm`, or a product per expert
-// where that refuses the type or the alignment. The in-binary rival, and the CUDA path of types and
-// widths that our kernels do not take.
+// where that refuses the type or the alignment. The CUDA path of types and widths that our kernels
+// do not take, and of `ffn_config.backend: torch`.
 #pragma once
 
 #include <string>
