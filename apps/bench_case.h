@@ -29,17 +29,28 @@ using LayerFunction =
     std::function<at::Tensor(const MoEConfig&, const at::Tensor&, const at::Tensor&,
                              const at::Tensor&, const at::Tensor&, const at::Tensor&)>;
 
+// Throws Error(kInvalidArgument) for a routing that a shape cannot have.
+inline void expect_fit(const LayerShape& s, const RoutingChoice& routing) {
+  if (routing.kind == Routing::kLoads && std::ssize(routing.loads) != s.E) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "the run of --routing has " + std::to_string(routing.loads.size()) +
+                    " experts, the shape " + std::to_string(s.E),
+                "give a --shape of as many experts");
+  }
+  if (routing.kind != Routing::kRouter && s.d < s.E) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "routings of one's choice need d >= E, not d " + std::to_string(s.d) + ", E " +
+                    std::to_string(s.E),
+                "use --routing router");
+  }
+}
+
 // SwiGLU, random tokens and weights.
 class LayerCase {
  public:
   LayerCase(const LayerShape& s, const RoutingChoice& routing, at::TensorOptions options)
       : s_(s), R_(s.T * s.k) {
-    if (routing.kind == Routing::kLoads && std::ssize(routing.loads) != s.E) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  "the run of --routing has " + std::to_string(routing.loads.size()) +
-                      " experts, the shape " + std::to_string(s.E),
-                  "give a --shape of as many experts");
-    }
+    expect_fit(s, routing);
     config_ = {.num_experts = s.E, .top_k = s.k, .d_model = s.d, .d_ffn = s.f, .route = {}};
     const auto random = [&](at::IntArrayRef shape, double scale) {
       return at::randn(shape, options).mul_(scale);
@@ -124,12 +135,6 @@ class LayerCase {
 
   // The router reads the logits off the tokens' first E columns.
   void set_logits(const at::Tensor& logits_TE) {
-    if (s_.d < s_.E) {
-      throw Error(ErrorKind::kInvalidArgument,
-                  "routings of one's choice need d >= E, not d " + std::to_string(s_.d) + ", E " +
-                      std::to_string(s_.E),
-                  "use --routing router");
-    }
     inputs_[0].narrow(1, 0, s_.E).copy_(logits_TE);
     inputs_[1].zero_().narrow(1, 0, s_.E).copy_(at::eye(s_.E, inputs_[1].options()));
   }

@@ -380,8 +380,18 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   std::vector<RoutingChoice> routings;
   std::size_t width = 8;
   for (const std::string& text : verb.routings) {
-    routings.push_back(parse_routing(text));
-    width = std::max(width, routings.back().name.size());
+    RoutingChoice routing = parse_routing(text);
+    for (const RoutingChoice& other : routings) {
+      if (other.name == routing.name) {
+        throw Error(
+            ErrorKind::kInvalidArgument,
+            fmt::format("--routing: two are named {}, and so would their rows be", other.name),
+            "give one of the folders another name, or another run of the command");
+      }
+    }
+    for (const LayerShape& shape : shapes) expect_fit(shape, routing);
+    width = std::max(width, routing.name.size());
+    routings.push_back(std::move(routing));
   }
   std::optional<RivalProgram> program;
   if (!verb.rival_command.empty()) program.emplace(verb.rival_command);
