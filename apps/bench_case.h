@@ -29,6 +29,11 @@ using LayerFunction =
     std::function<at::Tensor(const MoEConfig&, const at::Tensor&, const at::Tensor&,
                              const at::Tensor&, const at::Tensor&, const at::Tensor&)>;
 
+inline at::Tensor own_layer(const MoEConfig& config, const at::Tensor& x, const at::Tensor& router,
+                            const at::Tensor& w1, const at::Tensor& v1, const at::Tensor& w2) {
+  return train::moe_layer(config, x, router, w1, v1, w2).out_TD;
+}
+
 // Throws Error(kInvalidArgument) for a routing that a shape cannot have.
 inline void expect_fit(const LayerShape& s, const RoutingChoice& routing) {
   if (routing.kind == Routing::kLoads && std::ssize(routing.loads) != s.E) {

@@ -79,12 +79,6 @@ LayerShape parse_shape(const std::string& text) {
   return s;
 }
 
-const LayerFunction kOwn = [](const MoEConfig& config, const at::Tensor& x,
-                              const at::Tensor& router, const at::Tensor& w1, const at::Tensor& v1,
-                              const at::Tensor& w2) {
-  return moe_layer(config, x, router, w1, v1, w2).out_TD;
-};
-
 // Bytes that forward leaves for backward, and the peak of both beyond output and gradients.
 void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::ordered_json& forward,
                     nlohmann::ordered_json& both) {
@@ -95,7 +89,7 @@ void measure_memory(const LayerCase& c, const at::Device& device, nlohmann::orde
   const auto before = memory_use(device);
   if (!before) return;
   reset_peak(device);
-  const at::Tensor out = c.forward(kOwn);
+  const at::Tensor out = c.forward(own_layer);
   const auto output = static_cast<std::int64_t>(out.nbytes());
   const auto between = memory_use(device);
   c.gradients(out);
@@ -135,7 +129,7 @@ class Contest {
         }
       };
     };
-    own_ = pass(kOwn);
+    own_ = pass(own_layer);
     add("own", own_);
     add("dense", [&c, backward] { c.dense(backward); });
     add("copy", [this] { copy_.run(); });
@@ -228,7 +222,7 @@ class Contest {
     if (ms) return;
     candidate.out_of_memory = true;
     times_.erase(candidate.name);
-    empty_cache(device_);
+    release_cached_memory(device_);
   }
 
   at::Device device_;
@@ -291,7 +285,7 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
   if (program) prepared = program->prepare(s, verb.dtype, routing, device);
   std::vector<std::string> names;
   for (const auto& [name, about] : prepared.rivals) names.push_back(name);
-  const Agreement agreement = compare_with_rivals(c, kOwn);
+  const Agreement agreement = compare_with_rivals(c);
   nlohmann::ordered_json both[2];
   for (const bool backward : {false, true}) {
     Contest contest(c, backward, device, verb.calls, program, names);
@@ -302,7 +296,7 @@ void bench_shape(const LayerShape& s, const RoutingChoice& routing, const BenchM
   measure_memory(c, device, both[0], both[1]);
   for (const bool backward : {false, true}) {
     if (!verb.kernels) break;
-    both[backward]["kernels"] = time_kernels(c, kOwn, backward, device, verb.rounds);
+    both[backward]["kernels"] = time_kernels(c, backward, device, verb.rounds);
   }
   for (nlohmann::ordered_json& row : both) {
     row["rivals_differ_by"] = or_null(agreement.output);
@@ -370,7 +364,6 @@ void check_dtype(const std::string& dtype) {
 }
 
 void run_bench_moe(const BenchMoeVerb& verb) {
-  handle_signals(verb.json);
   check_dtype(verb.dtype);
   std::vector<LayerShape> shapes;
   for (const std::string& text : verb.shapes) shapes.push_back(parse_shape(text));
@@ -406,7 +399,7 @@ void run_bench_moe(const BenchMoeVerb& verb) {
   }
   for (const LayerShape& shape : shapes) {
     for (const RoutingChoice& routing : routings) {
-      empty_cache(device);
+      release_cached_memory(device);
       with_rows_kept(json, verb.json, [&] {
         with_torch_errors("choose a smaller --shape", [&] {
           bench_shape(shape, routing, verb, device, program ? &*program : nullptr, json["rows"]);
@@ -477,12 +470,12 @@ void add_bench_verb(CLI::App& app) {
   moe->add_flag("--json", verb->json, "one JSON document");
   moe->footer("Example: dropless bench moe --shape 32768,2048,1024,64,8");
   moe->callback([verb, moe] {
+    handle_signals(verb->json);
     const at::Device device = choose_device(verb->device);
     std::vector<LayerShape> shapes;
     for (const std::string& text : verb->shapes) shapes.push_back(parse_shape(text));
     if (moe->count("--shape") == 0) shapes.clear();
     if (verb->decode) {
-      handle_signals(verb->json);
       check_dtype(verb->dtype);
       for (const LayerShape& s : shapes) {
         if (verb->dtype == "fp32" || (s.d % 8 == 0 && s.f % 8 == 0)) continue;

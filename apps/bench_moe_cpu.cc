@@ -283,7 +283,6 @@ std::string table_row(const nlohmann::ordered_json& row) {
 
 void run_bench_moe_cpu(std::vector<LayerShape> shapes, const std::string& dtype, int rounds,
                        bool json) {
-  handle_signals(json);
   if (!dtype.empty() && dtype != "bf16" && dtype != "fp32") {
     throw Error(ErrorKind::kInvalidArgument,
                 (dtype == "fp16" ? "the CPU's table has no dtype " : "unknown dtype ") + dtype,

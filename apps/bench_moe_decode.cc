@@ -188,7 +188,7 @@ void run_bench_moe_decode(std::vector<LayerShape> shapes, const at::Device& devi
                      "torch us", "ratio");
   }
   for (const LayerShape& shape : shapes) {
-    empty_cache(device);
+    release_cached_memory(device);
     with_rows_kept(report, json, [&] {
       with_torch_errors("choose a smaller --shape", [&] {
         report["rows"].push_back(bench_shape(shape, dtype, device, rounds));

@@ -71,14 +71,14 @@ class PartEvents {
 
 }  // namespace
 
-nlohmann::ordered_json time_kernels(const LayerCase& c, const LayerFunction& layer, bool backward,
-                                    const at::Device& device, int rounds) {
+nlohmann::ordered_json time_kernels(const LayerCase& c, bool backward, const at::Device& device,
+                                    int rounds) {
   const auto pass = [&] {
     if (backward) {
-      c.gradients(c.forward(layer));
+      c.gradients(c.forward(own_layer));
     } else {
       const at::NoGradGuard no_grad;
-      c.forward(layer);
+      c.forward(own_layer);
     }
   };
   std::vector<Part> totals;

@@ -12,8 +12,8 @@ namespace dropless::apps {
 // operations take at the rate of the layer's dense products, or its bytes at the rate of a copy,
 // whichever is longer, over its time. The card is kept busy before each pass, so that no part waits
 // for the host.
-nlohmann::ordered_json time_kernels(const LayerCase& c, const LayerFunction& layer, bool backward,
-                                    const at::Device& device, int rounds);
+nlohmann::ordered_json time_kernels(const LayerCase& c, bool backward, const at::Device& device,
+                                    int rounds);
 
 void print_kernels(const nlohmann::ordered_json& parts);
 

@@ -198,9 +198,8 @@ const std::vector<NamedLayer>& libtorch_rivals() {
   return rivals;
 }
 
-Agreement compare_with_rivals(const LayerCase& c, const LayerFunction& layer,
-                              const std::vector<NamedLayer>& rivals) {
-  const std::vector<at::Tensor> own = results_of(c, layer);
+Agreement compare_with_rivals(const LayerCase& c, const std::vector<NamedLayer>& rivals) {
+  const std::vector<at::Tensor> own = results_of(c, own_layer);
   const bool fp32 = own[0].scalar_type() == at::kFloat;
   const double rounding = fp32 ? 1e-3 : 0.02, most = fp32 ? 0.05 : 0.3;
   // The router's gradient of a few tokens is a few numbers, which may cancel to nothing.
@@ -239,7 +238,7 @@ Agreement compare_with_rivals(const LayerCase& c, const LayerFunction& layer,
     } catch (const std::exception& error) {
       if (!train::is_out_of_memory(error)) throw;
       agreement.unknown.push_back(rival.name);
-      empty_cache(own[0].device());
+      train::release_cached_memory(own[0].device());
     }
   }
   return agreement;

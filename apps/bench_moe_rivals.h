@@ -30,17 +30,17 @@ struct NamedLayer {
 // torch, loop and padded.
 const std::vector<NamedLayer>& libtorch_rivals();
 
-// How far rivals are from a layer: ||rival - layer|| / ||layer||, the largest.
+// How far rivals are from our layer: ||rival - own|| / ||own||, the largest.
 struct Agreement {
   std::optional<double> output;      // absent: none had the memory
   std::optional<double> gradients;   // of x, router (from 64 tokens on), w1, v1, w2
   std::vector<std::string> unknown;  // those that had not
 };
 
-// Throws Error(kInternal) where a rival is not that layer: one token in twenty, or its gradient, off by more than rounding (1e-3
+// Throws Error(kInternal) where a rival is not our layer: one token in twenty, or its gradient, off by more than rounding (1e-3
 // in fp32, 0.02 of 16 bits), or the output or a gradient by more than a few tokens make that go elsewhere because their last two
 // choices round to the same logit (0.05, 0.3).
-Agreement compare_with_rivals(const LayerCase& c, const LayerFunction& layer,
+Agreement compare_with_rivals(const LayerCase& c,
                               const std::vector<NamedLayer>& rivals = libtorch_rivals());
 
 }  // namespace dropless::apps

@@ -78,9 +78,7 @@ RivalProgram::RivalProgram(std::string command) : command_(std::move(command)) {
 
 RivalProgram::~RivalProgram() {
   ::close(socket_);  // ends its loop over questions
-  for (int i = 0; i < 100 && !state(WEXITED); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
+  end_within(5000);
   // What it has not waited for itself. Its number is ours until the last line.
   ::kill(-child_, SIGKILL);
   train::end_group_with_us(0);
@@ -95,25 +93,27 @@ void RivalProgram::fail(const std::string& what) const {
       "to answer");
 }
 
-// Whether it has come to such an end or stop (wait's WEXITED, WSTOPPED).
-bool RivalProgram::state(int options) const {
+// The end or stop (wait's WEXITED, WSTOPPED) that it has come to, if it has.
+std::optional<siginfo_t> RivalProgram::state(int options) const {
   siginfo_t info{};
-  return ::waitid(P_PID, static_cast<id_t>(child_), &info, options | WNOHANG | WNOWAIT) == 0 &&
-         info.si_pid == child_;
+  const int failed = ::waitid(P_PID, static_cast<id_t>(child_), &info, options | WNOHANG | WNOWAIT);
+  return failed == 0 && info.si_pid == child_ ? std::optional(info) : std::nullopt;
+}
+
+std::optional<siginfo_t> RivalProgram::end_within(int milliseconds) const {
+  constexpr int kPause = 50;
+  for (int waited = 0; waited < milliseconds && !state(WEXITED); waited += kPause) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(kPause));
+  }
+  return state(WEXITED);
 }
 
 // How it ended, once it closed its end; "" where that is not known in time.
 std::string RivalProgram::ending() const {
-  for (int i = 0; i < 20 && !state(WEXITED); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
-  siginfo_t info{};
-  if (::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
-      info.si_pid != child_) {
-    return "";
-  }
-  return info.si_code == CLD_EXITED ? fmt::format(" (exit code {})", info.si_status)
-                                    : fmt::format(" (signal {})", info.si_status);
+  const std::optional<siginfo_t> end = end_within(1000);
+  if (!end) return "";
+  return fmt::format(" ({} {})", end->si_code == CLD_EXITED ? "exit code" : "signal",
+                     end->si_status);
 }
 
 void RivalProgram::wait_for_answer(const nlohmann::json& question) const {

@@ -3,7 +3,7 @@
 // and answers on its standard output how long that took.
 #pragma once
 
-#include <sys/types.h>
+#include <sys/wait.h>
 
 #include <nlohmann/json.hpp>
 
@@ -35,7 +35,8 @@ class RivalProgram {
  private:
   nlohmann::json ask(const nlohmann::json& question);
   void wait_for_answer(const nlohmann::json& question) const;
-  bool state(int options) const;
+  std::optional<siginfo_t> state(int options) const;
+  std::optional<siginfo_t> end_within(int milliseconds) const;
   std::string ending() const;
   [[noreturn]] void fail(const std::string& what) const;
 

@@ -69,10 +69,6 @@ inline std::optional<MemoryUse> memory_use(const at::Device& device) {
   return MemoryUse{stats.allocated_bytes[0].current, stats.allocated_bytes[0].peak};
 }
 
-inline void empty_cache(const at::Device& device) {
-  if (device.is_cuda()) at::getDeviceAllocator(device.type())->emptyCache();
-}
-
 inline void reset_peak(const at::Device& device) {
   if (device.is_cuda()) at::getDeviceAllocator(device.type())->resetPeakStats(device.index());
 }

@@ -9,9 +9,10 @@ given in TFLOP/s (T) or GB/s (G), whichever bounds it.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
+
+from standard_output import write
 
 NAMES = {
     (16384, 1024, 4096, 64, 1): "MB-Medium",
@@ -166,18 +167,6 @@ def read(path):
     if "error" in document:
         print(f"{path}: rows are missing: {document['error']}", file=sys.stderr)
     return document
-
-
-def write(text):
-    """The exit code."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
-        if not isinstance(error, BrokenPipeError):
-            print(f"bench_rows.py: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def main(paths):

@@ -22,6 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from standard_output import write
+
 SPEED, LOSS = "throughput/tokens_per_sec", "loss/train/loss"
 DEVICE = b"  device   "  # as the command names it, among its first lines
 
@@ -200,16 +202,6 @@ def parse(parser):
     return options
 
 
-def write(lines):
-    try:
-        print("\n".join(lines), flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
-        if not isinstance(error, BrokenPipeError):
-            print(f"cannot write to standard output: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     try:
@@ -229,7 +221,7 @@ def main():
         lines = ["; ".join(devices), "", *lines]
     if len(options.backends) == 2:
         lines += ["", *comparison(results, options.seeds, *options.backends)]
-    write(lines)
+    sys.exit(write("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,6 @@ namespace {
 
 using at::Tensor;
 
-const LayerFunction kOwn = [](const MoEConfig& config, const Tensor& x, const Tensor& router,
-                              const Tensor& w1, const Tensor& v1, const Tensor& w2) {
-  return train::moe_layer(config, x, router, w1, v1, w2).out_TD;
-};
-
 LayerCase make_case(const LayerShape& shape, at::ScalarType type,
                     Routing routing = Routing::kRouter) {
   at::manual_seed(7);
@@ -33,7 +28,7 @@ TEST(BenchMoeRivals, AreTheLayer) {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
       if (s.E > 1024 && type != at::kFloat) continue;
       SCOPED_TRACE(fmt::format("{} {} {} {} {} {}", s.T, s.d, s.f, s.E, s.k, c10::toString(type)));
-      const Agreement agreement = compare_with_rivals(make_case(s, type), kOwn);
+      const Agreement agreement = compare_with_rivals(make_case(s, type));
       EXPECT_TRUE(agreement.unknown.empty());
       const double most = type == at::kFloat ? 1e-5 : 0.02;
       EXPECT_LT(agreement.output.value(), most);
@@ -44,7 +39,7 @@ TEST(BenchMoeRivals, AreTheLayer) {
 
 TEST(BenchMoeRivals, AreTheLayerUnderSkew) {
   const auto c = make_case({200, 64, 24, 16, 3}, at::kFloat, Routing::kZipf);
-  EXPECT_LT(compare_with_rivals(c, kOwn).gradients.value(), 1e-5);
+  EXPECT_LT(compare_with_rivals(c).gradients.value(), 1e-5);
 }
 
 // The layer with one argument as `change` makes it.
@@ -53,14 +48,14 @@ LayerFunction changed(int which, const std::function<Tensor(const Tensor&)>& cha
                          const Tensor& w1, const Tensor& v1, const Tensor& w2) {
     Tensor in[] = {x, router, w1, v1, w2};
     in[which] = change(in[which]);
-    return kOwn(config, in[0], in[1], in[2], in[3], in[4]);
+    return own_layer(config, in[0], in[1], in[2], in[3], in[4]);
   };
 }
 
 testing::AssertionResult is_refused(const LayerFunction& layer) {
   const auto c = make_case({96, 32, 48, 8, 2}, at::kFloat);
   try {
-    compare_with_rivals(c, kOwn, {{"wrong", layer}});
+    compare_with_rivals(c, {{"wrong", layer}});
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kInternal) return testing::AssertionSuccess() << error.what();
     return testing::AssertionFailure() << error.what();
@@ -89,10 +84,10 @@ TEST(BenchMoeRivals, ThoseWithoutMemoryAreNamed) {
                                  const Tensor&, const Tensor&) {
     return at::empty({std::int64_t{1} << 60}, x.options());
   };
-  const Agreement agreement = compare_with_rivals(c, kOwn, {{"same", kOwn}, {"large", large}});
+  const Agreement agreement = compare_with_rivals(c, {{"same", own_layer}, {"large", large}});
   EXPECT_THAT(agreement.unknown, testing::ElementsAre("large"));
   EXPECT_EQ(agreement.output, 0);
-  EXPECT_FALSE(compare_with_rivals(c, kOwn, {{"large", large}}).output.has_value());
+  EXPECT_FALSE(compare_with_rivals(c, {{"large", large}}).output.has_value());
 }
 
 }  // namespace
